@@ -102,8 +102,8 @@ def servers_of(url: str) -> list[tuple[str, int]]:
 
         return [(host, port) for host, port in RemoteAddress.parse(url).servers]
     if url.lower().startswith("s3:"):
+        from hopaas_p2p.net.proxies import server_of
         from hopaas_p2p.stores.s3.address import parse
-        from hopaas_p2p.stores.s3.http import server_of
 
         return [server_of(parse(url).endpoint)]
     return []

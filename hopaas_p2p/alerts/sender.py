@@ -9,14 +9,14 @@ import http.client
 import json
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.alerts.rules import NEW_BEST, conditions
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.net.answers import post
+from hopaas_p2p.net.proxies import server_of
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.open import redacted
 from hopaas_p2p.peer.liveness import owners_of
@@ -30,10 +30,12 @@ _HOST: Final = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
 _URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re.IGNORECASE)
 _ANGLES: Final = str.maketrans("<>", "«»")
 """Chat programs take what is between < and > for links and mentions; other receivers would show escapes as they are."""
-_TIMEOUT: Final = 10.0
+_TIMEOUT: Final = 10.0  # seconds for a whole message
+_LARGEST_ANSWER: Final = 1 << 16  # bytes of its head, which is all that is read
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
-Send = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], int]
+"""Delivers a message, and returns the HTTP status of the answer, or raises like `net.answers.post`."""
 
 
 class AlertSender:
@@ -41,7 +43,7 @@ class AlertSender:
 
     Args:
         study: the study; the right to read it is enough.
-        send: delivers one message, or raises OSError, HTTPException or ValueError.
+        send: delivers one message.
         complain: called with a text when the receiver cannot be reached.
 
     """
@@ -99,18 +101,16 @@ class AlertSender:
             "store": redacted(study.storage.url),
         }
         try:
-            self._send(message)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # a receiver may answer anything
+            status = self._send(message)
+            why = "" if 200 <= status < 300 else f"it answered {status}"
+        except HopaasError as error:
+            why = str(error).rstrip(".")
+        except (OSError, http.client.HTTPException) as error:  # the cause, without the URL
+            why = str(getattr(error, "strerror", None) or type(error).__name__)
+        if why:
             self._retry_at = time.monotonic() + _RETRY_INTERVAL
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()  # it holds the connection
-                why = f"it answered {error.code}"
-            else:  # the cause, without the URL
-                reason = getattr(error, "reason", error)
-                why = str(getattr(reason, "strerror", None) or type(reason).__name__)
             self._complain(f"the webhook does not accept alerts ({why}); trying again in {_RETRY_INTERVAL:.0f} s")
-            return False
-        return True
+        return not why
 
 
 def webhook(url: Secret) -> Send:
@@ -125,24 +125,14 @@ def webhook(url: Secret) -> Send:
             "the webhook is not an http or https URL in ASCII, without a login; see HOPAAS_WEBHOOK and "
             "HOPAAS_WEBHOOK_FILE"
         )
-    opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=client_context()))
+    client_context()
+    headers = {"Content-Type": "application/json", "User-Agent": "hopaas-p2p", "Connection": "close"}
 
-    def send(message: dict[str, Any]) -> None:
-        request = urllib.request.Request(  # noqa: S310  # the scheme was checked
-            url.reveal(),
-            data=json.dumps(message).encode(),
-            headers={"Content-Type": "application/json", "User-Agent": "hopaas-p2p"},
-        )
-        with opener.open(request, timeout=_TIMEOUT):
-            pass
+    def send(message: dict[str, Any]) -> int:
+        body = json.dumps(message).encode()
+        try:
+            return post(url.reveal(), body, headers, seconds=_TIMEOUT, room=_LARGEST_ANSWER)
+        except HopaasError as error:  # some services' secret is in the name of the host
+            raise type(error)(str(error).replace(server_of(url.reveal()).host, "its host")) from None
 
     return send
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: a message goes to the configured host only."""
-
-    def http_error_302(self, *_args: Any) -> None:  # not even the address is looked at
-        return None
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]

@@ -20,6 +20,7 @@ from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.joining.login_node import can_be_relayed, start
 from hopaas_p2p.ports import batch
+from hopaas_p2p.runtime.ownership import read_named
 from hopaas_p2p.runtime.settings import joined_names, variable
 
 if TYPE_CHECKING:
@@ -133,9 +134,9 @@ def _read(file: str | None) -> str:
         )
     if file is not None and file != "-":
         cure = ". Give the invitation's file; commands go after --"
-        with explained(file, cure, kind=InvalidInput), Path(file).expanduser().open(errors="replace") as opened:
-            text = opened.read(_LONGEST).strip()
-        if not text or "\ufffd" in text:
+        with explained(file, cure, kind=InvalidInput):
+            text = read_named(Path(file)).strip()
+        if not text:
             raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")
         return text
     at_terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -25,6 +25,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput, explained
 from hopaas_p2p.open import names_servers, open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
+from hopaas_p2p.runtime.ownership import read_named
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
@@ -174,5 +175,5 @@ def _authority(url: str) -> str:
     if file is None or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
     with explained(f"HOPAAS_CA_FILE={file}"):
-        text = Path(file).read_text()
+        text = read_named(Path(file))
     return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities

@@ -12,7 +12,8 @@ import http.client
 import socket
 import time
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -53,6 +54,12 @@ class ServerAddress(NamedTuple):
         if own and not (own.isdecimal() and 0 < int(own) < 65536):
             raise ConfigurationError(f"{text!r}: {own!r} is not a port")
         return cls(host.strip("[]"), int(own or port))
+
+
+def server_of(url: str) -> ServerAddress:
+    """The server of an http or https URL."""
+    parts = urlsplit(url)
+    return ServerAddress(parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
 
 
 class Proxy(NamedTuple):
@@ -117,7 +124,11 @@ def connect(server: ServerAddress, *, timeout: float) -> socket.socket:
 def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: float) -> socket.socket:
     """Like `connect`, through this proxy or directly."""
     deadline = time.monotonic() + timeout
-    made = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
+    hurried = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
+    with closed_on_error(hurried):
+        left = remaining(deadline)
+    made = socket.socket(hurried.family, hurried.type, hurried.proto, hurried.detach())
+    made.settimeout(left)
     configure(made)
     return made
 
@@ -145,18 +156,27 @@ def remaining(deadline: float) -> float:
     return seconds
 
 
-def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
+class _Hurried(socket.socket):
+    """A socket whose reads end at a deadline, even if the other side sends a byte now and then."""
+
+    deadline: float
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self.settimeout(remaining(self.deadline))
+        return super().recv(size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        self.settimeout(remaining(self.deadline))
+        return super().recv_into(buffer, size, flags)
+
+
+def _dial(server: ServerAddress, deadline: float) -> _Hurried:
     """A connection to one of a name's addresses, tried in order; each gets its share of the remaining time."""
     failure: OSError = OSError("no address")
-    try:
-        addresses = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise StoreUnreachable(
-            f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
-            "proxy can be reached, set HTTPS_PROXY=http://host:port"
-        ) from None
+    addresses = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        made = socket.socket(family, kind, protocol)
+        made = _Hurried(family, kind, protocol)
+        made.deadline = deadline
         try:
             with closed_on_error(made):
                 made.settimeout(remaining(deadline) / (len(addresses) - number))
@@ -165,37 +185,49 @@ def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
             failure = error
         else:
             return made
-    raise StoreUnreachable(
-        f"{server} cannot be reached from here ({failure.strerror or failure}). Check the address, and whether this "
-        "site needs HTTPS_PROXY"
-    ) from None
+    raise failure
 
 
-def _connect_by(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
+def _connect_directly(server: ServerAddress, deadline: float) -> _Hurried:
     try:
-        if proxy.scheme in _SOCKS:
-            return _through_socks(proxy, server, deadline)
-        made = socket.create_connection(proxy.address, remaining(deadline))
+        return _dial(server, deadline)
+    except socket.gaierror as error:
+        raise StoreUnreachable(
+            f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
+            "proxy can be reached, set HTTPS_PROXY=http://host:port"
+        ) from None
+    except OSError as error:
+        raise StoreUnreachable(
+            f"{server} cannot be reached from here ({error.strerror or error}). Check the address, and whether this "
+            "site needs HTTPS_PROXY"
+        ) from None
+
+
+def _connect_by(proxy: Proxy, server: ServerAddress, deadline: float) -> _Hurried:
+    try:
+        made = _dial(proxy.address, deadline)
         with closed_on_error(made):
-            _request_tunnel(made, proxy, server)
+            (_ask_socks if proxy.scheme in _SOCKS else _request_tunnel)(made, proxy, server)
         return made
     except http.client.HTTPException as error:
         said = str(error) or type(error).__name__
         raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now") from None
     except OSError as error:
-        why = getattr(error.__cause__, "strerror", None) or error.strerror or error
-        raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({why})") from None
+        raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({error.strerror or error})") from None
 
 
-def _through_socks(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
+def _ask_socks(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
     from python_socks import ProxyError, ProxyType
     from python_socks.sync import Proxy as Dialler
 
     user, _, password = proxy.login.reveal().partition(":") if proxy.login else ("", "", "")
+    way: Any = SimpleNamespace(connect=lambda **_: made)
     rdns = proxy.scheme == "socks5h"
-    dialler = Dialler(ProxyType.SOCKS5, *proxy.address, user or None, password if user else None, rdns=rdns)
+    dialler = Dialler(
+        ProxyType.SOCKS5, *proxy.address, user or None, password if user else None, rdns=rdns, forward=way
+    )
     try:
-        return dialler.connect(*server, timeout=remaining(deadline))
+        dialler.connect(*server)
     except ProxyError as error:
         said = str(error)
         if "uthentication" in said or "login" in said.lower():

@@ -11,12 +11,14 @@ from typing import Any
 
 
 def request(path: str, said: dict[str, Any]) -> dict[str, Any]:
-    """The reply of the worker at this socket. Raises OSError if the worker is gone."""
+    """The reply of the worker at this socket. Raises OSError or ValueError if the worker is gone, or is none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)  # a new connection, because a signal handler may interrupt another request
         connection.sendall(json.dumps(said, default=float).encode() + b"\n")  # numpy's numbers, too
         with connection.makefile("rb") as replies:
-            reply: dict[str, Any] = json.loads(replies.readline() or b'{"ok": false, "error": "the worker is gone"}')
+            reply = json.loads(replies.readline(1 << 20) or b'{"ok": false, "error": "the worker is gone"}')
+    if not isinstance(reply, dict):
+        raise OSError("its reply is not a JSON object")
     return reply
 
 
@@ -38,10 +40,10 @@ class Trial:
         """
         try:
             reply = request(self._path, {"do": do, **said})
-        except OSError:
+        except (OSError, ValueError):
             raise RuntimeError("the worker is gone") from None
-        if not reply["ok"]:
-            raise RuntimeError(reply["error"])
+        if not reply.get("ok"):
+            raise RuntimeError(reply.get("error"))
         return reply
 
     def report(self, value: float, step: int) -> bool:

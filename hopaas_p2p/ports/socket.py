@@ -99,7 +99,7 @@ def request(ticket: str, verb: str, /, **said: Any) -> Reply:
     path = ticket.removeprefix(PREFIX)
     try:
         reply: Reply = client.request(path, {**said, "do": verb})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreUnreachable(f"the worker of this trial does not answer at {path}: {error}") from None
     if not reply.get("ok"):
         code = reply.get("code", StoreUnreachable.exit_code)

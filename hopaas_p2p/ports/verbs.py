@@ -27,7 +27,7 @@ import msgspec
 from hopaas_p2p.analysis.facts import json_number
 from hopaas_p2p.core.fidelity import AT_RUNG
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
-from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.runtime.arguments import shortened, shown
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -42,6 +42,7 @@ FIELDS: Final[dict[str, tuple[type, str]]] = {
     "value": (float, "a number"),
 }
 """Kinds of the fields of a request in JSON, and their names in messages. A number may also be given as a string."""
+_LONGEST: Final = 1000  # characters of an error that may repeat a request
 PRUNE: Final = 10
 """Exit code of `hopaas-p2p trial should-prune`; a shell script that exits there passes it on."""
 
@@ -73,7 +74,7 @@ def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply
     except KeyError as error:
         return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
     except Exception as error:  # noqa: BLE001  # reported to the program
-        return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
+        return {"ok": False, "error": shortened(f"{type(error).__name__}: {error}", _LONGEST), "code": 1}
 
 
 def _checked(request: Reply) -> Reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 import time
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class Certificate:
             found = [path.stat() for path in self._files]
         except OSError as error:
             raise ConfigurationError(f"{error.filename}: {error.strerror}") from None
+        for path, one in zip(self._files, found, strict=True):
+            if not stat.S_ISREG(one.st_mode):
+                raise ConfigurationError(f"{path} is not a regular file")
         return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
 
     def _load(self) -> tuple[ssl.SSLContext, float]:

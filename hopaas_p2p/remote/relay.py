@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import listening_on
-from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import secret_if_any
 from hopaas_p2p.runtime.settings import Secret
@@ -48,14 +48,13 @@ def targets_of(url: str) -> list[ServerAddress]:
     """
     if url.startswith("s3://"):
         from hopaas_p2p.stores.s3 import address as s3_address
-        from hopaas_p2p.stores.s3 import http as s3_http
 
         address = s3_address.parse(url)
         if not address.endpoint.startswith("https:"):
             raise ConfigurationError(
                 f"{address.endpoint!r}: a relay connects only to https, since its traffic must be encrypted"
             )
-        found = s3_http.server_of(address.endpoint)
+        found = server_of(address.endpoint)
         return [found, found._replace(host=f"{address.bucket}.{found.host}")][: 1 + address.virtual]
     if url.startswith("https://"):
         from hopaas_p2p.remote.client import RemoteAddress

@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from hopaas_p2p.runtime.atomic import read_regular
+
+_LARGEST: Final = 16 << 20  # bytes
 _ATTRIBUTE: Final = re.compile(rb"^(\w+)\s*=\s*(\d{1,18})\s*$", re.MULTILINE)
 
 
 def job_ad(env: Mapping[str, str] = os.environ) -> tuple[dict[str, int], float] | None:
     """The job's whole numbers, by name in lower case, and when this node wrote them; None outside of HTCondor."""
     try:
-        with Path(env["_CONDOR_JOB_AD"]).open("rb") as file:  # in whatever encoding its texts are
-            found = {name.decode().lower(): int(number) for name, number in _ATTRIBUTE.findall(file.read())}
-            return found, os.fstat(file.fileno()).st_mtime
+        text = read_regular(env["_CONDOR_JOB_AD"], limit=_LARGEST, named=True)
+        began = Path(env["_CONDOR_JOB_AD"]).stat().st_mtime
     except (KeyError, OSError):
         return None
+    return {name.decode().lower(): int(number) for name, number in _ATTRIBUTE.findall(text)}, began
 
 
 def job_name(ad: Mapping[str, int]) -> str:

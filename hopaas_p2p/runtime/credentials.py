@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, explained, waits_for
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.ownership import read_bounded, read_own
+from hopaas_p2p.runtime.ownership import read_named, read_own
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]
@@ -400,12 +400,8 @@ def _read(path: str, what: str, named: str) -> Secret:
 
     """
     kind = StoreUnreachable if path in _were_read else ConfigurationError
-    with (
-        explained(f"{named}={path}: the file cannot be read", kind=kind),
-        waits_for(f"{named}={path}"),
-        Path(path).expanduser().open("rb") as file,
-    ):
-        text = read_bounded(file, Path(path)).strip()
+    with explained(f"{named}={path}: the file cannot be read", kind=kind), waits_for(f"{named}={path}"):
+        text = read_named(Path(path)).strip()
     if not text:
         raise kind(f"{named}={path}: the file is empty; put the {what} into it")
     _were_read.add(path)
@@ -457,12 +453,13 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
     for path, section in ((first, wanted), (second, wanted if wanted == "default" else f"profile {wanted}")):
         parser = configparser.RawConfigParser()
         try:
-            with waits_for(str(path)), path.expanduser().open("rb") as file:
-                parser.read_string(read_bounded(file, path))
+            with waits_for(str(path)):
+                parser.read_string("" if str(path) == os.devnull else read_named(path))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, UnicodeDecodeError, configparser.Error):
-            raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles") from None
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:  # whose message may show a key
+            why = f": {error.strerror or error}" if isinstance(error, OSError) else ""
+            raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles{why}") from None
         names = ("access_key_id", "secret_access_key", "session_token")
         key, secret, session = (parser.get(section, f"aws_{name}", fallback="") for name in names)
         if key and secret:
@@ -536,7 +533,8 @@ def check_wandb(file: Path) -> None:
 def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
     """Whether the user's netrc has a login for this server; the tracker's own library sends it."""
     try:
-        file = env.get("NETRC") or Path("~/.netrc").expanduser()
+        file = Path(env.get("NETRC") or "~/.netrc").expanduser()
+        read_named(file)  # `netrc` would wait for a pipe
         return netrc.netrc(str(file)).authenticators(urlsplit(url).hostname or "") is not None
     except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
         return False

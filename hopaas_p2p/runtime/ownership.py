@@ -40,32 +40,50 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
+        OSError: it cannot be read, is too large, or is not an ordinary file.
         PermissionError: somebody else may have written it; the message says who or how.
         UnicodeDecodeError: it is not text.
 
     """
     if not link and path.is_symlink():
         raise PermissionError(f"{path} is a link")
-    follow = 0 if link else os.O_NOFOLLOW
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)  # a FIFO must not block us
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise PermissionError(f"{path} is not a regular file")
-        why = doubt(found, path, owners=set(owners))
+    with _ordinary(path, 0 if link else os.O_NOFOLLOW) as file:
+        why = doubt(os.fstat(file.fileno()), path, owners=set(owners))
         for folder in {path.resolve().parent, path.parent.resolve()}:  # for the file, and for a link to it
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
             raise PermissionError(why)
+        return _text(file, path)
+
+
+def read_named(path: Path) -> str:
+    """The text of a file of settings or of a secret that the user named, whoever wrote it.
+
+    Raises:
+        OSError: it cannot be read, is too large, or is not an ordinary file.
+        UnicodeDecodeError: it is not text.
+
+    """
+    path = path.expanduser()
+    with _ordinary(path, of_pipe=", but a pipe. Put the text into a file of mode 600, and name that") as file:
+        return _text(file, path)
+
+
+@contextlib.contextmanager
+def _ordinary(path: Path, flags: int = 0, *, of_pipe: str = "") -> Iterator[BinaryIO]:
+    """An ordinary file, opened to be read: a pipe or a device could block, or have no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(f"{path} is not a regular file{of_pipe if stat.S_ISFIFO(mode) else ''}")
         with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor
-            return read_bounded(file, path)
+            yield file
     finally:
         os.close(descriptor)
 
 
-def read_bounded(file: BinaryIO, path: Path) -> str:
-    """The text of an open file of settings or of a secret. Raises OSError if it is too large, UnicodeDecodeError."""
+def _text(file: BinaryIO, path: Path) -> str:
     data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
         raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))

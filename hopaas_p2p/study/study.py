@@ -1225,7 +1225,7 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
         try:
             value = float(part)
         except (TypeError, ValueError):
-            raise InvalidInput(f"the objective returned {part!r}, which is not a number") from None
+            raise InvalidInput(f"the objective returned {shown(part)}, which is not a number") from None
         except OverflowError:
             raise InvalidInput("the objective returned a whole number that is too large for a float") from None
         if math.isnan(value):

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, Denied
+from hopaas_p2p.net import http
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, first_line, new_files
 from hopaas_p2p.trackers.view import PREFIX, REPORT, STUDY, RunView
 
 if TYPE_CHECKING:
+    import requests
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
@@ -42,8 +46,12 @@ _STATUS: Final = {
     "PRUNED": "KILLED",
     "FAIL": "FAILED",
 }
-_TIMEOUT: Final = 5.0  # seconds, for the request that checks whether the server is up
+_TIMEOUT: Final = 5.0  # seconds of silence, for the request that checks whether the server is up
+_HEALTH: Final = 10.0, 1 << 20
+_LIMITS: Final = 300.0, 64 << 20
+"""The most seconds and bytes of an answer, also to that request; a page of 1,000 runs has some 10 MB."""
 _PAGE: Final = 1000
+_MOST_PAGES: Final = 1000
 _MOST_METRICS: Final = 1000 - 100 - 100  # MLflow's limits for one batch: 1000 in all, 100 tags, 100 parameters
 _MOST_TAGS: Final = 100
 _LONGEST_KEY: Final = 250
@@ -66,6 +74,19 @@ class _Run:
     """Ids of the files that it has."""
     sent: dict[str, dict[int, float]] | None = None
     """The reports and metrics that it has, by step; None if MLflow must be asked."""
+
+
+_session: Final[ContextVar[requests.Session | None]] = ContextVar("session", default=None)
+"""With which an export of this thread asks MLflow's server; MLflow's own sessions have no limits."""
+
+
+@functools.cache
+def _bound_answers() -> None:
+    """Make MLflow's client use `_session` if there is one; other calls in this process are not affected."""
+    from mlflow.utils import request_utils
+
+    usual = request_utils._get_request_session
+    request_utils._get_request_session = lambda *args, **options: _session.get() or usual(*args, **options)
 
 
 class MLflow:
@@ -115,6 +136,8 @@ class MLflow:
                 from mlflow import MlflowClient
             except ImportError:
                 raise ConfigurationError(f"MLflow is not installed: {extras.install('mlflow')}") from None
+            _bound_answers()
+            self._session = http.session(*_LIMITS)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
@@ -123,8 +146,9 @@ class MLflow:
             if urlsplit(self.uri).scheme in ("http", "https"):  # MLflow's client would retry for minutes
                 import requests
 
-                with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has its own TLS settings
-                    requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
+                # MLflow has its own TLS settings, and logins that may lead where this does not
+                with contextlib.suppress(requests.exceptions.SSLError, requests.TooManyRedirects):
+                    http.session(*_HEALTH).get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
             self._study = study.tags[STUDY]
             self._experiment = self._find_experiment(self._experiment_name or study.name)
             self._runs = {}
@@ -236,7 +260,7 @@ class MLflow:
     def _existing_runs(self) -> Iterator[Run]:
         """The runs of this study, oldest first."""
         token: str | None = None
-        while True:
+        for _ in range(_MOST_PAGES):
             page = self.client.search_runs(
                 [self._experiment],
                 f"tags.`{_STUDY}` = '{self._study}'",
@@ -248,6 +272,7 @@ class MLflow:
             token = page.token
             if not token:
                 return
+        raise TrackerUnreachable(f"MLflow at {redacted(self.uri)} sends pages of runs without an end")
 
     def _run(self, view: RunView) -> _Run:
         """The run of this view; creates it if it does not exist."""
@@ -265,6 +290,7 @@ class MLflow:
         from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import MlflowException
 
+        before = _session.set(self._session)
         try:
             yield
         except MlflowException as error:
@@ -278,6 +304,8 @@ class MLflow:
             raise TrackerUnreachable(
                 f"MLflow at {redacted(self.uri)} does not answer: {type(error).__name__}"
             ) from None
+        finally:
+            _session.reset(before)
 
 
 def _key(name: str) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime import credentials, extras
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import read_regular, replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.trackers.base import TrackerUnreachable, first_line, new_files
 from hopaas_p2p.trackers.view import STUDY, RunView
@@ -34,6 +34,7 @@ _OFFLINE: Final = "offline"
 _PROJECT: Final = "hopaas"
 _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
+_LARGEST_LEDGER: Final = 256 << 20
 _KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
 """What follows the study's uuid in the id of a run."""
 
@@ -69,6 +70,10 @@ class WandB:
         return f"WandB({self.project!r}, offline={self.offline})"
 
     @property
+    def _project(self) -> str:
+        return f"{self.entity}/{self.project}" if self.entity else self.project
+
+    @property
     def place(self) -> str:
         return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
@@ -86,10 +91,16 @@ class WandB:
         self._close_runs()
         self._uuid, self._group = study.tags[STUDY], study.name
         try:
-            found = json.loads(self._ledger_file.read_text())
+            found = json.loads(read_regular(self._ledger_file, limit=_LARGEST_LEDGER, named=True))
         except (FileNotFoundError, ValueError):
             found = {}
         self._ledger = {name: dict(entry) for name, entry in found.items()}
+        other = self._ledger.get(STUDY, {}).get("project", self._project)
+        if other != self._project:
+            raise ConfigurationError(
+                f"{self._directory} holds this study's runs of the project {other}, and would not export them again. "
+                f"For {self._project}, name another directory: WANDB_DIR"
+            )
         if not self._ledger and not self.offline:
             with self._translated():
                 self._ledger = dict(self._ask_server())
@@ -123,7 +134,7 @@ class WandB:
             if view.final:
                 run.finish(exit_code=_EXIT.get(view.state))
                 del self._open[key]
-            entry.update(mark=view.mark, parts=self._parts(key))
+            entry.update(mark=view.mark, project=self._project, parts=self._parts(key))
             with replace_atomically(self._ledger_file) as draft:
                 draft.write_text(json.dumps(self._ledger))
 

@@ -25,9 +25,10 @@ from optuna.storages.journal import JournalFileBackend
 import hopaas_p2p
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.records import TrialReclaim
-from hopaas_p2p.errors import NO_THREAD, StoreUnreachable
+from hopaas_p2p.errors import NO_THREAD, HopaasError, StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import child
+from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.runtime.interrupts import PREEMPTIONS
 from hopaas_p2p.storage.handle import StudyHandle
@@ -351,6 +352,43 @@ def test_a_wrong_request_is_answered_and_the_next_one_works(study: Study, tmp_pa
     work(tmp_path, command, "--max-trials", "1")
 
     assert study.trials[0].value == 1.0
+
+
+@pytest.mark.parametrize(
+    "reply", [b"[]", b"5", b"{", b"\xff", b'{"code": []}', b'{"ok": false}', b"x" * (1 << 21), b""]
+)
+def test_a_reply_that_no_worker_sends_is_one_line(reply: bytes, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(reply + b"\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(HopaasError) as failed:
+            trial_socket.request(f"unix:{tmp_path / 's'}", "renew")
+        thread.join()
+    assert len(str(failed.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "printed",
+    ['"\\ud800"', "9" * 5000, '{"a": 1}', "[[1]]", "NaN", "[" * 100_000, "9" * 400, f'"{"z" * 5000}"', '["\\ud800"]'],
+    ids=len,
+)
+def test_whatever_a_command_prints_ends_its_trial_in_one_short_line(study: Study, tmp_path: Path, printed: str) -> None:
+    (tmp_path / "printed").write_text(f'{{"value": {printed}}}')
+    said: list[str] = []
+    worker = loop.Worker(study, ["cat", str(tmp_path / "printed")], max_trials=1, logs=tmp_path / "l", say=said.append)
+    assert worker.work() == 1
+    assert states(study) == ["FAIL"]
+    assert len(said[-1].splitlines()) == 1
+    assert len(said[-1]) < 500
 
 
 def test_a_pruner_s_verdict_reaches_the_command(study: Study, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 import hopaas_p2p
+from hopaas_p2p.cli.join import _read
 from hopaas_p2p.cli.local import _key
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyControl, StudyRegistered, StudySet
-from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreCorrupt
+from hopaas_p2p.net.trust import authorities
 from hopaas_p2p.open import open_store
+from hopaas_p2p.ports.limits import time_left
+from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.provenance import batch_job
 from hopaas_p2p.runtime.settings import Settings
 from hopaas_p2p.stores.base import Outgoing, append
 from tests.support.processes import cli as cli_process
@@ -65,9 +71,52 @@ def test_a_key_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         _key(str(tmp_path / "file" / "key"))
 
 
-def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:
-    with pytest.raises(ConfigurationError, match="more than 1 MB"):
-        credentials.token({"HOPAAS_TOKEN_FILE": "/dev/zero"})
+@pytest.mark.parametrize("name", SECRET_FILES)
+@pytest.mark.parametrize("place", ["/dev/zero", "fifo", "folder"])
+def test_what_is_no_file_in_the_place_of_a_secret_is_one_line_and_waits_for_nobody(
+    tmp_path: Path, name: str, place: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    (tmp_path / "folder").mkdir(mode=0o700)
+    with pytest.raises(ConfigurationError, match="is not a regular file") as refused:
+        SECRET_FILES[name](tmp_path / place)
+    assert str(tmp_path / place) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_secret_in_a_pipe_is_refused_with_the_cure(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match=r"but a pipe\. Put the text into a file of mode 600, and name that"):
+        credentials.token({"HOPAAS_TOKEN_FILE": str(tmp_path / "pipe")})
+
+
+def test_no_file_of_profiles_is_customarily_the_null_device(tmp_path: Path) -> None:
+    null = dict.fromkeys(("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"), os.devnull)
+    assert credentials.profile_key([("127.0.0.1", 1)], {**null, "HOME": str(tmp_path)}) is None
+
+
+def test_a_pipe_where_others_keep_logins_or_a_job_is_described_is_passed_over(tmp_path: Path) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    assert not credentials.has_netrc_login("https://api.wandb.ai", {"NETRC": pipe})
+    assert batch_job({"_CONDOR_JOB_AD": pipe}) == {}
+    assert time_left({"_CONDOR_JOB_AD": pipe}) is None
+    assert time_left({"_CONDOR_JOB_AD": "/dev/zero"}) is None
+    ad = tmp_path / "ad"
+    ad.write_text(f"MaxRuntime = {'9' * 5000}\nClusterId = 1\n")
+    assert time_left({"_CONDOR_JOB_AD": str(ad)}) is None
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "fifo", "folder"])
+def test_what_is_no_file_in_the_place_of_a_certificate_is_one_line(tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigurationError, match=r"is not a regular file$"):
+        Certificate(tmp_path / place, tmp_path / place)
+    with pytest.raises(ConfigurationError, match=f"no file {tmp_path / place}"):
+        authorities(str(tmp_path / place))
+    with pytest.raises(InvalidInput, match="is not a regular file"):
+        _read(str(tmp_path / place))
 
 
 def test_a_file_of_profiles_is_not_read_without_an_end(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import math
+import resource
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +21,8 @@ from hopaas_p2p import notes
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
+from tests.support.listening import Answering as Says
+from tests.support.listening import Listening
 from tests.support.mlflow_fixtures import Way, needed, three_trials
 from tests.support.processes import campaign, cli, start, until
 
@@ -378,11 +383,61 @@ def test_a_run_that_another_user_of_the_server_wrote_stops_no_export(
     assert len(exported) == 1 + len(study.trials)
 
 
-def test_answers_that_are_none_are_one_short_line(study: Study, tmp_path: Path) -> None:
-    for answer in (b'{"experiment": {"experiment_id": NaN}}', b"[" * 200_000):
+def test_answers_that_are_none_are_one_short_line(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = b'{"experiment": {"experiment_id": "5", "lifecycle_stage": "active"}, "next_page_token": "x"}'
+    monkeypatch.setattr("hopaas_p2p.trackers.mlflow._MOST_PAGES", 3)
+    for answer in (b'{"experiment": {"experiment_id": NaN}}', b"[" * 200_000, pages):
         with closing(Answering(answer)) as server, pytest.raises(TrackerUnreachable) as failed:
             export_to(study, tracker(server.url, tmp_path))
         assert len(str(failed.value)) < 1500
+
+
+@pytest.mark.parametrize("path", [b"/health", b"/api/"])
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n[", b"endless"])
+def test_an_answer_that_drips_or_does_not_end_is_given_up(
+    path: bytes, begins: bytes, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server(Listening):
+        def serve(self, client: socket.socket) -> None:
+            if path not in client.recv(1 << 16):
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+                return
+            client.sendall(begins if begins != b"endless" else b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                client.sendall(b" " if begins != b"endless" else bytes(1 << 16))
+                time.sleep(0.02 if begins != b"endless" else 0)
+
+    monkeypatch.setattr("hopaas_p2p.trackers.mlflow._HEALTH", (0.5, 1 << 20))
+    monkeypatch.setattr("hopaas_p2p.trackers.mlflow._LIMITS", (0.5, 1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Server() as server, pytest.raises(TrackerUnreachable) as failed:
+        began = time.monotonic()
+        export_to(study, tracker(f"http://127.0.0.1:{server.port}", tmp_path))
+    assert time.monotonic() - began < 10
+    assert len(str(failed.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kilobytes"
+
+
+def test_a_redirect_is_not_followed_with_a_login(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+
+    class Elsewhere(Listening):
+        def serve(self, client: socket.socket) -> None:
+            heard.append(client.recv(1 << 16))
+
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "geheim")
+    with Elsewhere() as elsewhere:
+        to = b"Location: http://localhost:%d/x\r\nContent-Length: 0\r\n\r\n" % elsewhere.port
+        for status in (b"301", b"307"):
+            with (
+                Says(b"HTTP/1.1 " + status + b" Moved\r\n" + to) as server,
+                pytest.raises(TrackerUnreachable) as failed,
+            ):
+                export_to(study, tracker(f"http://127.0.0.1:{server.port}", tmp_path))
+            assert f"redirects to 'http://localhost:{elsewhere.port}/x'" in str(failed.value)
+    assert heard == []
 
 
 class Answering:
@@ -395,6 +450,10 @@ class Answering:
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
 
             def log_message(self, *_: object) -> None: ...
 

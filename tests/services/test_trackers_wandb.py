@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.credentials import has_netrc_login
 from hopaas_p2p.study import Study
@@ -147,6 +148,13 @@ def test_a_second_export_writes_nothing(study: Study, offline: WandB, tmp_path: 
 
     assert sent == 0
     assert sorted(path.name for path in (tmp_path / "wandb").iterdir()) == before
+
+
+def test_runs_of_another_project_in_the_same_directory_are_named(study: Study, offline: WandB, tmp_path: Path) -> None:
+    export_to(study, offline)
+    with pytest.raises(ConfigurationError, match=r"holds this study's runs of the project tuning, .* WANDB_DIR"):
+        export_to(study, WandB("another"))
+    assert export_to(study, WandB("tuning")) == 0
 
 
 def test_a_running_trial_is_written_as_it_goes_whoever_exports(offline: WandB, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -51,6 +52,21 @@ class Answering(Listening):
     def serve(self, client: socket.socket) -> None:
         client.recv(4096)
         client.sendall(self._answer)
+
+
+class Dripping(Listening):
+    """Begins an answer to each client, and then sends a byte every 20 ms, without an end."""
+
+    def __init__(self, begins: bytes) -> None:
+        super().__init__()
+        self._begins = begins
+
+    def serve(self, client: socket.socket) -> None:
+        client.recv(1 << 16)
+        client.sendall(self._begins)
+        while True:
+            client.sendall(b"x")
+            time.sleep(0.02)
 
 
 def copy(source: socket.socket, target: socket.socket) -> None:

@@ -27,6 +27,7 @@ from hopaas_p2p.runtime.credentials import webhook_url
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
 from tests.support.dashboard_studies import FAIL, Scribe
+from tests.support.listening import Answering, Dripping
 from tests.support.processes import campaign, cli
 
 # --- what is worth saying ---
@@ -241,6 +242,37 @@ def test_a_receiver_that_answers_nonsense_ends_no_watch(study: Study, answer: by
         assert AlertSender(study, webhook(url), complain=complaints.append).look() == []
         thread.join()
     assert "the webhook does not accept alerts" in complaints[0]
+
+
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000])
+def test_a_receiver_that_drips_its_answer_holds_up_no_watch(
+    study: Study, begins: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.alerts.sender._TIMEOUT", 0.5)
+    study.optimize(lambda _trial: 1.0, n_trials=5)
+    complaints: list[str] = []
+    with Dripping(begins) as listening:
+        url, began = Secret(f"http://127.0.0.1:{listening.port}/s3cr3t"), time.monotonic()
+        assert AlertSender(study, webhook(url), complain=complaints.append).look() == []
+        assert time.monotonic() - began < 3
+    assert "the webhook does not accept alerts" in complaints[0]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_alert_goes_through_the_proxy_of_the_site_and_no_error_names_the_receiver(
+    study: Study, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    study.optimize(lambda _trial: 1.0, n_trials=5)
+    complaints: list[str] = []
+    with Answering(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://ann:geheim@127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        url = Secret(f"{scheme}://s3cr3t.example.org/s3cr3t")
+        assert AlertSender(study, webhook(url), complain=complaints.append).look() == []
+    assert "answered 403" in complaints[0]
+    assert "s3cr3t" not in complaints[0]
+    assert "geheim" not in complaints[0]
 
 
 def test_a_webhook_that_is_not_a_url_is_refused_without_showing_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.net.proxies import Proxy, ServerAddress, connect_through
 from hopaas_p2p.net.trust import authorities, client_context
-from tests.support.listening import Answering, Listening
+from tests.support.listening import Answering, Dripping, Listening
 
 
 def test_pauses_double_up_to_the_limit_and_begin_again_after_a_success() -> None:
@@ -88,3 +88,19 @@ def test_what_a_proxy_is_called_does_not_decide_what_its_refusal_means(monkeypat
             with pytest.raises(expected, match=r"http://login1.* answered .* store.example:443") as refused:
                 connect_through(proxy, ServerAddress("store.example", 443), timeout=5.0)
             assert str(refused.value).encode(), "can be printed"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "begins"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\nX-Filler: "),
+        ("http", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        ("socks5h", b"\x05\x00\x05\x00\x00\x03\xff"),
+    ],
+)
+def test_a_proxy_that_drips_its_answer_is_given_up_at_the_deadline(scheme: str, begins: bytes) -> None:
+    with Dripping(begins) as listening:
+        proxy, began = Proxy(scheme, ServerAddress("127.0.0.1", listening.port), None), time.monotonic()
+        with pytest.raises(StoreUnreachable, match=f"^the proxy {scheme}://127.0.0.1:{listening.port} "):
+            connect_through(proxy, ServerAddress("store.example", 443), timeout=0.5)
+        assert time.monotonic() - began < 3

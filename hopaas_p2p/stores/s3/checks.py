@@ -7,9 +7,10 @@ from collections.abc import Generator
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
+from hopaas_p2p.net import http
 from hopaas_p2p.net.findings import AGAIN, Finding, clock
+from hopaas_p2p.net.proxies import server_of
 from hopaas_p2p.stores.objects.race import race
-from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.store import CAUSES, SCRATCH, S3Store
 
@@ -18,15 +19,15 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
     """Whether the endpoint can be reached."""
     endpoint = parse(store.url).endpoint
     try:
-        proxy = s3_http.proxy_of(endpoint)
-        context = s3_http.context() if endpoint.startswith("https:") else None
+        proxy = http.proxy_of(endpoint)
+        context = http.context() if endpoint.startswith("https:") else None
     except HopaasError as error:
         yield Finding("settings", str(error), passed=False, cure=AGAIN)
         return False
     if proxy is not None and proxy.scheme == "https":
         yield Finding("proxy", f"{proxy} is itself reached through TLS; the route is not checked any further")
         return True
-    return (yield from net_checks.checks(s3_http.server_of(endpoint), context, proxy))
+    return (yield from net_checks.checks(server_of(endpoint), context, proxy))
 
 
 def checks(store: S3Store) -> Generator[Finding, None, bool]:

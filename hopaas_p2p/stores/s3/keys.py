@@ -29,10 +29,9 @@ from urllib.parse import urlencode
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
-from hopaas_p2p.net import trust
-from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.net import http, trust
+from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.runtime import credentials
-from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
@@ -98,7 +97,7 @@ class Chain:
             return before is None or now != (before.access_key, before.session_token)
 
     def _find(self) -> Keys:
-        bucket, env = [s3_http.server_of(self._address.endpoint)], self._env
+        bucket, env = [server_of(self._address.endpoint)], self._env
         places: tuple[Callable[[], tuple[Any, ...] | None], ...] = (
             lambda: credentials.access_key(bucket, env),
             self._web_identity,
@@ -122,12 +121,12 @@ class Chain:
         if is_aws(own):
             own = f"https://sts.{address.region}.amazonaws.com{'.cn' * own.endswith('.cn')}"
         endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
-        token = credentials.identity([s3_http.server_of(endpoint)], env)
+        token = credentials.identity([server_of(endpoint)], env)
         if token is None:
             return None
         if _place(endpoint) != _place(address.endpoint):  # whose own URL says whether it may be without TLS
             _check_private(endpoint)
-        credentials.may_sign([s3_http.server_of(address.endpoint)], env)
+        credentials.may_sign([server_of(address.endpoint)], env)
         form = {
             "Action": "AssumeRoleWithWebIdentity",
             "Version": "2011-06-15",
@@ -148,7 +147,7 @@ class Chain:
         service = credentials.container(self._env)
         if service is None:
             return None
-        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
+        credentials.may_sign([server_of(self._address.endpoint)], self._env)
         url, token = service[0], service[1].reveal()
         _check_private(url)
         return _keys_of(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True))
@@ -157,7 +156,7 @@ class Chain:
         """The metadata service of a cloud's machine (IMDSv2)."""
         if self._on_machine is False:
             return None
-        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
+        credentials.may_sign([server_of(self._address.endpoint)], self._env)
         base = self._env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
         _check_private(base)
         roles = f"{base}/latest/meta-data/iam/security-credentials/"
@@ -208,12 +207,12 @@ def _check_private(url: str) -> None:
 
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
     """One request to a service that provides keys. The request and its answer are never shown."""
-    wait, service = _METADATA_TIMEOUT if direct else s3_http.READ, _shown(url)
+    wait, service = _METADATA_TIMEOUT if direct else http.READ, _shown(url)
     _check_sendable(*headers.values())
     try:
-        with s3_http.pool(url, read=wait, direct=direct) as pool:
+        with http.pool(url, read=wait, direct=direct) as pool:
             asked = pool.urlopen(method, url, body=body, headers=headers, redirect=False, preload_content=False)
-            response = s3_http.whole(asked)
+            response = http.whole(asked)
             status, text = response.status, (response.data or b"").decode(errors="replace")
     except urllib3.exceptions.HTTPError:
         raise StoreUnreachable(f"{service} does not answer; it should give the keys for the bucket") from None
