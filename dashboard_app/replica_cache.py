@@ -95,7 +95,7 @@ class CachedStudy(CachedLog):
         """Make a frame from the replica, if it has anything new."""
         with self.replica.lock:
             state, before = self.replica.state, self.frame
-            self._news.changed.clear()
+            self._news.clear()
             if state.define is not None and (before is None or before.lsn != state.lsn):
                 self.frame = Frame(self.listing, state, before)
 

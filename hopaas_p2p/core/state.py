@@ -163,6 +163,11 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     between."""
 
     @property
+    def begun_before(self) -> bool:
+        """Whether what it has when its lease begins may come from an earlier attempt, or from one that it continues."""
+        return self.attempt > 1 or bool(self.history) or self.continues is not None
+
+    @property
     def feasible(self) -> bool:
         """Whether it satisfies its constraints. With more than `inherited.FEW` attributes, only Optuna's list of them
         counts, so that a trial with many attributes takes no longer.

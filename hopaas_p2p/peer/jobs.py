@@ -21,7 +21,7 @@ from hopaas_p2p.errors import HopaasError
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _MOST: Final = 8  # threads
-_AFTER_TROUBLE: Final = 5.0  # seconds
+AFTER_TROUBLE: Final = 5.0  # seconds
 _NOTHING_DUE: Final = 10.0  # seconds without anything to do after which a thread ends
 _SPARE: Final = 1.0  # the same for a thread while another one is idle
 
@@ -51,7 +51,7 @@ class Jobs(Generic[P]):
     Args:
         owner: passed to each job. The threads hold a reference only while they run a job: when the owner is collected,
             they end.
-        allowed: whether threads may be used. If not, `run_all` does what is due, and callers do what they need.
+        allowed: whether threads may be used. If not, callers do what they need, and nothing else runs.
 
     """
 
@@ -108,7 +108,7 @@ class Jobs(Generic[P]):
             owner = self._owner()
             if owner is None:
                 return
-            pause = _AFTER_TROUBLE  # if the thread died, the leases would be lost
+            pause = AFTER_TROUBLE  # if the thread died, the leases would be lost
             try:
                 pause = job.run(owner)
             except HopaasError as error:
@@ -146,23 +146,6 @@ class Jobs(Generic[P]):
                     self._changed.notify()  # a thread that still waits may have begun before something else became due
                     return None
         return None
-
-    def run_all(self, owner: P) -> float:
-        """Run each job once in this thread, unless it runs in another; return the seconds until one is due again."""
-        pauses = [_AFTER_TROUBLE]
-        for job in self._jobs.copy():
-            with self._changed:
-                if job.running:
-                    continue
-                job.running, job.due = True, math.inf
-            pause = 0.0
-            try:
-                pause = job.run(owner)
-            finally:
-                with self._changed:
-                    job.running, job.due = False, min(job.due, time.monotonic() + pause)
-            pauses.append(pause)
-        return min(pauses)
 
     def stop(self, *, within: float) -> None:
         """Start no more jobs; wait up to `within` seconds for those that are running."""

@@ -96,11 +96,11 @@ class Peer:
             store is slower to show them or a busy log suggests it.
         patience: seconds for which a blocking call tries an unreachable store before it raises.
         store_wait: the same for a call without which training cannot continue. Infinite unless `patience` was given.
-        clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of allowing threads.
+        clock: monotonic seconds; a simulator passes its own, and runs the jobs itself instead of allowing threads.
         now_us: the time for people to read, in microseconds.
         acts_for: peers whose trials moved to this process.
         peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl.
-        threaded: whether threads may be used. If not, callers make exchanges themselves, and `tick` does what is due.
+        threaded: whether threads may be used. If not, callers make exchanges themselves, and nothing else is done.
         energy: returns the joules that this process's devices have used; None if they cannot be read.
         describe: returns the provenance that this peer announces when it joins a study.
         uuid, jitter: the peer's name and jitter; a simulator passes its own, so that its seed determines the run.
@@ -610,11 +610,6 @@ class Peer:
                 self.store.beat(self._new_beat(owner))
 
     # --- what is done in the background ---
-
-    def tick(self) -> float:
-        """Do what is due, in this thread; return the seconds until something is due again."""
-        self.check_process()
-        return self.jobs.run_all(self)
 
     def in_background(self, duty: Callable[[float], float]) -> float:
         """Run a task that no caller waits for, unless the store was just found away; return the seconds until it is due

@@ -93,17 +93,6 @@ STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)
 CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog.load, short=True)
 
 
-class Cursor:
-    """What one reader has not seen yet. Each reader has its own cursor, so that readers do not affect each other."""
-
-    __slots__ = ("__weakref__", "changed")
-
-    def __init__(self) -> None:
-        self.changed: set[int] = set()
-        """Numbers of the trials that changed; the reader empties it. When the state is a new object, all may have
-        changed."""
-
-
 class LogSession(Generic[S]):
     """See the module. Times are seconds on the monotonic clock of the client.
 
@@ -176,7 +165,7 @@ class LogSession(Generic[S]):
         self._seen: tuple[int, int | None] = 0, 0
         """The lsn and the sum up to which the log had been read before it was joined anew."""
         self._remembered = 0
-        self._cursors: list[weakref.ref[Cursor]] = []
+        self._cursors: list[weakref.ref[set[int]]] = []
 
     @classmethod
     def for_child(cls, old: LogSession[S], writer: str, *, resend: bool = False) -> Self:
@@ -462,7 +451,7 @@ class LogSession(Generic[S]):
         if self._cursors and isinstance(state, State) and state.changed:
             for ref in self._cursors:
                 if (cursor := ref()) is not None:
-                    cursor.changed |= state.changed
+                    cursor |= state.changed
             state.changed.clear()
         self.exchanged_at = began
         if self.broken is not None:
@@ -540,9 +529,12 @@ class LogSession(Generic[S]):
 
     # --- readers ---
 
-    def cursor(self) -> Cursor:
-        """A position to read from, which lives as long as its reader."""
-        cursor = Cursor()
+    def cursor(self) -> set[int]:
+        """The numbers of the trials that change from now on, for one reader, which empties it.
+
+        It is kept up to date for as long as the reader holds it. When the state is a new object, all may have changed.
+        """
+        cursor = set[int]()
         self._cursors = [ref for ref in self._cursors if ref() is not None] + [weakref.ref(cursor)]
         return cursor
 

@@ -20,7 +20,6 @@ from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
-from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
 from hopaas_p2p.translate import read_json, to_optuna
 
@@ -42,8 +41,8 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """`Peer.copies_made` when it started: if that has risen since, another process may also be running it."""
     inherited: dict[int, float]
     """Reports of an earlier attempt, which count only up to the step from which this one actually resumed."""
-    inherits_metrics: bool
-    """Whether an earlier attempt left metrics, which count like its reports."""
+    inherits: bool
+    """Whether an earlier attempt left reports, or metrics, which count like them."""
     lent: bool
     """Whether it came from another process, which will end it."""
     params: dict[str, Any]
@@ -90,7 +89,7 @@ class FrozenTrialCache:
     def __init__(
         self,
         study_id: int,
-        cursor: Cursor,
+        changed: set[int],
         *,
         allow_pickles: bool,
         over: Callable[[int, Lease], object] = lambda _number, _lease: None,
@@ -98,9 +97,8 @@ class FrozenTrialCache:
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
         """The first distribution of each parameter; until the log has one, that of this process."""
-        self.changed = cursor.changed
-        """Numbers of the trials that changed since the last `catch_up`."""
-        self._cursor = cursor
+        self.changed = changed
+        """Numbers of the trials that changed since the last `catch_up`; see `LogSession.cursor`."""
         self._refused = () if allow_pickles else pickle_prefixes()
         self._over = over
         """Called for each trial of this process that is over according to the log: another process may have ended it.

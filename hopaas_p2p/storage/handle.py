@@ -8,7 +8,8 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn
 
@@ -86,15 +87,10 @@ class AskedTrial(weakref.ref[Any]):
     job does the rest.
     """
 
-    __slots__ = ("handle", "lease", "number")
+    __slots__ = ("release",)
 
-    handle: StudyHandle
-    number: int
-    lease: Lease
-
-    def release(self) -> None:
-        """Release the trial, if this process still runs it."""
-        self.handle.release_forgotten(self.number, self.lease)
+    release: Callable[[], None]
+    """Releases the trial, if this process still runs it."""
 
 
 class StudyHandle:
@@ -291,11 +287,6 @@ class StudyHandle:
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
         raise no_work(self.state, found, now=peer.clock())
 
-    def inherits(self, number: int) -> bool:
-        """Whether what the log had for this trial when its lease began comes from an earlier attempt."""
-        trial = self.log.session.state.trials[number]
-        return trial.attempt > 1 or bool(trial.history) or trial.continues is not None
-
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; return whether this process was the one to start it."""
         with self.log.lock:
@@ -312,7 +303,7 @@ class StudyHandle:
         parameters, if a sampler chose them here.
         """
         peer, view, number = self.peer, self.view, trial.number
-        inherits = begun and bool(trial.reports or trial.metrics) and self.inherits(number)
+        inherits = begun and bool(trial.reports or trial.metrics) and trial.begun_before
         assert trial.owner is not None
         lease = Lease(trial.owner, trial.epoch)
         if trial.reports or trial.user or trial.system or trial.dists or (trial.params and drawn is None):
@@ -322,8 +313,8 @@ class StudyHandle:
         inherited: dict[int, float] = {}
         if inherits:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
-        lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
-        given = lease, peer.uuid, peer.copies_made, inherited, inherits_metrics, lent
+        lent = trial.owner != peer.uuid
+        given = lease, peer.uuid, peer.copies_made, inherited, inherits, lent
         owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions, NOT_BEGUN)
         if trial.end is None:
             before = view.owned.get(number)
@@ -583,7 +574,7 @@ class StudyHandle:
         """Record that a retry starts from the beginning if this process never looked for a checkpoint, unless another
         process may have done so.
         """
-        if (owned.inherited or owned.inherits_metrics) and owned.resumed_from is None and not self._travelled(owned):
+        if owned.inherits and owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 
     def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
@@ -602,7 +593,7 @@ class StudyHandle:
             owned = self.view.owned.get(number)
             if owned is None and self.held(number):
                 owned = self.writable(number)
-            again = owned is not None and bool(owned.inherited or owned.inherits_metrics)
+            again = owned is not None and owned.inherits
             if owned is not None and (again or owned.lent) and not owned.frozen.state.is_finished():
                 mine = owned.frozen.intermediate_values  # a trial passed to this process has all from the log
                 earlier, own = (owned.inherited, mine) if again else (mine, {})
@@ -841,9 +832,8 @@ class StudyHandle:
         """Release this trial if its object is collected before it has ended."""
         owned = self.view.owned.get(number)
         if owned is not None:  # otherwise another thread, which was interrupted, gave it back
-            asked = AskedTrial(trial, self.peer.forgotten.append)
-            asked.handle, asked.number, asked.lease = self, number, owned.lease
-            self.asked[number] = asked
+            asked = self.asked[number] = AskedTrial(trial, self.peer.forgotten.append)
+            asked.release = partial(self.release_forgotten, number, owned.lease)
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
         """Release a trial that can no longer be ended by `tell`, because its object was collected. Called by a job."""

@@ -16,14 +16,14 @@ class StudyReader:
 
     def __init__(self, handle: StudyHandle) -> None:
         self._handle = handle
-        self._cursor = handle.log.session.cursor()
+        self._changed = handle.log.session.cursor()
         self._state: State | None = None
         self._own: set[int] = set()
         """Trials of this process that were returned: what is set on them does not appear in the log at once."""
 
     def read(self) -> Changes:
         """What is new, as fresh as reads promise."""
-        handle, changed = self._handle, self._cursor.changed
+        handle, changed = self._handle, self._changed
         handle.refresh()
         with handle.lock:
             state, view = handle.state, handle.view

@@ -77,7 +77,7 @@ class Proposer:
         """Parameters whose values in the log have another form."""
         self._tried = Tried(space)
         self._read_from: State | None = None
-        self._cursor = handle.log.session.cursor()
+        self._changed = handle.log.session.cursor()
         self._lock = threading.Lock()
         self._said_used_up = False
         self._reused = 0
@@ -199,7 +199,7 @@ class Proposer:
         started this trial. Of the two trials, the one with the higher number is changed; its new parameters are sent in
         the background.
         """
-        handle, changed, drawn, number = self._handle, self._cursor.changed, suggested.record.params, frozen.number
+        handle, changed, drawn, number = self._handle, self._changed, suggested.record.params, frozen.number
         if not is_new(handle.log.session.state.trials[number], suggested.record):
             self.drop(suggested)
             return False
@@ -237,7 +237,7 @@ class Proposer:
             self._take(params, number)
         self._reused = 0
         logged, count = self._handle.state.trials[number], self._searcher.replicates
-        if count > 1 and logged.attempt == 1 and not logged.history:
+        if count > 1 and not logged.begun_before:
             self._queue_replicates(trial, params, count)
         return None
 
@@ -271,7 +271,7 @@ class Proposer:
         handle = self._handle
         log = handle.log
         with log.lock, self._lock:
-            if self._cursor.changed or log.session.state is not self._read_from:
+            if self._changed or log.session.state is not self._read_from:
                 self._catch_up(log.session.state)
             before = self._tried.reserve(params, number)
         if before is None or before == number != -1:
@@ -281,14 +281,13 @@ class Proposer:
         return handle.state.trials[before] if before >= 0 else _ELSEWHERE
 
     def _catch_up(self, state: State) -> None:
-        changed = self._cursor.changed
         if state is not self._read_from:
             self._tried, self._read_from = Tried(self._space), None  # until all is done: Ctrl-C may come in between
             self._tried.note_all(state.trials)
             self._read_from = state
-        elif changed:
-            self._tried.note(map(state.trials.__getitem__, sorted(changed)))
-        changed.clear()
+        elif self._changed:
+            self._tried.note(map(state.trials.__getitem__, sorted(self._changed)))
+        self._changed.clear()
 
     def _neighbour(self, params: Mapping[str, float]) -> dict[str, float] | None:
         if isinstance(self._study.sampler, _ENUMERATING):

@@ -95,7 +95,8 @@ class Trial(optuna.trial.Trial):
 
         A retry, and the continuation of a paused trial, begin with the constraints of the earlier attempt.
         """
-        name, inherited = f"constraints:{key}", key not in self._constrained and self.handle.inherits(self.number)
+        name, first = f"constraints:{key}", key not in self._constrained
+        inherited = first and self.handle.state.trials[self.number].begun_before
         if inherited and name in self.storage.get_trial_system_attrs(self.id):
             self.storage.set_trial_system_attr(self.id, name, float(value))
             cached_trial(self).system_attrs[name] = float(value)

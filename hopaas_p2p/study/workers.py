@@ -152,7 +152,7 @@ class WatchedWorkers:
         """Whether any trial of these workers did not fail."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
-        self._cursor = self._study.handle.log.session.cursor()
+        self._changed = self._study.handle.log.session.cursor()
         self._shown: set[int] = set()
         if isinstance(self._executor, ProcessPoolExecutor):
             _check_travels(order.objective)
@@ -279,8 +279,10 @@ class WatchedWorkers:
         with _warned():
             self._study.handle.refresh()
         state = self._log.state
-        changed, self._cursor.changed = self._cursor.changed, set()
-        for number in sorted(changed - self._shown):
+        with self._log.lock:  # another thread may be reading the log
+            numbers = sorted(self._changed - self._shown)
+            self._changed.clear()
+        for number in numbers:
             if number >= len(state.trials):
                 continue
             trial = state.trials[number]

@@ -189,12 +189,11 @@ def _joins(directory: Path) -> list[Row]:
 _MEASURE = """
 import gc, psutil, sys
 from tests.benchmarks.bench_core import commits, _replayed
-from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.frozen import FrozenTrialCache
 log = commits(20_000, alone=False)
 gc.collect(); before = psutil.Process().memory_info().rss
 state = _replayed(log)
-view = FrozenTrialCache(0, Cursor(), allow_pickles=False); view.catch_up(state); view.trials(None)
+view = FrozenTrialCache(0, set(), allow_pickles=False); view.catch_up(state); view.trials(None)
 gc.collect(); print((psutil.Process().memory_info().rss - before) / 20_000)
 """
 

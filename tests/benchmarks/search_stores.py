@@ -167,11 +167,11 @@ def search_on_store(
         done.proposed.append(worker.configuration)
         waited = clock.spent
         if any(log.session.urgent_at < math.inf for log in worker.peer.logs.values()):
-            worker.peer.tick()  # as the scheduler's thread does, which is woken
+            tick(worker.peer)  # as the scheduler's thread does, which is woken
         return waited + scale * table.records[worker.configuration].seconds
 
     def tick(worker: _Worker) -> float:
-        return max(_SHORTEST_PAUSE, worker.peer.tick())
+        return max(_SHORTEST_PAUSE, tick(worker.peer))
 
     for worker in workers:
         heapq.heappush(queue, (0.0, next(ties), lambda worker=worker: step(worker)))

@@ -56,6 +56,7 @@ from tests.support.processes import environment, script, until
 from tests.support.scribe import defined
 from tests.support.served import WAYS, each_way, reached
 from tests.support.studies import opened_study
+from tests.support.ticking import tick
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -155,7 +156,7 @@ def test_a_child_leaves_a_result_that_its_parent_spooled_where_it_is(studies: Ca
     assert code == 0
     assert len(kept) == 1, "the child had nothing of it to send, and so nothing to acknowledge"
     other = studies()
-    other.storage.peer.tick()
+    tick(other.storage.peer)
     assert state_of(other, 0) == "COMPLETE"
 
 
@@ -647,7 +648,7 @@ def test_a_result_is_on_disk_whatever_a_store_fails_with(
         peer.say_farewell()
         assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
     other = studies()
-    other.storage.peer.tick()
+    tick(other.storage.peer)
     assert [trial.values for trial in other.trials] == [[0.5], [0.25]]
 
 
@@ -968,7 +969,7 @@ def give_back(study: Study) -> None:
     """What the scheduler does, a moment sooner or later."""
     study.storage.peer.jobs.stop(within=10.0)
     gc.collect()
-    study.storage.peer.tick()
+    tick(study.storage.peer)
 
 
 def test_a_trial_whose_object_is_collected_is_given_back(studies: Callable[..., Study]) -> None:

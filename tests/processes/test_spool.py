@@ -21,6 +21,7 @@ from tests.support.lease_peer import store_away
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
 from tests.support.spooled import keep
+from tests.support.ticking import tick
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 
@@ -45,7 +46,7 @@ def leave_in_spool(url: str, value: float = 0.25) -> None:
 def take_part(url: str) -> None:
     """A peer that does its errands once."""
     with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+        tick(study.storage.peer)
 
 
 def values(url: str) -> list[float | None]:
@@ -66,9 +67,9 @@ def test_a_peer_that_looked_before_it_knew_the_studies_looks_again_when_it_does(
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
     with contextlib.closing(hopaas_p2p.open_storage(f"{tmp_path}/mounted-here")) as storage:
-        storage.peer.tick()
+        tick(storage.peer)
         assert storage.study_names() == ["s"]
-        storage.peer.tick()
+        tick(storage.peer)
     assert not list(spool.waiting())
     assert values(f"{tmp_path}/store") == [0.25]
 
@@ -184,7 +185,7 @@ def test_what_was_sent_elsewhere_raises_no_alarm_where_its_own_store_has_lost_th
     (tmp_path / "elsewhere" / "v1").rename(tmp_path / "store" / "v1")
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "other", space=SPACE)) as study:
         study.tell(study.ask(), 0.5)
-        study.storage.peer.tick()
+        tick(study.storage.peer)
     assert "stays in the spool" not in caplog.text
     assert not list(spool.waiting()), "it does not wait: it was sent"
     assert len(list(spool.waiting(f"file://{tmp_path}/store"))) == 1, "and is offered again within its month"
@@ -229,7 +230,7 @@ def test_an_older_copy_of_the_store_does_not_swallow_a_result_that_it_cannot_pla
     (tmp_path / "copy").rename(store)
     for others in (0, 1):  # the number is free, and then it is another's
         with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
-            study.storage.peer.tick()
+            tick(study.storage.peer)
             assert len(list(spool.waiting())) == 1
             sent = cli("admin", "spool", "send", check=False)
             assert sent.returncode != 0
@@ -361,6 +362,6 @@ def test_the_peer_that_sends_the_spool_of_another_says_which_results_were_not_co
         with store_away():
             one.close()
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s")) as study:
-        study.storage.peer.tick()
+        tick(study.storage.peer)
         assert [trial.value for trial in study.trials] == [0.25]
     assert [one.getMessage() for one in caplog.records if "not counted" in one.getMessage()] == [f"s: {NOT_COUNTED}"]

@@ -17,6 +17,7 @@ from hopaas_p2p.core.records import Commit, Record, StudySet, TrialCreate, Trial
 from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Beat, Outgoing, Store, append
+from tests.support.ticking import tick
 
 TTL = 12.0
 _LOOKS = 6  # per ttl
@@ -53,7 +54,7 @@ def watch(store: Store, uuid: str, forge: Callable[[Store, str, int], None] | No
     for count in range(2, 2 + 4 * _LOOKS):
         if forge is not None:
             forge(store, uuid, count)
-        peer.tick()
+        tick(peer)
         clock.now += TTL / _LOOKS
     peer.flush()
     return 0 in log.state.running

@@ -47,6 +47,7 @@ from tests.support.box_world import STUDY, Peer, World, founded, replayed, same_
 from tests.support.processes import SPACE, until
 from tests.support.scribe import COMPLETE, FAIL, RUNNING
 from tests.support.served import FolderProcess
+from tests.support.ticking import tick
 
 CRASHES = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER)
 KEY = "study-1/7/model"
@@ -444,8 +445,8 @@ def test_owners_doubt_their_leases_while_the_link_is_down_and_nobody_is_reclaime
     def live(seconds: float) -> None:
         until_then = clock.now + seconds
         while clock.now < until_then:
-            here.tick()
-            there.tick()
+            tick(here)
+            tick(there)
             clock.now += 1.0
 
     live(90)
@@ -478,13 +479,13 @@ def test_a_dead_owners_trial_is_back_within_two_ttl_on_either_side(make: Make, d
     until_then = clock.now + 60
     while clock.now < until_then:
         for peer in peers.values():
-            peer.tick()
+            tick(peer)
         clock.now += 1.0
     killed = clock.now
     del peers[dead]
     (survivor,) = peers
     while parts[survivor].state.trials[0 if dead == "here" else 1].state is RUNNING:
-        peers[survivor].tick()
+        tick(peers[survivor])
         clock.now += 1.0
         assert clock.now < killed + 60
     assert clock.now > killed + 15

@@ -19,6 +19,7 @@ from tests.support.objectives import five_parameters as objective
 from tests.support.postgres import Server
 from tests.support.processes import until
 from tests.support.scribe import defined
+from tests.support.ticking import tick
 
 TRIALS: Final = 10
 _NEVER: Final = 1e6  # seconds
@@ -133,7 +134,7 @@ def test_an_idle_peer_makes_one_exchange_every_third_of_its_ttl_and_says_nothing
     relay.reset()
     began = clock.now
     while clock.now < began + rounds * ttl:
-        pause = peer.tick()
+        pause = tick(peer)
         clock.now += pause
     assert 2 * rounds <= relay.round_trips <= 3 * rounds
     assert peer.lease_valid(driver, peer.uuid)

@@ -17,6 +17,7 @@ from hopaas_p2p.study import Study
 from tests.support.processes import cli
 from tests.support.s3_imitation import Imitation
 from tests.support.s3_server import S3Server
+from tests.support.ticking import tick
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 
@@ -54,7 +55,7 @@ def another(url: str) -> Iterator[Study]:
 def take_part(url: str) -> None:
     """A process of the same user does what it does now and then."""
     with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+        tick(study.storage.peer)
 
 
 def told(url: str) -> list[tuple[int, float | None]]:

@@ -24,6 +24,7 @@ from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.study import Study, StudyPolicy, open_study
 from hopaas_p2p.study.trial import Trial
+from tests.support.ticking import tick
 
 TTL: Final = 30.0
 STEP: Final = 2.0
@@ -130,7 +131,7 @@ class Job:
             self.running.seconds += STEP
             self.running.joules += power * STEP * self.gpus
         if self.world.now >= self._next_tick:
-            self._next_tick = self.world.now + min(TTL / 8, self.peer.tick())
+            self._next_tick = self.world.now + min(TTL / 8, tick(self.peer))
         if self.running is None:
             self._ask()
         elif self.world.now >= self.running.next_at:

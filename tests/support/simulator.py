@@ -23,6 +23,7 @@ from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.support import invariants
 from tests.support.simulated_peer import STUDY, TTL, SimulatedPeer
+from tests.support.ticking import tick
 
 
 class Broken(AssertionError):
@@ -152,7 +153,7 @@ class World:
 
     def _tick(self, peer: SimulatedPeer) -> None:
         if self._awake(peer, self._tick):
-            self.later(max(0.05, peer.peer.tick()), lambda: self._tick(peer))
+            self.later(max(0.05, tick(peer.peer)), lambda: self._tick(peer))
 
     def run(self, *, until: float) -> None:
         """Go on until nobody has anything to do, or the clock says `until`; then calm down and finish."""

@@ -9,7 +9,6 @@ from hopaas_p2p.core import blocks, snapshot
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialReclaim
 from hopaas_p2p.core.state import BLOCK, Trial
-from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.frozen import FrozenTrialCache
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe
 
@@ -148,7 +147,7 @@ def test_results_are_read_without_making_trials(scribe: Scribe) -> None:
 
 
 def _view() -> FrozenTrialCache:
-    return FrozenTrialCache(0, Cursor(), allow_pickles=False)
+    return FrozenTrialCache(0, set(), allow_pickles=False)
 
 
 def test_the_best_trial_is_found_without_building_all(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Fault, FaultyStore
 from tests.support.processes import until
 from tests.support.scribe import COMPLETE, RUNNING, defined
+from tests.support.ticking import tick
 
 
 class Clock:
@@ -96,7 +97,7 @@ def tick_for(peer: Peer, clock: Clock, seconds: float) -> None:
     end = clock.now + seconds
     while clock.now < end:
         try:
-            pause = peer.tick()
+            pause = tick(peer)
         except HopaasError:
             pause = 5.0
         clock.now += max(pause, 0.01)
@@ -212,7 +213,7 @@ def test_reports_linger_for_company_and_leave_by_themselves(store: MemoryStore, 
     for step in range(5):
         draft(peer, first, step)
         clock.now += 0.1
-        peer.tick()
+        tick(peer)
     assert len(everything(store.log("first"))) == before
     tick_for(peer, clock, 3.0)
     assert len(everything(store.log("first"))) == before + 1
@@ -646,7 +647,7 @@ def test_the_beats_of_an_owner_whose_trial_is_new_are_not_read_if_it_has_just_wr
         store.log("one").exchange(Outgoing(f"{name}:1", codec.encode(commit)), 0)
         peer.pull(log)
         for _ in range(4):  # no more than one look
-            peer.tick()
+            tick(peer)
             clock.now += 0.3
         end = Commit(name, 2, name, 0, (TrialFinish(len(log.state.trials) - 1, 1, COMPLETE, (0.5,)),))
         store.log("one").exchange(Outgoing(f"{name}:2", codec.encode(end)), 0)

@@ -17,6 +17,7 @@ from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
+from tests.support.ticking import tick
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TTL = 100.0
@@ -55,7 +56,7 @@ def _wait(time: _Time, peer: Peer, *, until: Callable[[], bool]) -> float:
     """Let the scheduler's thread work until something is so; the seconds that took."""
     began = time.now
     while not until():
-        time.now += min(1.0, max(0.01, peer.tick()))
+        time.now += min(1.0, max(0.01, tick(peer)))
         assert time.now - began < 10 * TTL, "it never came"
     return time.now - began
 
@@ -81,8 +82,8 @@ def test_a_dead_owners_trial_is_back_within_twice_the_ttl(store: Store, died_aft
     observer.commit(of_observer, TrialCreate())
     alive_until = time.now + died_after
     while time.now < alive_until:
-        owner.tick()
-        observer.tick()
+        tick(owner)
+        tick(observer)
         time.now += 1.0
 
     took = _wait(time, observer, until=lambda: bool(of_observer.state.waiting))
@@ -106,8 +107,8 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
 
     for _ in range(round(10 * TTL)):
         time.now += 1.0
-        owner.tick()
-        observer.tick()
+        tick(owner)
+        tick(observer)
     observer.pull(of_observer)
 
     assert of_observer.state.trials[0].state is TrialState.RUNNING
@@ -129,7 +130,7 @@ def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_r
     owner.commit(of_owner, TrialCreate())
     other = owner.log("other")
     owner.commit(other, TrialCreate())
-    owner.tick()
+    tick(owner)
     assert owner.lease_valid(of_owner, owner.uuid)
     observer, of_observer = _peer(store, time)
     observer.commit(of_observer, TrialCreate())
@@ -138,7 +139,7 @@ def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_r
     assert not owner.lease_valid(of_owner, owner.uuid)
     of_owner.session.suspended_until = time.now + 1.0  # its log is not read in this round
     owner.commit(other, TrialCreate())
-    owner.tick()
+    tick(owner)
 
     assert owner.lease_valid(other, owner.uuid)
     assert not owner.lease_valid(of_owner, owner.uuid)
