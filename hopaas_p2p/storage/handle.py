@@ -33,6 +33,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialTakeOver,
 )
+from hopaas_p2p.core.spending import past_leases
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import (
@@ -867,15 +868,18 @@ class StudyHandle:
 
     def refused(self, number: int, verdict: Verdict, values: Sequence[float] | None = None) -> NoReturn:
         """Raise the error for a refusal, as the owner of a trial sees it."""
-        if verdict.refusal == "late":
-            raise LeaseLost(
-                f"Trial {number} was taken over by another peer; its result is kept as trial {verdict.number}.",
-                kept_as=verdict.number,
-            )
-        if verdict.refusal == "fenced":
-            raise LeaseLost(f"Trial {number} was taken over by another peer.")
+        if verdict.refusal in ("fenced", "late"):
+            kept_as = verdict.number if verdict.refusal == "late" else None
+            kept = "" if kept_as is None else f"; its result is kept as trial {kept_as}"
+            raise LeaseLost(f"Trial {number} was {self.how_lost(number)}{kept}.", kept_as=kept_as)
         self._refuse_finished(verdict.refusal == "finished", number)
         raise InvalidInput(f"trial {number} was refused: {why_refused(self.state, verdict, values)}")
+
+    def how_lost(self, number: int) -> str:
+        """How this process lost the trial, in words that follow "the trial was"."""
+        past = past_leases(self.state.trials[number])
+        how, why = next(((how, one.why) for one, how in reversed(past) if self.peer.is_mine(one.owner)), ("", ""))
+        return f"returned ({why})" if how == "returned" else "taken over by another peer"
 
     # --- reads of trials of this process ---
 

@@ -660,9 +660,25 @@ def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owne
     record = TrialRelease(0, 1, reason="interrupted")
     other.storage.peer.commit(other.handle.log, record, owner=one.state.trials[0].owner)
     assert trial.should_prune()
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLost, match=r"^Trial 0 was returned \(interrupted\)\.$"):
         one.handle.finish(trial.number, end, None)
     assert [trial.state.name for trial in other.trials] == ["WAITING"]
+
+
+def test_a_result_of_a_returned_trial_that_another_peer_runs_is_kept_and_nobody_says_it_was_taken(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, other = studies(space=SPACE), studies()
+
+    def objective(_: Trial) -> float:
+        record = TrialRelease(0, 1, reason="pre-empted: SIGTERM")
+        other.storage.peer.commit(other.handle.log, record, owner=study.state.trials[0].owner)
+        other.ask()
+        return 1.0
+
+    study.optimize(objective, n_trials=1)
+    (said,) = [record.getMessage() for record in caplog.records if "Trial 0" in record.getMessage()]
+    assert said == "Trial 0 was returned (pre-empted: SIGTERM); its result is kept as trial 1."
 
 
 def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any) -> None:
