@@ -707,6 +707,10 @@ class Peer:
             self._unbroken_since = now
         self._beaten_at, self._next_beat = now, now + ttl / BEATS_PER_TTL
 
+    def doubt_list(self) -> None:
+        """Let the next look-up of a study read the list of studies again, however recently it was read."""
+        self.catalog.session.exchanged_at = -math.inf
+
     def _read_list(self) -> None:
         """Bring the list of studies up to date, and resend the requests of calls that were not answered."""
         try:
@@ -778,7 +782,6 @@ class Peer:
         except StoreUnreachable:
             raise
         except StudyDeleted as error:
-            session.deleted = True
             _log.warning("%s", error)
         except HopaasError as error:
             session.suspended_until = now + _SUSPENDED
@@ -825,7 +828,6 @@ class Peer:
             except StoreUnreachable:
                 raise
             except StudyDeleted as error:
-                log.session.deleted = True
                 _log.warning("%s", error)
             except HopaasError as error:
                 troubles.append(error)

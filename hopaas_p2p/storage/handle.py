@@ -50,7 +50,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     LeaseLost,
-    NoSuchStudy,
     NoSuchTrial,
     NotYourTrial,
     StoreUnreachable,
@@ -150,18 +149,16 @@ class StudyHandle:
         """The state, as fresh as reads promise. Costs no round trip in steady state.
 
         Raises:
-            NoSuchStudy: it was deleted.
+            StudyDeleted: it was deleted, even if another one has its name by now.
 
         """
-        session = self.log.session
-        try:
-            if session.deleted:
-                raise StudyDeleted
-            self.peer.refresh_for_reading(self.log)
-        except StudyDeleted:
-            session.deleted = True
-            raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more: it was deleted.") from None
+        self._check_exists()
+        self.peer.refresh_for_reading(self.log)
         return self.log.session.state
+
+    def _check_exists(self) -> None:
+        if self.log.session.deleted:
+            raise StudyDeleted(f"No study with study_id {self.study_id} exists any more: {self.name!r} was deleted.")
 
     def existing(self, number: int) -> LoggedTrial:
         """The trial of this number, as it is now.
@@ -480,6 +477,7 @@ class StudyHandle:
         owned, session = self.view.owned.get(number), self.log.session
         if owned is not None and owned.draft is session.drafts.get(number) and session.drafted_at is not None:
             return owned
+        self._check_exists()
         owned = self.writable(number)
         if owned is not None:
             if self.log.session.drafted_at is None:
