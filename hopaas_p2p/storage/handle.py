@@ -910,7 +910,7 @@ class StudyHandle:
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still rely on no other peer taking the trial over."""
         owner = self.state.trials[number].owner
-        return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
+        return owner is not None and self.peer.lease_valid(self.log, owner) and self.standing(number)[1]
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""
