@@ -910,6 +910,7 @@ class Peer:
             raise
         except HopaasError as error:
             troubles.append(error)
+        self.release_forgotten()
         for uuid, log in list(self.logs.items()):
             try:
                 if log.session.acknowledged:
@@ -983,7 +984,7 @@ class Peer:
 
     def _take_another_name(self) -> None:
         self.acts_for = self.mine  # first: another thread may ask at any time what belongs to this process
-        self.uuid = process.new_uuid()
+        self.uuid, self._next_beat = process.new_uuid(), 0.0
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
         """A session of this log under the current name, which sends everything undecided again."""
