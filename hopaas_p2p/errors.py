@@ -116,7 +116,7 @@ class NoSuchStudy(HopaasError, KeyError):
     """This store has no study of that name; list its studies with: hopaas-p2p study list."""
 
 
-class StudyDeleted(HopaasError):
+class StudyDeleted(NoSuchStudy):
     """This study was deleted while this process was using it."""
 
 

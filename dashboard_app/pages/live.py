@@ -28,7 +28,15 @@ from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
-_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕", "lost": "↺"}
+_SYMBOLS: Final = {
+    "started": "▶",
+    "complete": "●",
+    "best": "★",
+    "pruned": "◆",
+    "fail": "✕",
+    "lost": "↺",
+    "returned": "↩",
+}
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
     "paused": "No trial starts. Running trials continue.",

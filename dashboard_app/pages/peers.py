@@ -37,14 +37,15 @@ def _body(page: PageContext, frame: Frame) -> None:
         return
     live = [one for one in found if one["state"] == "alive"]
     sites, there = ({one["site"] for one in some} for some in (found, live))
+    lost, returned = (sum(one[what] for one in found) for what in ("lost", "returned"))
     theme.tiles([
         ("Live peers", f"{len(live):,}", f"of {len(found):,} that took part"),
         ("Sites", f"{len(there):,}", f"with a live peer, of {len(sites):,}"),
-        ("Leases lost", f"{sum(one['lost'] for one in found):,}", "taken from silent peers, or returned"),
+        ("Leases lost", f"{lost:,}", f"taken from their peers; {returned:,} were returned"),
         ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
     ])  # fmt: skip
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
-    headers = ["peer", "site", "node", "runs", "ended", "lost", "last seen", "machine", ""]
+    headers = ["peer", "site", "node", "runs", "ended", "returned", "lost", "last seen", "machine", ""]
     rows, others = [_peer(frame, one, left) for one in found[:_ROWS]], "more that run no trial now"
     theme.table(headers, rows, label="Peers", titled=True, of=len(found), others=others)
 
@@ -61,7 +62,7 @@ def _peer(frame: Frame, one: dict[str, Any], left: dict[str, float]) -> list[str
         one["site"] or "?",
         one["host"] or "?",
         Html(links + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")),
-        *(f"{one[what]:,}" for what in ("ended", "lost")),
+        *(f"{one[what]:,}" for what in ("ended", "returned", "lost")),
         seen,
         one["machine"],
         "; ".join([*["takes no more trials"] * one["draining"], *one["differs"]]),

@@ -13,12 +13,12 @@ from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.spending import is_last_lease
+from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import State, Trial
 
 Event = tuple[float, int, str, str]
 """The time of an event by the reporting peer's clock (seconds since 1970); the trial's number; the kind: started,
-complete, best, pruned, fail, lost or waiting; and a description."""
+complete, best, pruned, fail, lost, returned or started; and a description."""
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
@@ -86,13 +86,13 @@ def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Ev
 
 def _losses(state: State) -> Iterator[Event]:
     for trial in list(state.trials):
-        for tenure in trial.history:
+        for tenure, how in past_leases(trial):
             site, host = place(state, tenure.owner)
-            given = "returned by" if tenure.why.startswith(("released", "interrupted")) else "taken from"
+            kind, given = ("returned", "returned by") if how == "returned" else ("lost", "taken from")
             text = f"{given} {site} ({host}): {tenure.why}"
-            if trial.retried_by is not None and tenure.end == trial.end:
+            if trial.retried_by is not None and kind == "lost":
                 text += f"; retried as trial {trial.retried_by}"
-            yield tenure.end / 1e6, trial.number, "lost", text
+            yield tenure.end / 1e6, trial.number, kind, text
 
 
 def _newest(state: State, times: Floats, most: int) -> list[Trial]:

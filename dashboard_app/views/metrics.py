@@ -11,6 +11,7 @@ from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import past_leases
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import owners_of
 
@@ -48,6 +49,8 @@ def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, di
     yield "hopaas_budget_used_trials", {}, state.used()
     yield "hopaas_accepting", {}, float(next_start(state).why is None)
     yield "hopaas_compute_seconds_total", {}, spending(state).total["seconds"]
-    yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
+    ends = Counter(how for trial in list(state.trials) for _, how in past_leases(trial))
+    yield "hopaas_leases_lost_total", {}, ends["taken over"]
+    yield "hopaas_leases_returned_total", {}, ends["returned"]
     yield "hopaas_log_commits_total", {}, columns.lsn
     yield "hopaas_read_age_seconds", {}, round(age, 3)

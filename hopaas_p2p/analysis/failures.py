@@ -1,4 +1,4 @@
-"""Failures by reason, site and node, with lost leases separate from errors of the objective."""
+"""Failures by reason, site and node: errors of the objective, lost leases and returned trials, each by themselves."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Final, Literal, NamedTuple
 from hopaas_p2p.analysis.facts import queued_again, reason_line
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.spending import is_last_lease
+from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import State
 
-Kind = Literal["error", "lease", "withdrawn"]
+Kind = Literal["error", "taken over", "returned", "withdrawn"]
 Key = tuple[Kind, str, str, str]
 """The common properties of a group of failures: kind, reason, site and node."""
 
-KINDS: Final[dict[Kind, str]] = {"error": "error in the objective", "lease": "lease lost", "withdrawn": "withdrawn"}
+KINDS: Final[dict[Kind, str]] = {
+    "error": "error in the objective",
+    "taken over": "lease lost",
+    "returned": "returned by its owner",
+    "withdrawn": "withdrawn",
+}
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _WITHDRAWN: Final = ("withdrawn", "requeued by hand")
 _LONGEST: Final = 160
 
 
 class Failure(NamedTuple):
-    """One failed trial, or one lost lease."""
+    """One failed trial, or one lease that ended before its trial."""
 
     kind: Kind
     site: str
@@ -39,13 +44,13 @@ def failures(state: State) -> dict[Key, list[Failure]]:
     """All failures by kind, reason, site and node, newest first. The largest group comes first; among equals, the
     newest.
 
-    A lost lease counts even if the trial was retried. In the reason of a group, numbers and addresses are
+    A lost lease or a return counts even if the trial was run again. In the reason of a group, numbers and addresses are
     replaced, so that similar ones are counted together.
     """
     again, found = queued_again(state), dict[Key, list[Failure]]()
     for trial in reversed(list(state.trials)):
         final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
-        ends: list[tuple[str, str | None, Kind]] = [(past.why, past.owner, "lease") for past in trial.history]
+        ends: list[tuple[str, str | None, Kind]] = [(past.why, past.owner, how) for past, how in past_leases(trial)]
         if trial.state is TrialState.FAIL and not is_last_lease(trial):  # else that failure is in the history
             ends.append((trial.reason or "", trial.owner, "error"))
         for why, owner, otherwise in reversed(ends):

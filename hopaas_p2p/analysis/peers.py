@@ -10,7 +10,6 @@ from hopaas_p2p.analysis.timeline import Stretch, stretches
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife
 
-_LOST: Final = ("taken over", "returned")
 _OF_A_SEARCH: Final = ("sampler", "pruner", "repeats", "replicates")
 """The fields of a peer's introduction that show that it searches differently from its study's definition."""
 _WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
@@ -51,7 +50,8 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
             "machine": info.get("gpu") or (f"Python {info['python']}" if "python" in info else ""),
             "running": runs,
             "ended": ended[owner],
-            "lost": sum(one.kind in _LOST for one in some),
+            "lost": sum(one.kind == "taken over" for one in some),
+            "returned": sum(one.kind == "returned" for one in some),
             "state": word,
             "last": last,
             "last_seen": sign.ago if sign is not None else None if last is None else max(0.0, now - last),

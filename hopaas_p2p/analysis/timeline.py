@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundle, cut
 from hopaas_p2p.analysis.facts import duration, peer_labels
-from hopaas_p2p.core.spending import is_last_lease
+from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
 
 _ROWS: Final = 40
@@ -45,9 +45,8 @@ def stretches(state: State) -> list[Stretch]:
     newest = max((t.end for t in state.trials if t.end is not None), default=0)
     found = []
     for trial in state.trials:
-        for tenure in trial.history:
+        for tenure, kind in past_leases(trial):
             if tenure.start is not None:
-                kind = "returned" if tenure.why.startswith(("released", "interrupted")) else "taken over"
                 found.append(Stretch(tenure.owner, trial.number, tenure.start, max(tenure.start, tenure.end), kind))
         if trial.owner is None or trial.start is None or is_last_lease(trial):
             continue

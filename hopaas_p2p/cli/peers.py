@@ -40,7 +40,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     others = [one for one in state.peers if one not in owners and (show_all or state.is_draining(one))]
     signs = signs_of_life(peer, state, others[-_LOOKED_AT:])
     rows = [
-        {name: value for name, value in row.items() if name not in ("machine", "lost", "last")}
+        {name: value for name, value in row.items() if name not in ("machine", "lost", "returned", "last")}
         for row in peer_rows(state, time.time(), signs)
         if show_all or row["running"] or row["draining"]
     ]

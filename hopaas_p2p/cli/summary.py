@@ -10,6 +10,7 @@ from hopaas_p2p.analysis import configurations
 from hopaas_p2p.analysis.facts import glance
 from hopaas_p2p.analysis.spending import as_data, spending
 from hopaas_p2p.core.lineage import copied_trial
+from hopaas_p2p.core.spending import past_leases
 from hopaas_p2p.core.state import definition_of
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.peer.liveness import signs_of_life
@@ -96,9 +97,10 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
         **{name: getattr(trial, name) for name in ("continues", "retry_of", "retried_by", "late_of")},
         "history": [
             {name: getattr(tenure, name) for name in ("owner", "epoch", "why", "kept_as")}
+            | {"how": how}
             | {"start": to_iso(tenure.start), "end": to_iso(tenure.end)}
             | {name: study.state.peers.get(tenure.owner, {}).get(name) for name in ("site", "host")}
-            for tenure in trial.history
+            for tenure, how in past_leases(trial)
         ],
         "files": [one._asdict() for one in study.artifacts().list(trial.number)],
         "provenance": study.provenance(trial.number),

@@ -146,11 +146,11 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
         f"epoch {one['epoch']}: {one['owner']} at {output.where(one)}, "
-        f"until {output.utc_time(one['end'])}: {one['why']}"
+        f"until {output.utc_time(one['end'])}, {one['how']}: {one['why']}"
         + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
         for one in data["history"]
     ]
-    taken_away = data["end"] is not None and any(one["end"] == data["end"] for one in data["history"])
+    taken_away = any(one["how"] == "taken over" for one in data["history"])
     if data["owner"] and not taken_away:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {output.where(data)}")
     related = {"continues": "continues", "copies": "copies", "retry_of": "retry of", "retried_by": "retried by",

@@ -212,6 +212,19 @@ class OwnerMonitor:
                 due.append(TrialStop(trial.number, trial.epoch, why))
         return due
 
+    def silent(self, state: State, due: Iterable[TrialReclaim | TrialStop], now: float) -> list[str]:
+        """The owners that these records are about because of their silence."""
+        owners = {state.trials[one.number].owner for one in due}
+        return [one for one in owners if one is not None and self.detector.silence(one, now) >= ttl_of(state, one)]
+
+    def still_due(
+        self, state: State, due: Iterable[TrialReclaim | TrialStop], beats: Mapping[str, str]
+    ) -> list[TrialReclaim | TrialStop]:
+        """Which of these to write, now that the log has been read again, and the beats of those that were silent."""
+        back = self.heard(state, beats) | {one for one, beat in beats.items() if beat != self.detector.beat(one)}
+        trials = [(one, state.trials[one.number]) for one in due if one.number in state.running]
+        return [one for one, trial in trials if trial.epoch == one.epoch and trial.owner not in back]
+
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.
 

@@ -1,12 +1,16 @@
-"""How long trials ran."""
+"""How long trials ran, and how their leases ended."""
 
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from hopaas_p2p.core.attributes import COPIED
-from hopaas_p2p.core.records import TrialCreate
+from hopaas_p2p.core.records import PastLease, TrialCreate
 from hopaas_p2p.core.state import State, Trial
+
+HowEnded = Literal["returned", "taken over"]
+"""Whether the owner gave its trial back, or lost it: to an observer, an operator, or a late result."""
 
 
 def is_last_lease(trial: Trial) -> bool:
@@ -15,12 +19,18 @@ def is_last_lease(trial: Trial) -> bool:
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 
 
+def past_leases(trial: Trial) -> list[tuple[PastLease, HowEnded]]:
+    """The history, oldest first, and how each lease ended: a trial goes on after its return only."""
+    returned = len(trial.history) - is_last_lease(trial)
+    return [(past, "returned" if at < returned else "taken over") for at, past in enumerate(trial.history)]
+
+
 def earlier_seconds(trial: Trial | TrialCreate) -> float:
     """How long the trial ran before its last lease began, by its owners' clocks; before a copy, elsewhere."""
     if isinstance(trial, TrialCreate) or (trial.owner is None and not trial.history):
         copied = trial.system.get(COPIED)
         return 0.0 if copied is None else float(json.loads(copied).get("earlier", 0.0))
-    earlier = trial.history[:-1] if is_last_lease(trial) else trial.history
+    earlier = [past for past, how in past_leases(trial) if how == "returned"]
     return sum([max(0, past.end - past.start) for past in earlier if past.start is not None]) / 1e6
 
 

@@ -166,7 +166,7 @@ class Peer:
         self.visits = False
         """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
         self._lock = threading.Lock()
-        self._beats, self._beaten_at, self._unbroken_since, self._next_beat = 0, -1e9, -math.inf, 0.0
+        self._beats, self._beaten_at, self._next_beat, self._unbroken = 0, -1e9, 0.0, dict[str, float]()
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._author = ""
@@ -198,7 +198,10 @@ class Peer:
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
         """Also beat for the owner of this trial of a study, for as long as the trial runs."""
-        self._adopted.add((owner, uuid, number))
+        if (owner, uuid, number) not in self._adopted:
+            self._adopted.add((owner, uuid, number))
+            self._next_beat = 0.0  # nobody may have beaten for it for a while
+            self.jobs.wake(self._beating)
 
     @property
     def adopted(self) -> set[str]:
@@ -481,7 +484,8 @@ class Peer:
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
         if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # theirs are not sent along
-            self._have_beaten(began, min(state.policy.ttl for state in [session.state, *self._active()]))
+            ttl = min(state.policy.ttl for state in [session.state, *self._active()])
+            self._have_beaten((self.uuid,), began, ttl, since=began)  # the log was read no earlier than it beat
             if not introduced:  # then no beat was sent: others count from this commit, and a first one follows
                 self._next_beat = began
         if session.snapshot_due and self.store.snapshots and introduced:
@@ -492,7 +496,7 @@ class Peer:
         began = self.clock()
         try:
             self._beat((self.uuid,))
-            self._beaten_at = began
+            self._beaten_at, self._unbroken = began, {self.uuid: self.clock()}
         except Denied:  # another user saw this name in one of our commits and has beaten under it: take a new one
             with self._lock:
                 self._take_another_name()
@@ -559,8 +563,9 @@ class Peer:
         The lease is treated as uncertain shortly before others may reclaim the trial, and after such a silence until
         the log has been read again: it may say that they did.
         """
-        read = log.session.exchanged_at >= self._unbroken_since
-        return self.is_mine(owner) and read and self.clock() < self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)
+        until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first: this thread may be stopped anywhere
+        read = log.session.exchanged_at >= self._unbroken.get(owner, math.inf)
+        return read and self.clock() < until
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
@@ -692,15 +697,24 @@ class Peer:
             return _UNTIL_JOINED if active else IDLE
         rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes along with an exchange
         if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
-            self._beat((self.uuid, *self.adopted))
-            self._have_beaten(now, min(ttls))
+            owners = self.uuid, *self.adopted
+            self._beat(owners)
+            self._have_beaten(owners, now, min(ttls), since=self.clock())
         return min(ttls) / 8
 
-    def _have_beaten(self, now: float, ttl: float) -> None:
-        """Note a beat of all for whom this peer acts, and whether others may have given them up before it."""
-        if now > self._beaten_at + ttl * (1.0 - MARGIN):
-            self._unbroken_since = now
-        self._beaten_at, self._next_beat = now, now + ttl / BEATS_PER_TTL
+    def _have_beaten(self, owners: tuple[str, ...], began: float, ttl: float, *, since: float) -> None:
+        """Note a beat of these owners, which left after `began` and has arrived.
+
+        `_unbroken` has, for each of them, since when its beats have arrived without a gap in which others may have
+        given it up. Its leases are valid once the log was read after that.
+        """
+        before = {} if self.clock() > self._beaten_at + ttl * (1.0 - MARGIN) else self._unbroken
+        self._unbroken = {owner: before.get(owner, since) for owner in owners}
+        self._beaten_at, self._next_beat = max(began, self._beaten_at), began + ttl / BEATS_PER_TTL
+
+    def doubt_list(self) -> None:
+        """Let the next look-up of a study read the list of studies again, however recently it was read."""
+        self.catalog.session.exchanged_at = -math.inf
 
     def _read_list(self) -> None:
         """Bring the list of studies up to date, and resend the requests of calls that were not answered."""
@@ -773,7 +787,6 @@ class Peer:
         except StoreUnreachable:
             raise
         except StudyDeleted as error:
-            session.deleted = True
             _log.warning("%s", error)
         except HopaasError as error:
             session.suspended_until = now + _SUSPENDED
@@ -781,7 +794,7 @@ class Peer:
         return _SUSPENDED
 
     def _look_after_others(self, log: LogClient[State], now: float) -> None:
-        """Reclaim trials of silent peers and stop stuck ones, if the log, once read again, still shows them so."""
+        """Reclaim trials of silent peers and stop stuck ones, if log and beats, once read again, still show them so."""
         with log.lock:
             owners = log.session.owners
             spare = self._beaten_for
@@ -795,8 +808,9 @@ class Peer:
             return
         with log.turn:
             self._exchange(log)  # another peer may have been quicker, or the owner has finished
-            running, trials = log.state.running, log.state.trials
-            still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
+            silent = owners.silent(log.state, due, now)
+            with translated():
+                still = owners.still_due(log.state, due, self.store.beats(silent) if silent else {})
             pending = self.put(log, *still) if still else None
             while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
                 self._exchange(log)
@@ -820,7 +834,6 @@ class Peer:
             except StoreUnreachable:
                 raise
             except StudyDeleted as error:
-                log.session.deleted = True
                 _log.warning("%s", error)
             except HopaasError as error:
                 troubles.append(error)
@@ -880,8 +893,8 @@ class Peer:
                 raise
 
     def _send_and_confirm(self) -> None:
-        """Send what is queued, then release forgotten trials, and check that the logs still have what they
-        acknowledged; otherwise spool it.
+        """Send what is queued, then return forgotten trials; check that the logs still have what they acknowledged, and
+        otherwise spool it.
 
         A study that fails does not prevent the others.
         """
@@ -893,6 +906,7 @@ class Peer:
             raise
         except HopaasError as error:
             troubles.append(error)
+        self.release_forgotten()
         for uuid, log in list(self.logs.items()):
             try:
                 if log.session.acknowledged:
@@ -966,7 +980,7 @@ class Peer:
 
     def _take_another_name(self) -> None:
         self.acts_for = self.mine  # first: another thread may ask at any time what belongs to this process
-        self.uuid = process.new_uuid()
+        self.uuid, self._next_beat = process.new_uuid(), 0.0
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
         """A session of this log under the current name, which sends everything undecided again."""

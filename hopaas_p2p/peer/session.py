@@ -681,6 +681,9 @@ class LogClient(Generic[S]):
         except BrokenChain as error:  # from the store
             session.broken = error
             raise
+        except StudyDeleted:
+            session.deleted = True
+            raise
 
     def pull(self, began: float) -> None:
         """Read on to the end of the log. Call in turn."""

@@ -155,7 +155,7 @@ class TrialVerbs:
                 trial.checkpoint(said["path"], step=said["step"])
             case "renew":
                 if not trial.lease_held:
-                    raise LeaseLost(f"trial {trial.number} was taken over by another peer")
+                    raise LeaseLost(f"trial {trial.number} was {trial.handle.how_lost(trial.number)}")
             case "release":
                 self.released = str(said.get("reason") or "returned by its program")
         return {}
@@ -170,7 +170,7 @@ class TrialVerbs:
                     trial.handle.acknowledge_stop(trial.number)
             elif trial.should_prune():
                 pruner = AT_RUNG if trial.at_rung else f"{type(self.study.pruner).__name__} says so"
-                self.pruned = asked or pruner if trial.lease_held else "another peer took the trial over"
+                self.pruned = asked or pruner if trial.lease_held else trial.handle.how_lost(trial.number)
         return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
 
     def _tell(self, said: dict[str, Any]) -> None:

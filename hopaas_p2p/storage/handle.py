@@ -34,6 +34,7 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialTakeOver,
 )
+from hopaas_p2p.core.spending import past_leases
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import (
@@ -50,7 +51,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     LeaseLost,
-    NoSuchStudy,
     NoSuchTrial,
     NotYourTrial,
     StoreUnreachable,
@@ -145,18 +145,16 @@ class StudyHandle:
         """The state, as fresh as reads promise. Costs no round trip in steady state.
 
         Raises:
-            NoSuchStudy: it was deleted.
+            StudyDeleted: it was deleted, even if another one has its name by now.
 
         """
-        session = self.log.session
-        try:
-            if session.deleted:
-                raise StudyDeleted
-            self.peer.refresh_for_reading(self.log)
-        except StudyDeleted:
-            session.deleted = True
-            raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more: it was deleted.") from None
+        self._check_exists()
+        self.peer.refresh_for_reading(self.log)
         return self.log.session.state
+
+    def _check_exists(self) -> None:
+        if self.log.session.deleted:
+            raise StudyDeleted(f"No study with study_id {self.study_id} exists any more: {self.name!r} was deleted.")
 
     def existing(self, number: int) -> LoggedTrial:
         """The trial of this number, as it is now.
@@ -470,6 +468,7 @@ class StudyHandle:
         owned, session = self.view.owned.get(number), self.log.session
         if owned is not None and owned.draft is session.drafts.get(number) and session.drafted_at is not None:
             return owned
+        self._check_exists()
         owned = self.writable(number)
         if owned is not None:
             if self.log.session.drafted_at is None:
@@ -857,15 +856,18 @@ class StudyHandle:
 
     def refused(self, number: int, verdict: Verdict, values: Sequence[float] | None = None) -> NoReturn:
         """Raise the error for a refusal, as the owner of a trial sees it."""
-        if verdict.refusal == "late":
-            raise LeaseLost(
-                f"Trial {number} was taken over by another peer; its result is kept as trial {verdict.number}.",
-                kept_as=verdict.number,
-            )
-        if verdict.refusal == "fenced":
-            raise LeaseLost(f"Trial {number} was taken over by another peer.")
+        if verdict.refusal in ("fenced", "late"):
+            kept_as = verdict.number if verdict.refusal == "late" else None
+            kept = "" if kept_as is None else f"; its result is kept as trial {kept_as}"
+            raise LeaseLost(f"Trial {number} was {self.how_lost(number)}{kept}.", kept_as=kept_as)
         self._refuse_finished(verdict.refusal == "finished", number)
         raise InvalidInput(f"trial {number} was refused: {why_refused(self.state, verdict, values)}")
+
+    def how_lost(self, number: int) -> str:
+        """How this process lost the trial, in words that follow "the trial was"."""
+        past = past_leases(self.state.trials[number])
+        how, why = next(((how, one.why) for one, how in reversed(past) if self.peer.is_mine(one.owner)), ("", ""))
+        return f"returned ({why})" if how == "returned" else "taken over by another peer"
 
     # --- reads of trials of this process ---
 
@@ -898,7 +900,7 @@ class StudyHandle:
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still rely on no other peer taking the trial over."""
         owner = self.state.trials[number].owner
-        return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
+        return owner is not None and self.peer.lease_valid(self.log, owner) and self.standing(number)[1]
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""

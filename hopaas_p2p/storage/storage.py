@@ -220,7 +220,7 @@ class Storage(BaseStorage):
         if verdict.refusal == "role":
             raise Denied(owner_only(listing.name))
         if not verdict.accepted:
-            raise NoSuchStudy(f"No study with study_id {study_id} exists.")
+            raise NoSuchStudy(f"No study with study_id {study_id} exists any more: it was deleted.")
         self._destroy(listing.uuid)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -250,6 +250,7 @@ class Storage(BaseStorage):
 
     def find_study(self, name: str) -> int | None:
         """The id of the study of this name; None if there is none."""
+        self.peer.doubt_list()  # another one may have the name by now
         listing = self._catalog().by_name.get(name)
         return None if listing is None else listing.study_id
 
@@ -371,7 +372,7 @@ class Storage(BaseStorage):
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             return suggestion[0]
-        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        handle, number = self.locate(trial_id)
         return handle.trial(number, now=True)
 
     def get_all_trials(
@@ -497,6 +498,8 @@ class Storage(BaseStorage):
         handle = self._handles.get(study_id)
         if handle is not None and not handle.log.session.deleted:
             return handle
+        if handle is not None:
+            self.peer.doubt_list()
         if self._same_as is not None:
             handle = self._same_as.handle(study_id).for_(self.options, self._person)
         else:
@@ -562,10 +565,12 @@ class Storage(BaseStorage):
         return self.peer.catalog.state
 
     def _listing(self, study_id: int) -> Listing:
-        listing = self._catalog().by_id.get(study_id)
+        catalog = self._catalog()
+        listing = catalog.by_id.get(study_id)
         if listing is None:
             self._handles.pop(study_id, None)
-            raise NoSuchStudy(f"No study with study_id {study_id} exists.")
+            deleted = " any more: it was deleted" if 0 <= study_id < catalog.ids else ""
+            raise NoSuchStudy(f"No study with study_id {study_id} exists{deleted}.")
         return listing
 
     def _destroy(self, uuid: str) -> None:

@@ -380,9 +380,12 @@ class Loop:
 
     def _settle(self) -> None:
         """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
-        for number, verdict in self._study.handle.settle_deferred():
-            kept = f"; its result is kept as trial {verdict.number}" if verdict.refusal == "late" else ""
-            _log.warning("trial %d was taken over by another peer%s", number, kept)
+        handle = self._study.handle
+        for number, verdict in handle.settle_deferred():
+            try:
+                handle.refused(number, verdict)
+            except (HopaasError, UpdateFinishedTrialError) as error:
+                _log.warning("%s", error)
 
     def _run(self, trial: Trial) -> TrialState:
         """Run one trial to its end, which is queued; returns how it ended."""

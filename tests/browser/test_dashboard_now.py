@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
-from dashboard_app.views import live, studies, table, trial
+from dashboard_app.views import live, metrics, studies, table, trial
 from hopaas_p2p.analysis import charts, echarts, tiles
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
@@ -17,7 +17,7 @@ from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.core.records import Float, Policy, StudyControl, TrialStop
+from hopaas_p2p.core.records import Float, Policy, StudyControl, TrialRelease, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, owners_of
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
@@ -166,6 +166,20 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 
     assert kind == "lost"
     assert text == "taken from north (n1): its owner fell silent; retried as trial 1"
+
+
+def test_a_returned_trial_is_told_as_returned_whatever_the_reason() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north", "n1")
+    number = scribe.start("a")
+    scribe.say("a", TrialRelease(number, 1, reason="pre-empted: SIGTERM"))
+
+    ((_, _, kind, text),) = live.events(scribe.state, TrialTable.of(scribe.state))
+
+    assert (kind, text) == ("returned", "returned by north (n1): pre-empted: SIGTERM")
+    found = metrics.exposition([("store", "s", scribe.state, TrialTable.of(scribe.state), 0.0)])
+    assert 'hopaas_leases_lost_total{store="store",study="s"} 0' in found
+    assert 'hopaas_leases_returned_total{store="store",study="s"} 1' in found
 
 
 # --- peers -------------------------------------------------------------------------------------------------------

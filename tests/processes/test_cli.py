@@ -367,13 +367,17 @@ def test_trial_show_tells_the_whole_story(here: dict[str, Any], study: Study) ->
     shown = json.loads(run("trial", "show", str(trial.number), "--json", **here).stdout)
     assert shown["reports"] == {"3": 0.5}
     assert shown["user_attrs"] == {"seed": 7}
-    assert shown["history"][0]["why"] == "requeued by hand"
+    assert [(one["how"], one["why"]) for one in shown["history"]] == [("taken over", "requeued by hand")]
     assert shown["retried_by"] == taken["numbers"][0]
     assert shown["provenance"]["pid"] == str(os.getpid())
     text = run("trial", "show", str(trial.number), **here).stdout
     assert re.search(r"^Reason +requeued by hand", text, re.MULTILINE)
+    assert re.search(r"^Owners +epoch 1: .*, taken over: requeued by hand$", text, re.MULTILINE)
     assert re.search(r"^Attempt +1, retried by #4", text, re.MULTILINE)
     assert "epoch 2" not in text, "nobody had it after it was taken away"
+    study.handle.release(study.ask().number, reason="pre-empted")
+    text = run("trial", "show", str(taken["numbers"][0]), **here).stdout
+    assert re.search(r"^Owners +epoch 1: .*, returned: pre-empted$", text, re.MULTILINE)
 
 
 def test_enqueue_requeue_and_stop(here: dict[str, Any], study: Study) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -12,19 +13,31 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.analysis import table as analysis_table
+from hopaas_p2p.analysis.facts import row_of
+from hopaas_p2p.analysis.failures import failures
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core import blocks, codec, snapshot
+from hopaas_p2p.core import state as core_state
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.fidelity import Population, Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
+    FROM_START,
     Budget,
     Categorical,
+    Checkpoint,
     Commit,
     Float,
     Int,
+    PeerDrain,
     PeerJoin,
     Price,
     Record,
     StudyControl,
     StudySet,
+    TrialCheckpoint,
     TrialClaim,
     TrialCreate,
     TrialFinish,
@@ -37,7 +50,8 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.session import study_client
+from hopaas_p2p.peer.session import Cursor, study_client
+from hopaas_p2p.storage.frozen import FrozenTrialCache
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.testing.commits import study_snapshot
@@ -163,6 +177,75 @@ def test_a_state_and_its_snapshot_agree_on_every_single_commit_after_it(seed: in
     for lsn, payload in enumerate(payloads[100:], start=101):
         assert apply(joined, lsn, codec.decode(payload)) == apply(state, lsn, codec.decode(payload))
         assert snapshot.digest(joined) == snapshot.digest(state)
+
+
+def _eventful_log(seed: int, length: int) -> list[bytes]:
+    """A log of a study with rungs or a population, in which trials pause, resume, have replicates and come late."""
+    random_ = random.Random(seed)
+    scribe = Scribe(
+        defined(budget=random_.choice([None, 40]), attempts=3, interrupted=random_.choice(["fail", "prune"]))
+    )
+    kinds = Rungs(1, 9, 3), Rungs(1, 27, 3, brackets=3, whole=2), Population(size=4, every=2, max=8), None
+    while len(scribe.log) < length:
+        peer, trials = random_.choice(["ann", "bob", "eve"]), scribe.state.trials
+        mine = [trials[one] for one in scribe.state.running if trials[one].owner == peer]
+        past = [(one.number, two.epoch) for one in trials for two in one.history if two.owner == peer]
+        number, epoch = random_.choice(past or [(0, 1)])
+        said: list[Record] = [
+            TrialCreate(prefer_waiting=True, params={"x": random_.random()}, dists={"x": X}, replicates=2),
+            TrialCreate(prefer_waiting=True),
+            TrialSet(number, epoch, reports={1: 0.1}, params={"x": 0.5}, dists={"x": X}),
+            TrialFinish(number, epoch, COMPLETE, (random_.random(),)),
+            PeerDrain(peer=random_.choice(["ann", "bob"]), off=random_.random() < 0.7),
+            _some_record(random_, scribe, peer),
+        ]
+        if not random_.randrange(20):
+            said = [StudySet(system={FIDELITY: encode_fidelity(random_.choice(kinds))})]
+        for one in mine:
+            step = max(one.reports, default=-1) + 1
+            report = {step: random_.choice([random_.random(), math.nan])}
+            said += [
+                TrialSet(one.number, one.epoch, reports=report, metrics={"m": report}),
+                TrialSet(one.number, one.epoch, system={"constraints": random_.choice(["[1.0]", "[-1.0]"])}),
+                TrialSet(one.number, one.epoch, resumed_from=random_.choice([FROM_START, max(step - 1, 0)])),
+                TrialCheckpoint(one.number, one.epoch, Checkpoint(max(step - 1, 0), f"key{step}", 1, "0" * 64)),
+                *[TrialFinish(one.number, one.epoch, PRUNED, paused=True)] * 2,
+                TrialFinish(one.number, one.epoch, COMPLETE, (random_.random(),)),
+            ]
+        scribe.say(peer, *random_.sample(said, min(len(said), 3)))
+    return [codec.encode(commit) for commit, _ in scribe.log]
+
+
+def _seen(state: State) -> list[object]:
+    """What peers and people see of a study that is in no digest, because it follows from the log."""
+    rules, numbers = state.configurations, range(len(state.trials))
+    asks = [next_start(state, peer, no_new=why) for peer in ("ann", "bob", "new") for why in ("", "space")]
+    pauses = [(rules.root(one), rules.standing(one), rules.pauses_at(one), rules.sources(one)) for one in numbers]
+    table, rows = TrialTable.of(state), [row_of(state, one) for one in numbers]
+    columns = [getattr(table, name).tolist() for name in TrialTable.COLUMNS]
+    cache = FrozenTrialCache(0, Cursor(), allow_pickles=False)
+    cache.catch_up(state)
+    frozen = [trial.__dict__ for trial in cache.trials(None)]
+    order = list(state.waiting), list(state.running), state.counts, list(state.trials.results())
+    return [snapshot.digest(state), asks, pauses, rules.places(), order, columns, rows, frozen, failures(state)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_joins_from_a_snapshot_sees_and_decides_what_who_read_everything_does(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (core_state, sys.modules["hopaas_p2p.core.apply"], blocks, snapshot, analysis_table):
+        monkeypatch.setattr(module, "BLOCK", 4)  # so that some are closed, and opened again
+    payloads = _eventful_log(seed, 150)
+    states = [State()]
+    for lsn, commit in enumerate(map(codec.decode, payloads), start=1):
+        first, *others = [apply(state, lsn, commit) for state in states]
+        assert all(verdicts == first for verdicts in others)
+        if lsn % 30 == 0:
+            states.append(snapshot.load(snapshot.dump(replayed(payloads[:lsn]))))
+            first_seen, *seen = [repr(_seen(state)) for state in states]
+            assert all(one == first_seen for one in seen)
+    assert any(state.trials.closed for state in states)
 
 
 def test_blocks_of_finished_trials_are_kept_and_still_give_the_same_digest() -> None:

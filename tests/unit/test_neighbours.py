@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import Denied, HopaasError, NoSuchStudy, NoSuchTrial
+from hopaas_p2p.errors import Denied, HopaasError, NoSuchStudy, NoSuchTrial, StudyDeleted
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 
 
@@ -76,6 +77,47 @@ def test_whoever_uses_a_deleted_study_is_told_so_by_an_error_of_ours_that_optuna
         assert isinstance(found.value, KeyError)
     with pytest.raises(HopaasError):
         study.optimize(lambda _: 1.0, n_trials=1)
+
+
+@pytest.mark.parametrize("freshness", [0.0, 3600.0])
+def test_a_process_reaches_the_next_study_of_a_name_and_hears_that_the_one_it_used_was_deleted(
+    monkeypatch: pytest.MonkeyPatch, freshness: float
+) -> None:
+    monkeypatch.setattr(MemoryStore, "freshness", freshness)
+    space = {"x": hopaas_p2p.Float(0, 1)}
+    storage, other = hopaas_p2p.open_storage("memory://namesakes"), hopaas_p2p.open_storage("memory://namesakes")
+    study = hopaas_p2p.open_study(storage, "s", space=space)
+    trial = study.ask()
+    trial.report(1.0, 0)
+    other.delete_study(study.study_id)
+
+    with pytest.raises(NoSuchStudy, match="there is no study 's'"):
+        hopaas_p2p.open_study(storage, "s", create=False)
+    new = hopaas_p2p.open_study(other, "s", space=space)
+    assert hopaas_p2p.open_study(storage, "s").study_id == storage.get_study_id_from_name("s") == new.study_id
+    assert len(optuna.load_study(study_name="s", storage=storage).trials) == 0
+    with pytest.raises(StudyDeleted):
+        study.ask()
+    for use in (
+        lambda: trial.report(0.5, 1),
+        lambda: trial.log(1, loss=0.5),
+        lambda: trial.set_user_attr("k", 1),
+        lambda: trial.suggest_float("y", 0, 1),
+        lambda: storage.set_trial_intermediate_value(trial.id, 2, 0.5),
+        lambda: storage.get_trial(trial.id),
+        lambda: trial.lease_valid,
+        trial.should_prune,
+        study.ask,
+        study.pause,
+        lambda: study.state,
+        lambda: study.trials,
+        lambda: storage.get_study_name_from_id(study.study_id),
+        lambda: storage.delete_study(study.study_id),
+    ):
+        with pytest.raises(KeyError, match=r"^No .*deleted\.$") as found:
+            use()
+        assert isinstance(found.value, HopaasError)
+    assert new.ask().number == 0
 
 
 def test_a_trial_that_is_not_there_is_an_error_of_ours_that_optuna_knows(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, Tr
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.peer.session import LogClient
-from hopaas_p2p.stores.base import Outgoing, Store
-from hopaas_p2p.stores.memory import MemoryStore
+from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing, Store
+from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from tests.support.ticking import tick
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -145,6 +145,114 @@ def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_r
     assert not owner.lease_valid(of_owner, owner.uuid)
     owner.pull(of_owner)
     assert of_owner.state.trials[0].state is TrialState.FAIL
+
+
+def _holds(peer: Peer, log: LogClient[State], owner: str) -> bool:
+    """Whether this process takes the lease of trial 0 for valid, as a trial does."""
+    return peer.lease_valid(log, owner) and log.state.trials[0].state is TrialState.RUNNING
+
+
+@pytest.mark.parametrize("rides", [True, False])
+def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
+    store: Store, monkeypatch: pytest.MonkeyPatch, rides: bool
+) -> None:
+    monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", rides)
+    time = _Time()
+    _define(store)
+    _define(store, "other")
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    other = owner.log("other")
+    owner.commit(other, TrialCreate())
+    owner.tick()
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    for _ in range(round(TTL * 0.3)):
+        observer.tick()
+        time.now += 1.0
+    assert owner.lease_valid(of_owner, owner.uuid)
+    beat, exchange, slow = MemoryStore.beat, MemoryLog.exchange, []
+
+    def arrive_late(self: MemoryStore, one: Beat) -> None:
+        if one.peer == owner.uuid and not slow:
+            slow.append(one)  # it left 0.3 ttl after the one before, and arrives 0.8 ttl later
+            for _ in range(round(TTL * 0.8)):
+                time.now += 1.0
+                observer.tick()
+        beat(self, one)
+
+    def bring_a_beat(
+        self: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None
+    ) -> ExchangeResult:
+        if beat is not None:
+            store.beat(beat)
+        return exchange(self, outgoing, since)
+
+    monkeypatch.setattr(MemoryStore, "beat", arrive_late)
+    monkeypatch.setattr(MemoryLog, "exchange", bring_a_beat)
+    of_owner.session.suspended_until = time.now + TTL  # its log is not read meanwhile
+    owner._next_beat = 0.0
+    owner.commit(other, TrialCreate())
+    owner.tick()
+
+    assert slow
+    assert of_observer.state.trials[0].state is TrialState.FAIL
+    assert not _holds(owner, of_owner, owner.uuid)
+    owner.tick()
+    assert not _holds(owner, of_owner, owner.uuid)
+
+
+def test_a_trial_that_comes_to_a_process_has_no_valid_lease_before_that_process_has_beaten_for_its_owner(
+    store: Store,
+) -> None:
+    time = _Time()
+    _define(store)
+    dead, of_dead = _peer(store, time)
+    dead.commit(of_dead, TrialCreate())
+    heir, of_heir = _peer(store, time)
+    heir.commit(of_heir, TrialCreate())
+    for _ in range(round(TTL)):  # nobody else looks
+        time.now += 0.9
+        heir._beat_if_due(time.now)
+        heir.pull(of_heir)
+    heir.act_for(frozenset({dead.uuid}))
+    heir.adopt(dead.uuid, "study", 0)
+
+    assert heir.lease_valid(of_heir, heir.uuid)
+    assert not heir.lease_valid(of_heir, dead.uuid)
+    heir.tick()
+    assert not heir.lease_valid(of_heir, dead.uuid) or of_heir.session.exchanged_at >= time.now
+    heir.pull(of_heir)
+    assert heir.lease_valid(of_heir, dead.uuid)
+    assert heir.lease_valid(of_heir, heir.uuid)
+
+
+def test_an_owner_that_comes_back_while_an_observer_reads_the_log_again_keeps_its_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = _Time()
+    _define(store)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    beats, back = MemoryStore.beats, []
+
+    def read_before_it_comes_back(self: MemoryStore, peers: Iterable[str]) -> dict[str, str]:
+        found = beats(self, peers)
+        if time.now >= TTL + 1.0 and not back:
+            back.append(time.now)
+            owner.tick()
+            owner.pull(of_owner)
+        return found
+
+    monkeypatch.setattr(MemoryStore, "beats", read_before_it_comes_back)
+    while time.now < 1.9 * TTL:
+        time.now += 1.0
+        observer.tick()
+
+    assert back
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
 
 
 _SUSPENDED = """

@@ -18,8 +18,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.analysis import charts, facts, svg
 from hopaas_p2p.analysis.chart import ChartAxis
+from hopaas_p2p.analysis.failures import failures
 from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import stretches
@@ -37,6 +39,7 @@ from hopaas_p2p.core.records import (
     TrialCreate,
     TrialFinish,
     TrialReclaim,
+    TrialRelease,
     TrialSet,
     TrialState,
     Used,
@@ -295,6 +298,20 @@ def test_what_a_peer_says_of_itself_is_not_taken_for_the_time_of_its_trials() ->
     row = facts.row_of(writer.state, number)
 
     assert (row["site"], row["seconds"]) == ("north", 2.0)
+
+
+@pytest.mark.parametrize("why", [None, "pre-empted: SIGTERM", "its time is up", "forgotten: collected", "never begun"])
+def test_a_returned_trial_is_no_lost_lease_whatever_the_reason(why: str | None) -> None:
+    writer = _Writer()
+    writer.say("a", TrialCreate())
+    writer.say("a", TrialRelease(0, 1, reason=why))
+    writer.say("a", TrialCreate(prefer_waiting=True))
+    writer.say("b", TrialReclaim(0, 2))
+
+    assert [one.kind for one in stretches(writer.state)] == ["returned", "taken over"]
+    (row,) = peer_rows(writer.state, 0.0, {})
+    assert (row["returned"], row["lost"]) == (1, 1)
+    assert {kind for kind, *_ in failures(writer.state)} == {"returned", "taken over"}
 
 
 def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:

@@ -39,8 +39,12 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.ports.ticket import ticket_of
 from hopaas_p2p.remote.client import ServerBusy
+from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.audit import audit
 from hopaas_p2p.study.trial import Trial
 from tests.support.exchanges import exchanges_of
 from tests.support.lease_peer import store_away
@@ -660,9 +664,25 @@ def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owne
     record = TrialRelease(0, 1, reason="interrupted")
     other.storage.peer.commit(other.handle.log, record, owner=one.state.trials[0].owner)
     assert trial.should_prune()
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLost, match=r"^Trial 0 was returned \(interrupted\)\.$"):
         one.handle.finish(trial.number, end, None)
     assert [trial.state.name for trial in other.trials] == ["WAITING"]
+
+
+def test_a_result_of_a_returned_trial_that_another_peer_runs_is_kept_and_nobody_says_it_was_taken(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, other = studies(space=SPACE), studies()
+
+    def objective(_: Trial) -> float:
+        record = TrialRelease(0, 1, reason="pre-empted: SIGTERM")
+        other.storage.peer.commit(other.handle.log, record, owner=study.state.trials[0].owner)
+        other.ask()
+        return 1.0
+
+    study.optimize(objective, n_trials=1)
+    (said,) = [record.getMessage() for record in caplog.records if "Trial 0" in record.getMessage()]
+    assert said == "Trial 0 was returned (pre-empted: SIGTERM); its result is kept as trial 1."
 
 
 def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any) -> None:
@@ -680,6 +700,21 @@ def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any)
 
     study.optimize(objective)
     assert (began, states(study)) == ([0, 0], ["COMPLETE"])
+
+
+def test_a_lease_that_is_lost_while_somebody_asks_whether_it_is_valid_is_not(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, observer = studies(space=SPACE), studies()
+    trial, real = study.ask(), Peer.lease_valid
+
+    def after_a_stop(peer: Peer, *given: Any) -> bool:
+        reclaim(observer, trial.number)
+        peer.pull(study.handle.log)
+        return real(peer, *given)
+
+    monkeypatch.setattr(Peer, "lease_valid", after_a_stop)
+    assert not trial.lease_valid
 
 
 def test_a_told_loss_says_where_the_result_is_kept(studies: Any) -> None:
@@ -1138,6 +1173,49 @@ def test_a_closed_study_starts_no_trial_but_tells_those_it_has_and_can_be_read(s
 
     assert study.best_value == 0.5
     assert states(study) == ["COMPLETE"]
+
+
+def test_close_returns_forgotten_trials_once_the_results_that_wait_are_sent(studies: Any) -> None:
+    study, other = studies(space=SPACE), studies()
+    kept = study.ask()
+    study.ask().report(0.5, 0)  # nothing refers to it any more
+    study.handle.finish(kept.number, optuna.trial.TrialState.COMPLETE, (1.0,), defer=True)
+
+    study.close()
+
+    assert [trial.state.name for trial in other.trials] == ["COMPLETE", "WAITING"]
+    kinds = [(line["kind"], line["trial"]) for line in audit(other)]
+    assert kinds.index(("trial.finish", 0)) < kinds.index(("trial.release", 1))
+
+
+def test_a_trial_of_which_a_ticket_was_made_is_not_forgotten(studies: Any) -> None:
+    study, other = studies(space=SPACE), studies()
+    ticket_of(study, study.ask().number)
+
+    study.close()
+
+    assert [trial.state.name for trial in other.trials] == ["RUNNING"]
+
+
+def test_a_store_that_falls_silent_at_close_costs_no_result_for_the_sake_of_a_forgotten_trial(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = studies(space=SPACE), studies()
+    kept = study.ask()
+    study.ask()
+    study.handle.finish(kept.number, optuna.trial.TrialState.COMPLETE, (1.0,), defer=True)
+    real = WriteOnceLog.exchange
+
+    def refuse_a_release(log: WriteOnceLog, outgoing: Outgoing | None, *given: Any) -> Any:
+        if outgoing is not None and b"trial.release" in outgoing.payload:
+            raise StoreUnreachable
+        return real(log, outgoing, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WriteOnceLog, "exchange", refuse_a_release)
+        patched.setattr("hopaas_p2p.peer.peer._SHUTDOWN_TIMEOUT", 0.2)
+        study.close()
+    assert [trial.state.name for trial in other.trials] == ["COMPLETE", "RUNNING"]
 
 
 def test_a_queued_name_that_no_trial_has_is_said(store: str, caplog: pytest.LogCaptureFixture) -> None:
