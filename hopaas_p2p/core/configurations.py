@@ -214,7 +214,7 @@ class Configurations(Pausing):
 
         Args:
             closing: nothing runs and no new configuration will come. Then each rung that has been reached promotes at
-                least one, so that even a study too small for its rungs ends with a whole training.
+                least one, so that even a study too small for its rungs ends with a complete training run.
             room: whether a new configuration may begin.
             skip: configurations to pass over.
 

@@ -19,14 +19,14 @@ AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     """A study's trials pause at rungs, and the best of the waiting ones continue.
 
-    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, the length of a whole
-    training. "Epoch" stands for whatever your steps are.
+    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, a complete training
+    run. "Epoch" stands for whatever your steps are.
     """
 
     min: int = 1
     """Epochs before the first rung."""
     max: int = 27
-    """Epochs of a whole training: there is no rung from here on."""
+    """The epochs of a complete training run; no rung is at or above this."""
     eta: int = 3
     """One in this many configurations that reach a rung is promoted."""
     brackets: int = 1
@@ -83,7 +83,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     every: int = 5
     """Epochs between two pauses."""
     max: int = 100
-    """Epochs of a whole training: there is no pause from here on."""
+    """The epochs of a complete training run; no pause is at or above this."""
     quantile: float = 0.2
     """The share of the population that copies, and the share that is copied."""
     resample: float = 0.25

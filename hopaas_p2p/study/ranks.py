@@ -46,7 +46,7 @@ _decode: Final = msgspec.msgpack.Decoder().decode
 
 
 class Ranks:
-    """The processes of one training; this one is `rank` of `size`. A process by itself is rank 0 of 1.
+    """The processes of one training run; this one is `rank` of `size`. A process by itself is rank 0 of 1.
 
     Values consist of numbers, texts, bytes, lists and mappings. No pickles: a launcher's channel is open to anybody who
     can reach its port.
