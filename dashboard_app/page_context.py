@@ -31,7 +31,7 @@ class PageContext:
     listing: Listing | None = None
     """The study that the address names; None on a page about the store."""
     person: str = ""
-    """Who signed in; empty without sign-in."""
+    """The person who signed in; empty without sign-in."""
     until: float = math.inf
     """When the sign-in expires, in seconds since 1970."""
 

@@ -3,8 +3,9 @@
 A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
 is unreachable, sessions continue to show the last data, and how old they are.
 
-The replicas are those of an ordinary peer. A page writes through the replica that it shows, which contains the change
-when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is enough.
+The replicas are those of an ordinary peer. A page writes through the replica that it shows, so the replica contains the
+change when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is
+enough.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def _remove(roles: list[str], url: str, forget: Callable[[Any], None]) -> None:
     if left := removal.clear_away(url, roles):
         raise ConfigurationError(
             f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
-            f"holds objects of theirs: {'; '.join(left)}. To remove them, run as a superuser in the "
+            f"holds their objects: {'; '.join(left)}. To remove them, run as a superuser in the "
             f"database named above: "
             "DROP OWNED BY the role, then DROP ROLE"
         )

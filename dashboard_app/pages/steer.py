@@ -72,7 +72,7 @@ def _status(page: PageContext, frame: Frame) -> None:
     if first.button("Pause", icon=":material/pause:", disabled=state.status != "running", width="stretch"):
         page.act(lambda study: study.pause(), done="The study is paused.")
     if second.button("Resume", icon=":material/play_arrow:", disabled=running, width="stretch"):
-        page.act(lambda study: study.resume(), done="The study goes on.")
+        page.act(lambda study: study.resume(), done="The study continues.")
     if third.button("Stop …", icon=":material/stop:", disabled=state.status == "stopped", width="stretch"):
         _stop_study(page)
     with fourth, st.form("budget", border=False):

@@ -44,7 +44,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
 
 
 @trial.command("list", study="argument")
-@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
+@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only in these states.")
 @click.option(
     "--sort",
     metavar="|".join((*_ORDERS, "OBJECTIVE")),

@@ -23,7 +23,7 @@ REPLICATE: Final = "hopaas:replicate"
 REUSED: Final = "hopaas:reused"
 """System attribute of a trial: the number of the trial whose values it reuses."""
 AGAIN: Final = "hopaas:again"
-"""System attribute of a trial that was queued again by hand: the number of the trial that it repeats."""
+"""System attribute of a trial that was requeued by hand: the number of the trial that it repeats."""
 LATE_VALUES: Final = "hopaas:late_values"
 """System attribute of a failed trial: the values, as JSON, that arrived when another result already had its place."""
 REPEATS_POLICIES: Final = ("avoid", "allow", "reuse")

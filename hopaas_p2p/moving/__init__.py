@@ -171,7 +171,7 @@ def import_study(
     """
     place = os.fspath(source)
     if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
-        raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
+        raise InvalidInput(f"{redacted(place)} is far larger than its contents")
     begins, chosen = b"", format_of(place)
     with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         begins = file.read(16)

@@ -327,7 +327,7 @@ def read(path: Path) -> Backup:
 
     Raises:
         InvalidInput: this is not a backup, it is damaged, or a newer version made it.
-        StoreUnreachable: it cannot be read for the moment.
+        StoreUnreachable: it cannot be read at the moment.
 
     """
     with contextlib.ExitStack() as stack, waits_for(str(path)):
@@ -454,7 +454,7 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
     if alive:
         raise ConfigurationError(
-            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and know more than the backup: "
+            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and have more than the backup: "
             "stop them first. Results that they could not send stay in their spool"
         )
 

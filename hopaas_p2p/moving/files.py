@@ -34,7 +34,7 @@ def from_store(store: Store, source: StudyRecords) -> Fetch:
 
 
 def from_directory(directory: Path) -> Fetch:
-    """Fetches files from a directory; a file that cannot be read for the moment is not taken for missing.
+    """Fetches files from a directory; a file that cannot be read at the moment does not count as missing.
 
     Raises:
         InvalidInput: there is no such directory.

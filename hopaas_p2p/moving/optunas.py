@@ -122,7 +122,7 @@ def _check_tables(file: str) -> None:
     except sqlite3.Error as error:
         raise StoreUnreachable(f"{file}: {error}") from None
     if computed is not None:
-        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's: it computes what is in it")
+        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's: it computes its contents")
 
 
 def dump_optuna(source: StudyRecords, url: str) -> None:

@@ -99,7 +99,7 @@ def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
 
 
 def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
-    """Which `trial` of which `study` this was copied from, as far as known.
+    """The `trial` and the `study` that this was copied from, as far as known.
 
     And the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
     """

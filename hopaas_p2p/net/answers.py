@@ -42,7 +42,7 @@ class AnswerBytes(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if self.room is not None and self.room < 0:
-            raise http.client.HTTPException("more came than an answer has")
+            raise http.client.HTTPException("the answer is longer than allowed")
         size = self._receive(buffer) or 0
         if self.room is not None:
             self.room -= size

@@ -280,7 +280,7 @@ class Peer:
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
 
         Raises:
-            InvalidInput: a new trial after `close`: nobody would beat for it.
+            InvalidInput: a new trial after `close`: no heartbeats would be sent for it.
 
         """
         if self._pid != os.getpid():
@@ -395,8 +395,8 @@ class Peer:
     def hear(self, log: LogClient[Any], within: float) -> bool | None:
         """Wait up to `within` seconds until the store announces new commits in a log, and read them.
 
-        Returns whether something came; None, at once, if the store cannot announce news. During this wait nobody need
-        poll. Raises like `pull`.
+        Returns whether something came; None, at once, if the store cannot announce news. No polling is needed during
+        this wait. Raises like `pull`.
         """
         session, looked_at = log.session, log.session.read_at
         session.read_at = -math.inf
@@ -525,7 +525,7 @@ class Peer:
     def send_if_possible(self, log: LogClient[Any], number: int) -> None:
         """Apply what is new, and send what is queued until all records about this trial are in the store.
 
-        If the store is known to be away, or turns out to be, queued records stay queued.
+        If the store is known to be unreachable, or turns out to be, queued records stay queued.
         """
         while self.clock() >= self.retry_at and self._pull_if_possible(log):
             with log.lock:
@@ -956,7 +956,7 @@ class Peer:
             self.become_child()
 
     def become_child(self) -> None:
-        """Continue as a new peer, which may act for the old one's trials; everything in it is constructed anew."""
+        """Continue as a new peer, which may act for the old one's trials; all of its parts are new objects."""
         clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
         again = {name: getattr(self, name) for name in _KEPT}
@@ -992,7 +992,7 @@ class _Running(msgspec.Struct, eq=False):
     """Seconds by which the clock for commits' times was ahead of the other one."""
     seconds: float
     joules: float
-    """What a lease had used that ran since the meter was made; all of these as the lease began."""
+    """The usage of a lease that ran since the meter was made; all of these as the lease began."""
 
 
 class Meter:

@@ -70,7 +70,7 @@ _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
 _ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _ADVICE: Final = (
     "Was an older backup restored under running peers, or did the store accept two commits under one number? This "
-    "process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
+    "process writes nothing more to the study. Run: hopaas-p2p doctor URL"
 )
 
 
@@ -94,7 +94,7 @@ CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog
 
 
 class Cursor:
-    """What one reader has not seen yet. Each reader has its own cursor, so that readers do not affect each other."""
+    """The changes that one reader has not seen yet. Each reader has its own cursor, so readers are independent."""
 
     __slots__ = ("__weakref__", "changed")
 
@@ -334,7 +334,7 @@ class LogSession(Generic[S]):
         self.in_flight = [*self.in_flight, sent]
 
     def ready(self, now: float) -> tuple[bool, bool, float]:
-        """What is due now even if no caller waits for it. This creates no commit.
+        """The work that is due now even if no caller waits for it. This creates no commit.
 
         Returns whether an exchange is due, whether one is due if there is anything new, and when to call again.
         """

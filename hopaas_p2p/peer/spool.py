@@ -123,7 +123,7 @@ class SpoolSender:
         if not commits or not self._lasts:
             return
         path, why = self._write(uuid, log, commits, "history", [])
-        what = f"{len(commits)} commits of this process are perhaps not in the log"
+        what = f"{len(commits)} commits of this process may be missing in the log"
         if path is None:
             _log.error("%s, and could not be kept: %s", what, why)
         else:
@@ -146,7 +146,7 @@ class SpoolSender:
                 if path is not None and path not in before:
                     _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p admin spool send", path)
                 elif path is None and why and self._lasts:
-                    _log.error("what was said last, as of trials %s, is lost with this process: %s", ends, why)
+                    _log.error("the last changes, such as to trials %s, are lost with this process: %s", ends, why)
                 elif path is None:
                     log.withdraw()
 
@@ -224,7 +224,7 @@ class SpoolSender:
             spool.take_in(spooled)
             raise KeptForRescue(
                 f"{spooled.name}: of {len(spooled.placed)} commits that the store had acknowledged, the log has lost "
-                f"some, and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
+                f"some, and continued without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
                 "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
             )
         found = []
@@ -347,7 +347,7 @@ def _shown(values: tuple[float, ...]) -> str:
 def _check_trials(state: State, commits: list[Outgoing]) -> None:
     """Check that this is the study, and that its log has the trials that these commits end, as their owner knows."""
     if state.define is None:
-        raise NoSuchStudy("this store does not have the study that it belongs to; perhaps another one was here before")
+        raise NoSuchStudy("this store does not have the study; perhaps another store was here before")
     for outgoing in commits:
         commit = codec.decode(outgoing.payload)
         last = state.writers.get(commit.writer) if isinstance(commit, Commit) else None

@@ -76,7 +76,7 @@ class Child(subprocess.Popen[bytes]):
             self._dismiss_guard()
             self._log.close()
             if error.errno == errno.E2BIG:
-                raise DoesNotFit("the parameters are longer than the system gives to a program") from None
+                raise DoesNotFit("the parameters are longer than the system allows for a program") from None
             if error.errno in TEMPORARY:
                 raise
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends a program, or a generator."""
+"""Exceptions that end a program, or a generator."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 

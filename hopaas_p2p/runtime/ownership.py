@@ -68,7 +68,7 @@ def read_bounded(file: BinaryIO, path: Path) -> str:
     """The text of an open file of settings or of a secret. Raises OSError if it is too large, UnicodeDecodeError."""
     data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))
+        raise OSError(errno.EFBIG, f"more than the {_LARGEST >> 20} MB that are allowed", str(path))
     return data.decode()
 
 
@@ -204,13 +204,13 @@ def check_target(path: Path) -> None:
 
     Raises:
         PermissionError: it is another user's link.
-        OSError: something that is not an ordinary file is there.
+        OSError: something that is not a regular file is there.
 
     """
     if path.is_symlink():
         _check_owner(path.lstat(), path)
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not an ordinary file")
+        raise OSError(f"{path} is not a regular file")
 
 
 def _check_owner(link: os.stat_result, path: Path) -> None:

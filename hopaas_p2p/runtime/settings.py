@@ -10,7 +10,7 @@ A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets
 names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
 
 A `hopaas.toml` comes with a directory, and so may be somebody else's work. It counts only if the user owns it and
-nobody else may write to it, and until the user has made it their own (`trust`, by path and content), it may set only
+nobody else may write to it, and until the user trusts it (`trust`, by path and content), it may set only
 names and numbers: no host, no path outside its folder, no secret file.
 """
 
@@ -117,7 +117,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "watts": Setting("watts that a process here draws, if NVML cannot be read", untrusted="yes"),
     "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20", untrusted="yes"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
-    "site": Setting("a name for where this process runs", untrusted="yes"),
+    "site": Setting("the name of the site where this process runs", untrusted="yes"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a Postgres store"),
     "token_host": Setting("the only host, or hosts, that the token may be sent to"),
@@ -300,7 +300,7 @@ class Settings:
         if not found.counts:
             raise ConfigurationError(
                 f"{found.origin} came with this directory, so its {name} "
-                "counts only once you have made the file your own: read it, then run hopaas-p2p config trust"
+                "has no effect until you trust the file: read it, then run hopaas-p2p config trust"
             )
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
             said = shown(redacted(found.value or ""))

@@ -80,7 +80,7 @@ def is_new(trial: LoggedTrial, record: Record) -> bool:
 
 
 class AskedTrial(weakref.ref[Any]):
-    """Notices when a trial is forgotten: its object was collected before the trial ended.
+    """Detects that a trial was forgotten: its object was collected before the trial ended.
 
     Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
     job does the rest.
@@ -702,7 +702,7 @@ class StudyHandle:
             defer: queue the end for the next exchange; `settle_deferred` then returns its verdict.
 
         Raises:
-            LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
+            LeaseLost: another peer took the trial over; a complete result was kept as a separate trial.
             NotYourTrial: another peer runs the trial.
             StoreUnreachable: the store did not answer, and the result could not be kept on disk. It stays queued.
             Denied: the store no longer admits this user; the end is kept on disk.
@@ -776,7 +776,7 @@ class StudyHandle:
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is kept without %s: another peer was first, with another kind", number, names)
+            _log.warning("trial %d is kept without %s: another peer defined it first, with another kind", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
@@ -825,7 +825,7 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Give back a running trial of this process: it is WAITING again, with the same parameters."""
+        """Release a running trial of this process: it is WAITING again, with the same parameters."""
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:
@@ -854,7 +854,7 @@ class StudyHandle:
                 return
         _log.warning("trial %d is returned: nothing refers to it any more, and it has no result", number)
         try:
-            self.release(number, reason="forgotten: its object was collected before it was told")
+            self.release(number, reason="forgotten: its object was garbage-collected before `tell`")
         except (UpdateFinishedTrialError, HopaasError) as error:
             if isinstance(error, StoreUnreachable):
                 raise

@@ -286,7 +286,7 @@ def pickle_prefixes() -> tuple[str, ...]:
     Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
 
     Raises:
-        StoreUnreachable: a folder or file of it cannot be read for the moment, so a prefix may be missing.
+        StoreUnreachable: a folder or file of it cannot be read at the moment, so a prefix may be missing.
 
     """
     found: set[str] = set()

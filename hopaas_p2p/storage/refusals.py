@@ -1,4 +1,4 @@
-"""What the log refused, in words for the caller."""
+"""Explains the log's refusals to the caller."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population starts only this many
-        reason = "all members of the population have begun"
+        reason = "all members of the population have started"
     if isinstance(found, Wait) and found.for_whom:
         named = found.for_whom[:_NAMED]
         runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in named)

@@ -603,7 +603,7 @@ class Storage(BaseStorage):
             raise ConfigurationError(_NO_PICKLES)
         text = to_json(key, value)
         if not possible_system({key: text}, directions):
-            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: what reads it would fail")
+            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: its readers would fail")
         return text
 
     def check_sampler(self, sampler: BaseSampler) -> None:

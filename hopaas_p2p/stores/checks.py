@@ -213,7 +213,7 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
         detail = (
             f"what {author} wrote at commit {lsn} differs from the log, according to the replay of {', '.join(deniers)}"
         )
-        cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
+        cure = f"no peer uses it; if {author} has no explanation, revoke that user's grant"
         yield Finding(name, detail, passed=False, cure=cure)
 
 

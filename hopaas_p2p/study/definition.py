@@ -33,7 +33,7 @@ BudgetGiven = int | str | Budget
 
 
 class StudyPolicy(NamedTuple):
-    """What happens to trials whose peers die, fail or report nothing, and to repeated configurations.
+    """How a study treats trials whose peers die, fail or report nothing, and repeated configurations.
 
     None: not given, so the study's own value counts, or the default when it is created. If the study exists, given
     values must match it, except `repeats` and `replicates`, which then apply to this process.
@@ -49,8 +49,8 @@ class StudyPolicy(NamedTuple):
     """Seconds without a report or metric after which a live trial is asked to stop; after twice as long it is
     reclaimed. By default never."""
     interrupted: str | None = None
-    """What happens to a trial whose attempts are used up: "fail", the default (its place is given back), or "prune" at
-    its last report."""
+    """What happens to a trial whose attempts are used up: "fail", the default (its place in the budget is free again),
+    or "prune" at its last report."""
     repeats: str | None = None
     """What happens to a proposal with the same parameters as another trial, in a study with a search space. "avoid",
     the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse": the known values

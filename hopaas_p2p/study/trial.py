@@ -51,11 +51,11 @@ class Trial(optuna.trial.Trial):
     next exchange, or after a second at the latest.
 
     It may be passed to a child process, by fork or pickle (a process pool, joblib, Dask): there it is the same trial,
-    under the same lease. What the child sets is in the store when its call returns, at the cost of a round trip per
+    under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
     call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
     `tell`. A trial that a child asked for may be brought back and ended by the parent.
 
-    Keep a reference until you call `tell`: a trial that nothing refers to is given back, unless it was passed on.
+    Keep a reference until you call `tell`: a trial that nothing refers to is released, unless it was passed on.
     """
 
     study: Any
@@ -106,9 +106,9 @@ class Trial(optuna.trial.Trial):
     def log(self, step: int, /, **metrics: float) -> None:
         """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
-        They are shown and exported. Pruning uses only what `report` sent. Never waits for the store: they leave with
-        the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a trial
-        up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
+        They are shown and exported. Pruning uses only values sent by `report`. Never waits for the store: they leave
+        with the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a
+        trial up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
 
         Raises:
             InvalidInput: a value is not a number, or a name is not allowed. The other metrics of the call are kept.
@@ -132,7 +132,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def metrics(self) -> dict[str, dict[int, float]]:
-        """What was logged: name -> step -> value, including an earlier attempt's up to the step of `resume`."""
+        """The logged metrics: name -> step -> value, including an earlier attempt's up to the step of `resume`."""
         self.handle.refresh()
         return self.handle.metrics(self.number)
 
@@ -252,7 +252,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def intermediate_values(self) -> dict[int, float]:
-        """What was reported, by step, including the earlier attempt's reports up to the step of `resume`.
+        """The reported values by step, including the earlier attempt's reports up to the step of `resume`.
 
         For a trial that was passed to a child process, also what the child has written to the log.
         """

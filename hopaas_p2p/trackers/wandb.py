@@ -35,7 +35,7 @@ _PROJECT: Final = "hopaas"
 _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
 _KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
-"""What follows the study's uuid in the id of a run."""
+"""The text after the study's uuid in the id of a run."""
 
 
 class WandB:

@@ -226,7 +226,7 @@ def test_a_backup_that_cannot_be_read_for_a_moment_is_not_damaged(
     filled(f"{tmp_path}/old")
     back_up(f"{tmp_path}/old", tmp_path / "store.backup")
     monkeypatch.setattr(zipfile.ZipFile, "testzip", fail)
-    with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+    with pytest.raises(StoreUnreachable, match="cannot be used at the moment"):
         backups.read(tmp_path / "store.backup")
 
 

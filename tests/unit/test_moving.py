@@ -430,7 +430,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_not_left_behind(
     target = opened(str(tmp_path / "to"))
     with monkeypatch.context() as patch:
         patch.setattr(files, "open_regular", fail)
-        with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+        with pytest.raises(StoreUnreachable, match="cannot be used at the moment"):
             import_study(target, table, files=directory)
     assert import_study(target, table, files=directory).warnings == []
     copy = hopaas_p2p.open_study(target, "moved", create=False)

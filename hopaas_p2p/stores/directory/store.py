@@ -90,7 +90,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         meta = self._root / META
         look_anew(str(self._root))
         if self._root.is_symlink():
-            raise ConfigurationError(f"{self._root} is a link to elsewhere. Somebody has put it there: remove it")
+            raise ConfigurationError(f"{self._root} is a symbolic link that somebody put there: remove it")
         if not _is_there(meta):
             seen.check_not_away(self.path)
             if not create:

@@ -28,7 +28,7 @@ class Evidence(NamedTuple):
     """The result of a test with fresh keys."""
 
     seen: str
-    """What was wrong, and how often; empty if nothing."""
+    """The violations, and how often each occurred; empty if none."""
     held: int
     """The number of keys for which the promise is known to hold."""
     unknown: StoreUnreachable | None

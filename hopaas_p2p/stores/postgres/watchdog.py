@@ -1,4 +1,4 @@
-"""Gives up a connection on which no data has moved for too long, so that no caller waits for ever.
+"""Gives up a connection on which no data has moved for too long, so that no caller waits forever.
 
 libpq waits for a reply without a limit. A hanging server, or a route that drops packets, does not close the connection,
 and the kernel does not give up either while the other machine's kernel answers. So one thread of this process checks

@@ -1,6 +1,6 @@
 """Cleans up a bucket: removes commits that a snapshot replaces, and what deleted studies left.
 
-It is optional, and never runs by itself: without it, a study can be replayed from its first commit for ever. The order
+It is optional, and never runs by itself: without it, a study can be replayed from its first commit forever. The order
 makes it safe. First the boundary is advanced, then objects are removed: a peer that slept checks the boundary before it
 accepts a free key as the end of the log. And only what the server has held for a day is removed, by the server's own
 clock: an awake peer has read it long ago.
@@ -54,7 +54,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
-        raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may have been asleep")
+        raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
     yield from _collect(store, keep, dry_run=dry_run)
 
 
@@ -93,7 +93,7 @@ def _catalog(store: S3Store) -> Catalog:
     if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
         raise StoreCorrupt(
             f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
-            "for deleted; nothing was removed. Restore it from a backup, or look with: hopaas-p2p doctor URL"
+            "for deleted; nothing was removed. Restore it from a backup, or run: hopaas-p2p doctor URL"
         )
     return catalog
 

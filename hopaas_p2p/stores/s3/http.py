@@ -110,7 +110,7 @@ def whole(answer: Any) -> urllib3.HTTPResponse:
         data += piece
     if len(data) > _LARGEST_ANSWER:
         answer.close()
-        raise urllib3.exceptions.HTTPError("more came than an answer has")
+        raise urllib3.exceptions.HTTPError("the answer is longer than allowed")
     answer.release_conn()
     return urllib3.HTTPResponse(data, headers=answer.headers, status=answer.status, preload_content=False)
 
