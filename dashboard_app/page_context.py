@@ -102,7 +102,7 @@ class PageContext:
     def act(self, do: Callable[[Study], Any], *, done: str) -> None:
         """Apply a change to the study, confirm it, and redraw the page; or show why it was refused.
 
-        The store refuses what it does not allow, whatever the page shows.
+        The store checks the user's rights, whatever the page shows.
         """
 
         def change() -> None:

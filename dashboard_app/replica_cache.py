@@ -207,13 +207,13 @@ class ReplicaCache:
         return Study(storage, listing.study_id, name)
 
     def show_written(self, uuid: str) -> None:
-        """Make the next frame include what was just written through this cache."""
+        """Make the next frame include recent writes through this cache."""
         study = self._studies.get(uuid)
         if study is not None:
             study.take()
 
     def close(self) -> None:
-        """End the thread, send what is queued, and close the store."""
+        """End the thread, send queued records, and close the store."""
         self._jobs.stop(within=5.0)
         for storage in self._storages.values():
             storage.close()

@@ -90,7 +90,7 @@ class BrokenChain(StoreCorrupt):
 
 
 class StoreUnreachable(HopaasError):
-    """The store did not answer; nothing is lost, and what is queued is sent at the next contact."""
+    """The store did not answer; nothing is lost, and queued records are sent at the next contact."""
 
     retry = True
     exit_code = 69

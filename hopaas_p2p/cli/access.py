@@ -65,7 +65,7 @@ def user_list(session: CliSession) -> None:
 @user.command("rm", study="none")
 @click.argument("username", metavar="NAME")
 def user_rm(session: CliSession, username: str) -> None:
-    """Remove a user with all tokens and grants. Open sessions end at once; the logs keep what the user did."""
+    """Remove a user with all tokens and grants. Open sessions end at once; the logs keep the user's work."""
     access.remove_user(session.store_url, username)
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 

@@ -31,7 +31,7 @@ _MOST_LISTED: Final = 100_000  # lsns in JSON
 @command(study="option")
 @click.argument("url", required=False)
 @click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
-@click.option("--rescue", is_flag=True, help="Copy what can be read of each damaged study into a new one.")
+@click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")
 @click.option("--to", metavar="STORE", help="With --rescue: the store for the new studies. [default: the same]")
 @click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")

@@ -136,7 +136,7 @@ class CliSession:
         self.show(data, lambda: output.say(message))
 
     def close(self) -> None:
-        """Send what is queued and close the store."""
+        """Send queued records and close the store."""
         if self._storage is not None:
             self._storage.close()
 

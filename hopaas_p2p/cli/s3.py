@@ -26,7 +26,7 @@ def _address(session: CliSession) -> Address:
 
 
 @command(study="none")
-@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only list the objects to be removed.")
 @click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep everything younger.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and the remains of deleted studies in a bucket.

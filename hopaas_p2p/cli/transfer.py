@@ -40,8 +40,8 @@ def export(
 
     A .study file contains the study's whole log and its files; `study import` reads it. csv, the default on stdout, is
     for spreadsheets, parquet for data frames. URL is an Optuna storage, sqlite:///x.db or postgresql://…; .journal is
-    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes what other studies can
-    learn from this one, without results: configurations and their ranks, for `study create --learn-from FILE`.
+    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes a prior for other
+    studies, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
     experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
@@ -105,7 +105,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
                 away = True
             else:
                 if away:
-                    output.say("The tracker answers again; what was missing has been sent.")
+                    output.say("The tracker answers again; the missing data has been sent.")
                 away = False
                 if done:
                     break

@@ -43,7 +43,7 @@ class TrialState(enum.IntEnum):
 
 
 class Domain(msgspec.Struct, array_like=True, frozen=True):
-    """From what a parameter is drawn. So that a dictionary of several kinds has a type."""
+    """The distribution from which a parameter is drawn. So that a dictionary of several kinds has a type."""
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):
@@ -121,7 +121,7 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     euro: float | None = None
     """By `prices`."""
     prices: dict[str, Price] = {}
-    """Site -> what it charges; "*" is every other site."""
+    """Site -> its prices; "*" is every other site."""
     until: Until | None = None
 
 

@@ -322,7 +322,7 @@ def _is_space(value: object) -> bool:
 
 
 def possible_priors(value: object) -> bool:
-    """Whether this can be what a study learned."""
+    """Whether this can be a study's priors."""
     try:
         priors = msgspec.convert(value, list[PriorRecord])
     except msgspec.ValidationError:

@@ -79,7 +79,7 @@ class Invitation(msgspec.Struct, frozen=True):
             ) from None
 
     def check(self) -> None:
-        """Raises ConfigurationError if the invitation has expired, or leads wherever its reader's environment says."""
+        """Raises ConfigurationError if the invitation has expired, or its URL depends on the reader's environment."""
         if time.time() > self.expires:
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(

@@ -427,7 +427,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
             if there is None:
                 raise ConfigurationError(
                     f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo "
-                    "what others have seen. Restore into an empty store"
+                    "commits that others have seen. Restore into an empty store"
                 )
             if here != there:
                 raise ConfigurationError(

@@ -186,7 +186,7 @@ class Peer:
         return owner == self.uuid or owner in self.acts_for
 
     def act_for(self, others: frozenset[str]) -> None:
-        """Continue the trials of these peers, which have moved to this process; reads what the log has about them.
+        """Continue the trials of these peers, which have moved to this process; reads their state in the log.
 
         If the store does not answer now, the log is read later, with the next exchange.
         """
@@ -301,7 +301,7 @@ class Peer:
 
     @staticmethod
     def abandon(log: LogClient[State], pending: PendingCommit) -> None:
-        """Withdraw what has not been sent, and release the trials that start, or have started, nevertheless."""
+        """Withdraw unsent records, and release the trials that start, or have started, nevertheless."""
         with log.lock:
             log.session.abandon(pending)
 
@@ -346,7 +346,7 @@ class Peer:
         _ = self.await_commit(log, None, within=within)
 
     def pull(self, log: LogClient[Any]) -> None:
-        """Bring the replica up to date, also sending what is queued. One attempt."""
+        """Bring the replica up to date, and send queued records. One attempt."""
         _ = self.await_commit(log, None, within=-math.inf)
 
     def await_commit(
@@ -523,7 +523,7 @@ class Peer:
         self.jobs.wake(log.job, after=freshness)
 
     def send_if_possible(self, log: LogClient[Any], number: int) -> None:
-        """Apply what is new, and send what is queued until all records about this trial are in the store.
+        """Apply new commits, and send queued records until all records about this trial are in the store.
 
         If the store is known to be unreachable, or turns out to be, queued records stay queued.
         """
@@ -612,7 +612,7 @@ class Peer:
     # --- what is done in the background ---
 
     def tick(self) -> float:
-        """Do what is due, in this thread; return the seconds until something is due again."""
+        """Run due jobs in this thread; return the seconds until something is due again."""
         self.check_process()
         return self.jobs.run_all(self)
 
@@ -838,7 +838,7 @@ class Peer:
             return {listing.uuid for listing in self.catalog.state.by_id.values()}
 
     def close(self) -> None:
-        """Send what is queued if the store can be reached, end the threads, and close the store."""
+        """Send queued records if the store can be reached, end the threads, and close the store."""
         if self.closed:
             return
         self.closed = True
@@ -857,7 +857,7 @@ class Peer:
         self.store.close()
 
     def say_farewell(self) -> None:
-        """Send what is queued; spool what cannot be sent. After spooling, a second call does nothing."""
+        """Send queued records; spool those that cannot be sent. After spooling, a second call does nothing."""
         self.check_process()
         if self._said_farewell:
             return

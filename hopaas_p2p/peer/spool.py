@@ -1,4 +1,4 @@
-"""The spool as one peer uses it: it keeps what could not be sent, and sends what others have left."""
+"""The spool as one peer uses it: it keeps commits that could not be sent, and sends those that others have left."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class SpoolSender:
         """The trials whose ends no disk accepted at the last `keep_ends`."""
 
     def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
-        """Spool what could not be sent, if it includes the end of a trial; return the file, or None and why not.
+        """Spool unsent commits, if it includes the end of a trial; return the file, or None and why not.
 
-        At the `last` moment of the program, also spool what the log has acknowledged and not confirmed: before the rest
+        At the `last` moment of the program, also spool acknowledged commits that are not confirmed: before the rest
         and in the same file, because a writer's commits must arrive in the order of their sequence numbers.
         """
         session = log.session
@@ -167,7 +167,7 @@ class SpoolSender:
         session.spooled.clear()
 
     def send_others(self, logs: Mapping[str, LogClient[State]], studies: set[str], now: float, *, writer: str) -> None:
-        """Send what other processes of this user have left for one of this store's studies.
+        """Send commits that other processes of this user have left for one of this store's studies.
 
         Does so periodically, and when the studies are not those known at the last check.
         """

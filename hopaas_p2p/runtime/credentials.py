@@ -40,7 +40,7 @@ WHERE: Final = frozenset(
 )
 """Options of a store's URL that only say where the store is."""
 _AMAZONS: Final = "s3 of amazonaws.com"
-"""An entry among what the user named: all of Amazon's servers."""
+"""An entry among the servers that the user named: all of Amazon's."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that the user named to this process."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}

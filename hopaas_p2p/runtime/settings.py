@@ -123,7 +123,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "token_host": Setting("the only host, or hosts, that the token may be sent to"),
     "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay"),
     "via": Setting("how the jobs of a joined study reach it: auto, direct, folder"),
-    "joined": Setting("the name under which `join` keeps a study", in_files=False),
+    "joined": Setting("the name of the joined study to use", in_files=False),
     "token": Setting("the token of a Postgres store, or of one that is served", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),

@@ -221,13 +221,13 @@ class StudyHandle:
         return found
 
     def send_soon(self) -> None:
-        """Send what was set on trials in the background at once, if another peer works on the study."""
+        """Send background changes of trials at once, if another peer works on the study."""
         if self.log.session.drafts:
             with self.log.lock:
                 self.peer.hurry(self.log, within=0.0)
 
     def look_before_sampling(self) -> None:
-        """Bring the replica up to date for a sampler, if others run trials and what is known about them is not recent.
+        """Bring the replica up to date for a sampler, if others run trials and its knowledge about them is not recent.
 
         A read may be older (`Store.freshness`), but peers that do not know each other's trials choose alike.
         """
@@ -292,7 +292,7 @@ class StudyHandle:
         raise no_work(self.state, found, now=peer.clock())
 
     def inherits(self, number: int) -> bool:
-        """Whether what the log had for this trial when its lease began comes from an earlier attempt."""
+        """Whether the log's data for this trial at the start of its lease come from an earlier attempt."""
         trial = self.log.session.state.trials[number]
         return trial.attempt > 1 or bool(trial.history) or trial.continues is not None
 
@@ -906,7 +906,7 @@ class StudyHandle:
             return self.log.session.state.configurations.is_at_rung(number, reports)
 
     def lease_valid(self, number: int) -> bool:
-        """Whether this process may still rely on no other peer taking the trial over."""
+        """Whether this process can still be sure that no other peer has taken the trial over."""
         owner = self.state.trials[number].owner
         return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
 

@@ -422,11 +422,11 @@ class Storage(BaseStorage):
     # --- beyond Optuna: the storage ---
 
     def flush(self) -> None:
-        """Send what is queued. Blocks until the store has it, or raises `StoreUnreachable`."""
+        """Send queued records. Blocks until the store has it, or raises `StoreUnreachable`."""
         self.peer.flush()
 
     def close(self) -> None:
-        """Send what is queued and close the store. Blocks for at most 5 s."""
+        """Send queued records and close the store. Blocks for at most 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()
@@ -505,7 +505,7 @@ class Storage(BaseStorage):
         return self._handles.setdefault(study_id, handle)
 
     def reader(self, study_id: int) -> StudyReader:
-        """A reader that returns what is new in this study at each call; our samplers read trials with it."""
+        """A reader that returns the changes in this study at each call; our samplers read trials with it."""
         return StudyReader(self.handle(study_id))
 
     # --- beyond Optuna: trials ---
@@ -607,7 +607,7 @@ class Storage(BaseStorage):
         return text
 
     def check_sampler(self, sampler: BaseSampler) -> None:
-        """Reject a sampler that unpickles what other peers wrote, unless that is allowed.
+        """Reject a sampler that unpickles data of other peers, unless that is allowed.
 
         Raises:
             ConfigurationError: the sampler does so; the message says what to use instead.

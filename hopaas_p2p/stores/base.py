@@ -132,7 +132,7 @@ class Log(ABC):
 
     @abstractmethod
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        """Append a commit, if one is given, and return what comes after `since`, in one round trip where possible.
+        """Append a commit, if one is given, and return the commits after `since`, in one round trip where possible.
 
         Blocks until the commit is durable. If the result has `more`, the commit was appended only if it is among the
         entries.
@@ -246,7 +246,7 @@ class Log(ABC):
         """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """Check that the store has what this process recently appended. Raises BrokenChain if any of it was lost."""
+        """Check that the store has this process's recent commits. Raises BrokenChain if any of it was lost."""
 
     def unconfirmed(self) -> list[int]:
         """The lsns of commits that this process recently appended, and has not read back."""
@@ -341,7 +341,7 @@ class Artifacts(ABC):
 
     @abstractmethod
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
-        """Write what is stored under the key to this file.
+        """Write the data stored under the key to this file.
 
         Raises:
             KeyError: there is nothing under this key.

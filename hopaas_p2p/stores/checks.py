@@ -80,7 +80,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         if isinstance(error, Denied):
             cure, number = _READ_ONLY, None
         elif isinstance(error, BrokenChain | StoreCorrupt):
-            cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+            cure = "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
         cure, goes_on = _CURES.get(number, cure), number in _CURES
     except OSError as error:  # a file system's error; the other checks may reveal more
         where = error.filename2 or error.filename  # for a link, its name and not its text

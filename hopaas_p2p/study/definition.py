@@ -1,4 +1,4 @@
-"""A study's definition: what was given, checked, and compared with what is stored."""
+"""A study's definition: checks the given arguments, and compares them with the stored one."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
 
 
 def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
-    """Raise if what was given differs from what is stored; arguments that were left out do not count.
+    """Raise if the given arguments differ from the stored definition; arguments that were left out do not count.
 
     A budget is not part of the definition; see `larger_budget`.
     """
@@ -234,7 +234,7 @@ def check_points(sampler: object, space: Mapping[str, object]) -> None:
 
 
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if a study with these directions and this search space, if there is one, cannot have it."""
+    """Raise InvalidInput if a study with these directions and this search space (if any) cannot have this fidelity."""
     if given is not None and directions > 1:
         raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():

@@ -45,7 +45,7 @@ def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[st
     """Warn if this space expresses a belief that differs from the one with which the study of that name began."""
     mine = Prior.believed(space)
     if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
-        _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
+        _log.warning("the prior= of %r differs from the one that the study began with, and is not used", name)
 
 
 def find_priors(

@@ -172,7 +172,7 @@ def open_study(
             repeated configurations.
 
     Raises:
-        DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
+        DefinitionMismatch: the study exists and differs from the arguments, or has a larger budget; the message
             shows where.
         NoSuchStudy: the study does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
@@ -578,8 +578,8 @@ class Study(optuna.Study):
 
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.
-            ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles what other
-                peers wrote; see `allow_pickles` of `open_storage`.
+            ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles data of other
+                peers; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, if that was given.
 
         """
@@ -851,7 +851,7 @@ class Study(optuna.Study):
 
         On several ranks, for example under torchrun, every rank calls this, and all run each trial together: each
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
-        ends; `catch` applies to what the trial itself raises on every rank.
+        ends; `catch` applies to errors that the trial itself raises on every rank.
 
         Args:
             func: the objective: takes a `Trial`, returns its value or values, and may raise `optuna.TrialPruned`.
@@ -1187,7 +1187,7 @@ class Study(optuna.Study):
         return Watching(self, interval=interval)
 
     def close(self) -> None:
-        """Send what is queued and close the store, after bringing trackers up to date for at most 30 s."""
+        """Send queued records and close the store, after bringing trackers up to date for at most 30 s."""
         if self._exports is not None:
             self._exports.close()
         self.storage.close()

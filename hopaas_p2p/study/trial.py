@@ -47,8 +47,8 @@ class _NoParameters(dict[str, Any]):
 class Trial(optuna.trial.Trial):
     """One evaluation of the objective, owned by this process while it runs.
 
-    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they set leaves with the
-    next exchange, or after a second at the latest.
+    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: their changes are sent with
+    the next exchange, or after a second at the latest.
 
     It may be passed to a child process, by fork or pickle (a process pool, joblib, Dask): there it is the same trial,
     under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
@@ -183,7 +183,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def lease_valid(self) -> bool:
-        """Whether this process may rely on no other peer taking the trial over now.
+        """Whether this process can be sure that no other peer has taken the trial over.
 
         False after ttl minus a margin without contact with the store. Work may continue: a later result is kept either
         way.
@@ -254,7 +254,7 @@ class Trial(optuna.trial.Trial):
     def intermediate_values(self) -> dict[int, float]:
         """The reported values by step, including the earlier attempt's reports up to the step of `resume`.
 
-        For a trial that was passed to a child process, also what the child has written to the log.
+        For a trial that was passed to a child process, also the child's reports in the log.
         """
         self.handle.refresh()
         self._listen()

@@ -133,7 +133,7 @@ class _ExportThread(threading.Thread):
                     self._election.resign()
             return self._backoff.pause()
         if self._failures:
-            _log.info("%s is back, and has received what was missing", self._tracker.name)
+            _log.info("%s is reachable again, and has received the missing data", self._tracker.name)
         self._failures = 0
         self._backoff.reset()
         return self._every

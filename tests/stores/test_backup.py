@@ -106,7 +106,7 @@ def test_users_tokens_and_grants_of_a_directory_are_in_its_backup(tmp_path: Path
 
 def restore_again(file: Path, url: str) -> bool:
     """Whether a store in which the work has gone on is refused."""
-    with pytest.raises(ConfigurationError, match="undo what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo commits that others have seen"):
         restore(file, url)
     return True
 
@@ -275,7 +275,7 @@ def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restore
     assert logs(f"{tmp_path}/directory") == restored
     study = optuna.load_study(study_name="s", storage=place.storage(target))
     study.tell(study.ask(), 1.0)
-    with pytest.raises(ConfigurationError, match="undo what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo commits that others have seen"):
         restore(file, target)
 
 

@@ -319,7 +319,7 @@ def test_a_lost_file_is_a_note_and_a_changed_one_is_left_behind(
     assert (result.trials, result.files) == (2, 1)
     assert sorted(warning.partition(": ")[2] for warning in result.warnings) == [
         "its bytes are missing",
-        "its bytes do not match what was stored; it was not copied",
+        "its bytes differ from those that were stored; it was not copied",
     ]
 
 

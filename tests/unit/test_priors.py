@@ -333,7 +333,7 @@ def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCap
     joined(None)
     assert "differs" not in caplog.text
     joined(0.7)
-    assert "differs from what the study began with" in caplog.text
+    assert "differs from the one that the study began with" in caplog.text
 
 
 def test_the_report_says_what_was_learned(store: str, prior: Prior, tmp_path: Path) -> None:

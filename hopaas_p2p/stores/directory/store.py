@@ -52,7 +52,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
-        ConfigurationError: a file is in the directory's place, or its parent is missing; it cannot be read or created,
+        ConfigurationError: there is a file at this path, or its parent is missing; it cannot be read or created,
             or its file system has no symbolic links.
         NewerFormat: a newer version wrote it.
         Denied: its permissions keep this user out.

@@ -409,7 +409,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                         found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data
                     ):  # the end of a commit
                         raise StoreCorrupt(
-                            f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was "
+                            f"{self.key(lsn)} is damaged: it is complete, but not as it was written. Nothing was "
                             "changed: restore it from a backup, or run: hopaas-p2p doctor URL"
                         )
                     return found
@@ -470,8 +470,8 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _missing(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
             f"{self.key(lsn)} is missing, but there are commits after it. Somebody who cleaned up, a tool that "
-            "removes dangling links, or a lifecycle rule of the bucket has removed it: stop that, and restore it from "
-            "a backup or, in a bucket, from a version. Nothing was changed. To copy what can be read into a new study: "
+            "removes dangling links, or a lifecycle rule has removed it: prevent that, and restore the commit from "
+            "a backup or, in a bucket, from a version. Nothing was changed. To copy the rest into a new study: "
             "hopaas-p2p doctor STORE --rescue"
         )
 

@@ -100,7 +100,7 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
         elif look and there is None and winners:
             flaw = "the object is missing after a write was accepted: the server is not consistent"
         elif look and isinstance(there, tuple) and there.data not in [b"racer %d" % number for number in may_be]:
-            flaw = "the stored object is not what the winner wrote"
+            flaw = "the stored object is not the winner's"
         flaws += [flaw] if flaw else []
         held += flaw is None and again is False
     return Evidence(f"{flaws[0]} ({len(flaws)} of {keys} keys)" if flaws else "", held, unknown)

@@ -1,9 +1,9 @@
-"""Cleans up a bucket: removes commits that a snapshot replaces, and what deleted studies left.
+"""Cleans up a bucket: removes commits that a snapshot replaces, and the remains of deleted studies.
 
 It is optional, and never runs by itself: without it, a study can be replayed from its first commit forever. The order
 makes it safe. First the boundary is advanced, then objects are removed: a peer that slept checks the boundary before it
-accepts a free key as the end of the log. And only what the server has held for a day is removed, by the server's own
-clock: an awake peer has read it long ago.
+accepts a free key as the end of the log. And only objects that the server has held for a day, by its own clock, are
+removed: an awake peer has read them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Removal(NamedTuple):
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove what is no longer needed; yields what is removed, log by log.
+    """Remove objects that are no longer needed; yields them, log by log.
 
     Args:
         store: the store.

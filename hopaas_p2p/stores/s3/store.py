@@ -97,7 +97,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         created = self.objects.put_new(META, data)
         found = self.objects.get(META, limit=_META)
         if found is None or (created and found.data != data):
-            raise ConfigurationError(f"{self.url}: what was just written cannot be read; the server is not consistent")
+            raise ConfigurationError(f"{self.url}: an object just written cannot be read; the server is not consistent")
         return found
 
     def prove(self, root: str = "studies/") -> bool:
