@@ -151,7 +151,7 @@ def set_aside(path: Path, suffix: str = ASIDE) -> Path:
 
 
 def sent(path: Path, spooled: Spooled, store: str) -> None:
-    """The store at this URL has what is in this file. If the file names another URL, that one gets it, too, later on.
+    """The store at this URL has the content of this file. If the file names another URL, that one gets it later, too.
 
     A store that holds the study may be somebody's copy of it, in a folder that was cloned or under an invitation.
     """

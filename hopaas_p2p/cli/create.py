@@ -55,7 +55,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="Starts of a trial whose peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="Most starts of a trial whose peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")

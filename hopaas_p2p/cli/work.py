@@ -233,7 +233,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @_verb
 @click.option("--reason", help="Why.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
-    """Return the ticket's trial: another peer runs it again, with the same parameters."""
+    """Release the ticket's trial: another peer runs it again, with the same parameters."""
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("release", reason=reason)["trial"]
     session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")

@@ -78,7 +78,7 @@ def next_start(
     Args:
         state: the study.
         me: the peer's name, since a peer may have been asked to take no more trials. "" means any peer.
-        alive: what it has seen of the others. None means nothing, so every running trial may come back.
+        alive: what it has seen of the others. None means nothing, so every running trial may be queued again.
         skip: trials that it leaves to others for now. It passes over paused ones only while it may begin something new.
         no_new: why it does not begin a new configuration: "space" when its sampler is exhausted.
 

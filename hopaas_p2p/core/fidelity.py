@@ -20,7 +20,7 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     """A study's trials pause at rungs, and the best of the waiting ones continue.
 
     A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, a complete training
-    run. "Epoch" stands for whatever your steps are.
+    run. An "epoch" is any step of your training.
     """
 
     min: int = 1
@@ -75,7 +75,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     """A study's trials are members of a population, which pause at intervals and copy the best.
 
     Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
-    "Epoch" stands for whatever your steps are.
+    An "epoch" is any step of your training.
     """
 
     size: int = 16

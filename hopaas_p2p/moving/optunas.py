@@ -41,7 +41,7 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""Steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
+"""The most steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _DEFINITION, _REST = OF_EXPORTS

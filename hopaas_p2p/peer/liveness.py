@@ -52,7 +52,7 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
-    """The result of one look at the store: each owner of a running trial, and those `idle` peers that still beat.
+    """The result of one look at the store: each owner of a running trial, and those `idle` peers that still send beats.
 
     Nothing is known if the store does not answer, as behind a folder, whose server still shows its copy of the log.
     """

@@ -164,7 +164,7 @@ class Peer:
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = False
         self.visits = False
-        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
+        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor sends beats."""
         self._lock = threading.Lock()
         self._beats, self._beaten_at, self._unbroken_since, self._next_beat = 0, -1e9, -math.inf, 0.0
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
@@ -197,12 +197,12 @@ class Peer:
                 self.pull(log)
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
-        """Also beat for the owner of this trial of a study, for as long as the trial runs."""
+        """Also send beats for the owner of this trial of a study, for as long as the trial runs."""
         self._adopted.add((owner, uuid, number))
 
     @property
     def adopted(self) -> set[str]:
-        """The peers that this process beats for, besides itself.
+        """The other peers for which this process sends beats.
 
         Only for as long as the trials that it continues run: their peers may be dead, and have left others.
         """
@@ -317,7 +317,7 @@ class Peer:
         return pending
 
     def introduce(self, log: LogClient[State]) -> None:
-        """Queue this peer's introduction, once; from then on the peer beats, and looks after the trials of others."""
+        """Queue this peer's introduction, once; then the peer sends beats, and watches the trials of others."""
         session = log.session
         if session.introduced or self.visits:
             return
@@ -920,7 +920,7 @@ class Peer:
             self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Apply the same from now on: the program is about to end. May be called from a signal handler."""
+        """Give up on a silent store from now on: the program is about to end. May be called from a signal handler."""
         self._hurried_at = min(self._hurried_at, self.clock())
         self._nudge()
 

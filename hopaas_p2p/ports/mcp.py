@@ -24,7 +24,7 @@ _INSTRUCTIONS: Final = (
 
 
 def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
-    """The server, with the tools that change something only if `actions`.
+    """The server, with the tools that change something only if `actions` is true.
 
     Raises:
         ConfigurationError: the package `mcp` is not installed.

@@ -258,7 +258,7 @@ class Connections:
                     self.close()  # it ended while idle, and so did the others of the same age
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
-                silent = "no byte came in time" if isinstance(error, _SILENT) else None
+                silent = "no data arrived in time" if isinstance(error, _SILENT) else None
                 why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
             finally:

@@ -110,7 +110,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a process of ours, or a batch system's command: what is named here, and nothing else.
+    """The environment for a process of ours, or a batch system's command: only the variables that are named here.
 
     Args:
         more: variables that the caller or the user names; these may be secrets.

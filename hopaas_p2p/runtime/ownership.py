@@ -68,7 +68,7 @@ def read_bounded(file: BinaryIO, path: Path) -> str:
     """The text of an open file of settings or of a secret. Raises OSError if it is too large, UnicodeDecodeError."""
     data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"more than the {_LARGEST >> 20} MB that are allowed", str(path))
+        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, the largest allowed size", str(path))
     return data.decode()
 
 

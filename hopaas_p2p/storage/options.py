@@ -22,7 +22,7 @@ _SAY_EVERY: Final = 60.0  # seconds between two log lines saying that it is not
 
 
 class StorageOptions(NamedTuple):
-    """How a storage was opened: this is what a pickle carries."""
+    """How a storage was opened: the content of its pickle."""
 
     url: str
     policy: Policy

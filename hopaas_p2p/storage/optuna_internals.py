@@ -222,17 +222,17 @@ def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
 
 
 def announces_parameters(key: str) -> bool:
-    """Whether a sampler announces by this attribute what it has drawn and not suggested yet."""
+    """Whether a sampler announces by this attribute values that it has drawn and not suggested yet."""
     return key.startswith("tpe:relative_params")
 
 
 def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
-    """A Trial's own view of what was set on it: the pruner and its properties read this, not the storage."""
+    """A Trial's own view of its data: the pruner and its properties read this, not the storage."""
     return trial._cached_frozen_trial
 
 
 def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
-    """Update a Trial with what was set on it elsewhere."""
+    """Update a Trial with changes made elsewhere."""
     trial._cached_frozen_trial = frozen
 
 

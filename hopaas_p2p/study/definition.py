@@ -239,7 +239,7 @@ def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, 
         raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():
         if name not in space:
-            raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")
+            raise InvalidInput(f"fidelity: fixed names {name!r}, but the study has the parameters {', '.join(space)}")
 
 
 def _difference(what: str, there: object, given: object) -> list[str]:

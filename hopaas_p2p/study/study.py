@@ -1090,7 +1090,7 @@ class Study(optuna.Study):
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again, taking a running trial away from its owner; return the retry's number.
 
-        None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
+        None when the policy's attempts are used up. With `epoch`, a running trial is requeued only if that is still
         its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
         trial = self._trial(number)

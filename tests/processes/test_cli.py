@@ -352,7 +352,7 @@ def test_a_list_by_value_begins_with_the_front_of_several_objectives(tmp_path: P
         study.tell(study.ask(), values)
     here = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "two"}
     shown = run("study", "show", **here).stdout
-    assert "2 trials on the Pareto front, listed by: hopaas-p2p trial list --sort value" in shown
+    assert "2 trials on the Pareto front; to list: hopaas-p2p trial list --sort value" in shown
     listed = json.loads(run("trial", "list", "--sort", "value", "--json", **here).stdout)
     assert [row["number"] for row in listed] == [0, 2, 1]
     study.close()

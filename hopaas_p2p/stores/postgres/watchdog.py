@@ -60,7 +60,7 @@ def watched(descriptor: int) -> Iterator[None]:
     except Exception:
         if one.given_up:
             raise StoreUnreachable(
-                f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged "
+                f"the server, or the network to it, hangs: no data came for {IDLE_LIMIT:.0f} s. Nothing acknowledged "
                 "is lost."
             ) from None
         raise

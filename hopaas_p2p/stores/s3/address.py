@@ -105,7 +105,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     ):
         raise ConfigurationError(
             f"the endpoint {endpoint} is on another machine and has no TLS, so anybody in between can read and "
-            "change what is in the store; write https://, or add insecure=true to the URL if the server and the "
+            "change the store; write https://, or add insecure=true to the URL if the server and the "
             "network are your own"
         )
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")

@@ -65,7 +65,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     names = {listing.uuid: listing.name for listing in catalog.by_id.values()}
     uuids = store.objects.folders("study/")
     if uuids and not catalog.lsn:
-        raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
+        raise StoreCorrupt("nothing was removed: there are studies, but their list is empty; restore it from a backup")
     stay: dict[str, Denied] = {}
     for uuid in uuids:
         try:
