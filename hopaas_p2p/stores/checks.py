@@ -210,9 +210,7 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
             cure = "it is skipped: joining takes longer until the next one is written"
             yield Finding(name, f"the one at commit {found[0]} cannot be read", passed=False, cure=cure)
     for lsn, author, deniers in log.denied_snapshots():
-        detail = (
-            f"the snapshot of {author} at commit {lsn} differs from the replay of {', '.join(deniers)}"
-        )
+        detail = f"the snapshot of {author} at commit {lsn} differs from the replay of {', '.join(deniers)}"
         cure = f"no peer uses it; if {author} has no explanation, revoke that user's grant"
         yield Finding(name, detail, passed=False, cure=cure)
 

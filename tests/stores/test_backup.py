@@ -101,7 +101,7 @@ def test_users_tokens_and_grants_of_a_directory_are_in_its_backup(tmp_path: Path
     assert access.users(new) == access.users(old)
     assert access.grants(new, "s") == access.grants(old, "s")
     assert len(access.tokens(new)) == 1
-    assert "1 token came with it" in cli("admin", "restore", str(file), f"{tmp_path}/another").stderr
+    assert "accepts 1 restored token" in cli("admin", "restore", str(file), f"{tmp_path}/another").stderr
 
 
 def restore_again(file: Path, url: str) -> bool:
