@@ -109,7 +109,7 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
 
 
 def if_few(attributes: Mapping[K, V]) -> Mapping[K, V] | None:
-    """All of them, if there are at most `FEW`; None for more, which are not looked at one by one."""
+    """All of them, if there are at most `FEW`; None for more, which are too many to process singly."""
     found = flat(attributes) if _at_least(attributes) <= FEW else None
     return found if found is None or len(found) <= FEW else None
 

@@ -57,7 +57,7 @@ def of_study(study: Study) -> StudyRecords:
 
 
 def of_state(state: State, *, uuid: str = "") -> StudyRecords:
-    """The study of this State. Hold its lock, so that nothing is applied meanwhile."""
+    """The records of this State's study. Hold its lock, so that nothing is applied meanwhile."""
     define = state.define
     assert define is not None
     policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)

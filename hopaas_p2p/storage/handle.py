@@ -852,7 +852,7 @@ class StudyHandle:
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
             if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
                 return
-        _log.warning("trial %d is returned: nothing refers to it any more, and it has no result", number)
+        _log.warning("trial %d is released: nothing refers to it any more, and it has no result", number)
         try:
             self.release(number, reason="forgotten: its object was garbage-collected before `tell`")
         except (UpdateFinishedTrialError, HopaasError) as error:

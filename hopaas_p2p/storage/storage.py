@@ -470,8 +470,8 @@ class Storage(BaseStorage):
         shortest = _SHORTEST_TTL * self.peer.store.freshness
         if define.policy.ttl < shortest:
             _log.warning(
-                "lease_ttl is %g s. Peers of this store may see each other %g s late, so a dead peer's trial is back "
-                "within twice that time only from lease_ttl=%g on",
+                "lease_ttl is %g s. Peers of this store may see each other %g s late. For a dead peer's trial to be "
+                "queued again within twice lease_ttl, use at least lease_ttl=%g",
                 define.policy.ttl,
                 self.peer.store.freshness,
                 shortest,

@@ -193,7 +193,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
         return wanted
     command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
     raise DefinitionMismatch(
-        f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
+        f"the study {name!r} has the budget {words(now) or 'none'}, not {words(wanted)}. A script may raise it, but "
         f"not lower it: leave the argument out, or change it yourself: {command}"
     )
 
@@ -218,7 +218,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:
         raise DefinitionMismatch(
-            f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
+            f"the study {name!r} has the fidelity {in_words(stored)}, not {in_words(given)}. Leave the argument out, "
             f"or let an owner change it: hopaas-p2p study set {shlex.quote(name)} --fidelity '{in_words(given)}'"
         )
 

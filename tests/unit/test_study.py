@@ -97,7 +97,7 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
     ("given", "shown"),
     [
         ({"directions": "maximize"}, "directions: stored minimize, given maximize"),
-        ({"budget": 5}, "the budget 7, given 5"),
+        ({"budget": 5}, "the budget 7, not 5"),
         ({"attempts": 5}, "attempts: stored 3, given 5"),
         ({"lease_ttl": 1.5}, "lease_ttl: stored 120.0, given 1.5"),
         ({"max_failures": 2}, "max_failures: stored nothing, given 2"),
