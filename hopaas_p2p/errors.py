@@ -99,7 +99,7 @@ class StoreUnreachable(HopaasError):
 
 
 class StoreAway(StoreUnreachable):
-    """The file system of this store is not mounted here now; nothing was made in its place."""
+    """The file system of this store is not mounted here now; nothing was created in its place."""
 
     exit_code = 75
 

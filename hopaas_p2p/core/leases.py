@@ -70,7 +70,7 @@ def beat_value(peer: str, count: int, now_us: int) -> str:
 
 
 def beat_time(beat: str | None) -> float | None:
-    """When this heartbeat was made, in seconds since 1970 by its peer's clock; None if it contains no time."""
+    """When this heartbeat was sent, in seconds since 1970 by its peer's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
 

@@ -390,7 +390,7 @@ class Commit(msgspec.Struct, frozen=True):
     owner: str
     """The peer it acts for: the writer itself, or the one whose trial moved to this process."""
     at: int
-    """When it was made, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
+    """When it was created, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
     records: tuple[Record | Opaque, ...]
 
 

@@ -250,8 +250,9 @@ class ClosedBlock(Protocol):
 class Trials(Sequence[Trial]):
     """The trials of a study, by number: a sequence of blocks; closed ones take some hundred bytes per trial.
 
-    A trial of an open block remains the same object while the block is open. Those of a closed block are made when they
-    are read, and kept while few other blocks are read; they are never changed. To change one, open its block first.
+    A trial of an open block remains the same object while the block is open. Those of a closed block are created when
+    they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
+    first.
 
     Readers may iterate while a writer appends; they see what was there at the start, or more.
     """

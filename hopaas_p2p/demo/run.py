@@ -40,7 +40,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
     """Run the demo with the options of the command line.
 
     Raises:
-        HopaasError: a peer failed, or a killed peer's trial did not come back.
+        HopaasError: a peer failed, or a killed peer's trial was not queued again.
         ConfigurationError: the store cannot be used.
 
     """

@@ -1,7 +1,7 @@
 """Whether the peers that run trials are alive, for people.
 
 A peer is *known* to be alive once its heartbeat has been seen to change. A process that has only just looked does not
-know that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: a recent one means
+know that yet, so each heartbeat also carries the time at which it was sent, by its peer's clock: a recent one means
 alive, an old one silent, and in between it is not known. Where clocks disagree, and where an older version wrote the
 heartbeat, the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer itself saw, see
 `core.leases`.

@@ -992,7 +992,7 @@ class _Running(msgspec.Struct, eq=False):
     """Seconds by which the clock for commits' times was ahead of the other one."""
     seconds: float
     joules: float
-    """The usage of a lease that ran since the meter was made; all of these as the lease began."""
+    """The usage of a lease that ran since the meter was created; all of these as the lease began."""
 
 
 class Meter:

@@ -49,7 +49,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         sync: the bytes are on disk before the name is.
 
     Raises:
-        OSError: the draft cannot be made or renamed, or `path` is a device or a pipe; it names `path`, and no draft is
+        OSError: the draft cannot be created or renamed, or `path` is a device or a pipe; it names `path`. No draft is
             left behind.
 
     """
@@ -78,7 +78,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user may read, in a folder that is made if it is missing; raises OSError."""
+    """Write a file that only this user may read, in a folder that is created if it is missing; raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replace_atomically(path, private=True) as draft:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -117,7 +117,7 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
     Raises:
         PermissionError: one of them is a link or a file, belongs to somebody else, or others may write to it; the
             message says which.
-        OSError: one of them cannot be made.
+        OSError: one of them cannot be created.
 
     """
     path = path if path.name else path.absolute()

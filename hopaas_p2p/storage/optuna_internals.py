@@ -237,7 +237,7 @@ def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
 
 
 def begin(kind: type[T], study: optuna.Study, frozen: FrozenTrial) -> T:
-    """A Trial of this kind, as Optuna's constructor makes it, for a trial that the storage need not be asked for.
+    """A Trial of this kind, as Optuna's constructor creates it, for a trial that the storage need not be asked for.
 
     A study keeps a list of all trials while a sampler works; a new trial begins with a new list.
     """

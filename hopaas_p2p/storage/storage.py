@@ -83,7 +83,7 @@ def open_storage(
     Args:
         url: a directory, or a URL; see `hopaas_p2p.open.open_store`.
         lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
-            storage. A killed peer's trial is back within twice that.
+            storage. A killed peer's trial is queued again within twice that.
         attempts: how often one set of parameters may be started, in studies created through this storage.
         linger: seconds for which reports are collected before they are sent. By default 1 s, in a bucket 5 s, and
             longer the more peers write to the study. `flush` sends them at once.

@@ -236,5 +236,5 @@ class Searcher:
             try:
                 return registry.make(kind, method)
             except InvalidInput as error:
-                self.complaints.append(f"the {kind} of the study cannot be made{_DEFAULT}: {error}")
+                self.complaints.append(f"the {kind} of the study cannot be created{_DEFAULT}: {error}")
         return None

@@ -56,7 +56,7 @@ class BackgroundExports:
         return type(None), ()  # an unpickled study exports nothing
 
     def close(self) -> None:
-        """Export what is missing, and end. Blocks for at most 30 s; a warning names the tracker if data are still
+        """Export the missing data, and end. Blocks for at most 30 s; a warning names the tracker if data are still
         missing.
 
         Does nothing in a forked child: it has none of these threads, and its copies of their locks may be held.
