@@ -18,7 +18,7 @@ snapshot and do not wait for the store. The content of a page is computed once p
 
 A view is a function in `views/`, such as `def summary(state: State, columns: TrialTable) -> dict[str, float]`. It
 takes a State, a table or both, returns plain data or a `Chart`, imports no Streamlit, and has a test on a hand-made
-study with a known answer. What other programs show, too, is in `hopaas_p2p.analysis`: the table, facts, and most
+study with a known answer. Content that other programs also show is in `hopaas_p2p.analysis`: the table, facts, and most
 charts. A page calls a view through `frame.once`; the result is shared by all sessions and kept until the lsn changes,
 so nobody may modify it.
 

@@ -2,8 +2,8 @@
 uploads, and optuna-dashboard at its own port.
 
 Other users of the node can reach its loopback address, and so can every web page in the user's browser. So, as Jupyter
-does, the server makes a random key when it starts. The address that it prints holds the key; a browser that opens it
-once is given a cookie and sent to the address without the key. A program sends `Authorization: Bearer KEY`. Where
+does, the server makes a random key when it starts. The address that it prints contains the key; a browser that opens it
+once gets a cookie and is redirected to the address without the key. A program sends `Authorization: Bearer KEY`. Where
 people sign in (`--auth oidc`), the sign-in takes the place of the key.
 
 `Host` must be a name of this server: a page of another site whose name was bound to our address ("DNS rebinding") sends

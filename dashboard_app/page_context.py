@@ -31,7 +31,7 @@ class PageContext:
     listing: Listing | None = None
     """The study that the address names; None on a page about the store."""
     person: str = ""
-    """Who signed in; empty without sign-in."""
+    """The person who signed in; empty without sign-in."""
     until: float = math.inf
     """When the sign-in expires, in seconds since 1970."""
 
@@ -102,7 +102,7 @@ class PageContext:
     def act(self, do: Callable[[Study], Any], *, done: str) -> None:
         """Apply a change to the study, confirm it, and redraw the page; or show why it was refused.
 
-        The store refuses what it does not allow, whatever the page shows.
+        The store checks the user's rights, whatever the page shows.
         """
 
         def change() -> None:

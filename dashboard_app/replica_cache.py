@@ -3,8 +3,9 @@
 A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
 is unreachable, sessions continue to show the last data, and how old they are.
 
-The replicas are those of an ordinary peer. A page writes through the replica that it shows, which contains the change
-when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is enough.
+The replicas are those of an ordinary peer. A page writes through the replica that it shows, so the replica contains the
+change when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is
+enough.
 """
 
 from __future__ import annotations
@@ -206,13 +207,13 @@ class ReplicaCache:
         return Study(storage, listing.study_id, name)
 
     def show_written(self, uuid: str) -> None:
-        """Make the next frame include what was just written through this cache."""
+        """Make the next frame include recent writes through this cache."""
         study = self._studies.get(uuid)
         if study is not None:
             study.take()
 
     def close(self) -> None:
-        """End the thread, send what is queued, and close the store."""
+        """End the thread, send queued records, and close the store."""
         self._jobs.stop(within=5.0)
         for storage in self._storages.values():
             storage.close()

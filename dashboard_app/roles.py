@@ -35,7 +35,7 @@ def named(variable: str) -> set[str]:
 def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -> Role:
     """This person's role in this study. "none" hides even its existence.
 
-    May ask the store, at most every twenty seconds per study; while it does not answer, nobody may do anything.
+    May ask the store, at most every twenty seconds per study; while it does not answer, nobody has any rights.
     """
     if opts.auth == "none":  # the role of the user whose token the dashboard has; an administrator needs no grant
         address = getattr(cache.store, "address", None)

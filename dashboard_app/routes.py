@@ -38,7 +38,7 @@ def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
 
     def metrics(request: Request) -> Response:  # not async: Starlette runs it in a thread, and it may wait for a store
         if options.current().auth != "none" and not may_scrape(request.headers.get("authorization", "")):
-            return PlainTextResponse("a token is needed, see HOPAAS_METRICS_TOKEN_FILE\n", status_code=401)
+            return PlainTextResponse("send the token in HOPAAS_METRICS_TOKEN_FILE\n", status_code=401)
         return PlainTextResponse(exposition(seen()), media_type=CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:

@@ -83,7 +83,7 @@ def nothing(text: str) -> None:
 def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
     """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes data only, and no code.
 
-    Texts in an option are drawn as text by ECharts; a tooltip's `formatter` is HTML, so no name goes into one.
+    ECharts draws strings in an option as text; a tooltip's `formatter` is HTML, so no name goes into one.
     """
     if chart is None:
         nothing(empty)

@@ -3,7 +3,7 @@
 In a directory or bucket they apply to users who connect through `serve https`; see `remote.access`. In Postgres:
 
 A user is a role that cannot log in. A token is a login role, a member of its user's role, with an expiry, a limit on
-connections and timeouts; its secret is made here, shown once, and stored nowhere (the server gets a SCRAM verifier). A
+connections and timeouts; its secret is generated here, shown once, and not stored (the server gets a SCRAM verifier). A
 grant lets a user view a study, work in it, or own it. Administrators, who are members of the role that owns the schema,
 create users and tokens; a study's owners give grants.
 """
@@ -270,7 +270,7 @@ def _remove(roles: list[str], url: str, forget: Callable[[Any], None]) -> None:
     if left := removal.clear_away(url, roles):
         raise ConfigurationError(
             f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
-            f"holds objects of theirs: {'; '.join(left)}. To remove them, run as a superuser in the "
+            f"holds their objects: {'; '.join(left)}. To remove them, run as a superuser in the "
             f"database named above: "
             "DROP OWNED BY the role, then DROP ROLE"
         )

@@ -17,7 +17,7 @@ ASK_FOR_ANOTHER: Final = (
     "Ask an administrator of the store for a new one (hopaas-p2p admin token create), and name its file in "
     "HOPAAS_TOKEN_FILE"
 )
-"""What to do about a token that is not valid."""
+"""The advice about a token that is not valid."""
 
 
 class HopaasError(Exception):
@@ -56,7 +56,7 @@ def beneath(error: BaseException | None) -> BaseException | None:
 
 
 class InvalidInput(HopaasError, ValueError):
-    """A value given to this call is outside what is allowed."""
+    """A value given to this call is not allowed."""
 
     exit_code = 2
 
@@ -90,7 +90,7 @@ class BrokenChain(StoreCorrupt):
 
 
 class StoreUnreachable(HopaasError):
-    """The store did not answer; nothing is lost, and what is queued is sent at the next contact."""
+    """The store did not answer; nothing is lost, and queued records are sent at the next contact."""
 
     retry = True
     exit_code = 69
@@ -99,7 +99,7 @@ class StoreUnreachable(HopaasError):
 
 
 class StoreAway(StoreUnreachable):
-    """The file system of this store is not mounted here now; nothing was made in its place."""
+    """The file system of this store is not mounted here now; nothing was created in its place."""
 
     exit_code = 75
 
@@ -210,7 +210,7 @@ TEMPORARY: Final = frozenset(
 )
 """Temporary errors of the operating system: this process, or a file server, is short of a resource."""
 NO_THREAD: Final = "can't start new thread"
-"""What Python says, as a RuntimeError without a number, when this user is short of processes."""
+"""Python's message, in a RuntimeError without a number, when this user is short of processes."""
 
 
 @contextlib.contextmanager
@@ -227,11 +227,11 @@ def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Ite
     except OSError as error:
         if error.errno not in TEMPORARY:
             raise
-        raise kind(f"{what} cannot be used for the moment: {error.strerror}.") from error
+        raise kind(f"{what} cannot be used at the moment: {error.strerror}.") from error
     except RuntimeError as error:
         if str(error) != NO_THREAD:
             raise
-        raise kind(f"{what} cannot be used for the moment: no thread can be started.") from error
+        raise kind(f"{what} cannot be used at the moment: no thread can be started.") from error
 
 
 class explained:  # noqa: N801  # as `waits_for`

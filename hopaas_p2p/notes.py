@@ -1,8 +1,9 @@
 """Notes and tags of studies and trials.
 
 Notes use optuna-dashboard's format: it shows ours, and we show those written there. A note is Markdown in pieces of
-2045 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that
-rises. An empty piece ends the note, so that nothing remains of a longer one that somebody else saves at the same time.
+2045 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version number
+that increases. An empty piece ends the note, so that nothing remains of a longer one that somebody else saves at the
+same time.
 Tags have our own format: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that
 several people may change them at once. All of it is in the attributes of the study, so a finished trial can be
 annotated too.

@@ -81,7 +81,7 @@ def open_beside(url: str, *, create: bool = True) -> Store:
     """
     store = open_store(url, create=create)
     if store.url.startswith(("https:", "folder:")):
-        raise ConfigurationError(f"{store.url} is a store that is served; do this beside the store itself")
+        raise ConfigurationError(f"{store.url} is a store that is served; this needs direct access to the store itself")
     return store
 
 

@@ -125,7 +125,7 @@ def alone(study: str) -> Iterator[None]:
                 try:
                     stack.enter_context(locked(folder / f"{name}.lock", patience=_PATIENCE))
                 except TimeoutError:
-                    why = "another process is about to send what this user's spool holds of the study."
+                    why = "another process is sending this user's spooled results of the study."
                     raise StoreUnreachable(why) from None
                 break
         yield
@@ -151,7 +151,7 @@ def set_aside(path: Path, suffix: str = ASIDE) -> Path:
 
 
 def sent(path: Path, spooled: Spooled, store: str) -> None:
-    """The store at this URL has what is in this file. If the file names another URL, that one gets it, too, later on.
+    """The store at this URL has the content of this file. If the file names another URL, that one gets it later, too.
 
     A store that holds the study may be somebody's copy of it, in a folder that was cloned or under an invitation.
     """
@@ -210,7 +210,7 @@ def _batches(file: BinaryIO) -> Iterator[Spooled]:
         payloads = [_part(file, file.read(4), codec.MAX_BYTES) for _ in batch.places]
         batch = msgspec.structs.replace(batch, payloads=payloads)
         if not all(map(codec.nonce_of, payloads)):
-            raise ValueError("not of this version")
+            raise ValueError("written by another version")
         yield batch
 
 

@@ -1,4 +1,4 @@
-"""What notes, reports, trackers and notebook views need of a study.
+"""The interface of a study that notes, reports, trackers and notebook views need.
 
 A Study shows and exports itself through them, so they must not import the class, which is built on top of them.
 """

@@ -41,7 +41,7 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     "for example names that your code looks up in a dict"
                 )
             if isinstance(choice, str) and not _encodable(choice):
-                raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
+                raise InvalidInput(f"the choice {choice!r} cannot be stored: it has half of a surrogate pair")
             if isinstance(choice, int):
                 _check_whole(choice)
         size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
@@ -148,7 +148,7 @@ def checked_parameter(name: str) -> str:
         InvalidInput: it is not text, or not valid Unicode.
     """
     if not isinstance(name, str):
-        raise InvalidInput(f"a parameter is called by a text, not {name!r}")
+        raise InvalidInput(f"a parameter's name must be a string, got {name!r}")
     _check_name("a parameter", name)
     return str(name)
 
@@ -157,7 +157,7 @@ def _check_name(what: str, name: str) -> None:
     if len(name) > LONGEST_NAME:
         raise InvalidInput(f"{what}'s name has at most {LONGEST_NAME:,} characters, got {len(name):,}")
     if not possible_name(name) or not _encodable(name):
-        raise InvalidInput(f"{what} cannot be called {name!r}: half of a surrogate pair, or a zero, is no character")
+        raise InvalidInput(f"{what} cannot be called {name!r}: it has half of a surrogate pair, or a null character")
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:

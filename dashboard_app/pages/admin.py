@@ -80,9 +80,7 @@ def _own_tokens(page: PageContext) -> None:
             "access to a study."
         )
     else:
-        theme.caption(
-            "A token lets your programs do what you may do. Create one for each place, and revoke it after use."
-        )
+        theme.caption("A token lets your programs do what you may do. Create one per place, and revoke unused ones.")
         _tokens(page, access.tokens(page.cache.url, user=page.person))
 
 
@@ -131,7 +129,7 @@ def _grants(page: PageContext) -> None:
     found = access.grants(page.cache.url, name)
     rows = [[one.user, one.role, _day(one.granted), one.granted_by] for one in found]
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
-    theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
+    theme.caption("A viewer reads, a worker also runs and queues trials, and an owner also controls and shares.")
     if not (page.options.actions and page.role(studies[name]) == "owner"):
         theme.caption("Owners of the study can give grants, on a dashboard that was started with --allow-actions.")
         return

@@ -72,7 +72,7 @@ def _status(page: PageContext, frame: Frame) -> None:
     if first.button("Pause", icon=":material/pause:", disabled=state.status != "running", width="stretch"):
         page.act(lambda study: study.pause(), done="The study is paused.")
     if second.button("Resume", icon=":material/play_arrow:", disabled=running, width="stretch"):
-        page.act(lambda study: study.resume(), done="The study goes on.")
+        page.act(lambda study: study.resume(), done="The study continues.")
     if third.button("Stop …", icon=":material/stop:", disabled=state.status == "stopped", width="stretch"):
         _stop_study(page)
     with fourth, st.form("budget", border=False):
@@ -137,7 +137,7 @@ def _running(page: PageContext, frame: Frame) -> None:
     )  # fmt: skip
     if middle.button("Stop it …", disabled=chosen is None, width="stretch") and chosen:
         _confirm_stop(page, *chosen)
-    if right.button("Take it away …", disabled=chosen is None, width="stretch") and chosen:
+    if right.button("Requeue …", disabled=chosen is None, width="stretch") and chosen:
         _confirm_take(page, *chosen)
 
 
@@ -179,15 +179,15 @@ def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str)
     study.stop_trial(number, reason=f"{reason}{who}", epoch=epoch)
 
 
-@st.dialog("Take this trial away from its peer?")
+@st.dialog("Requeue this trial?")
 def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
     still = _seen(page, number, epoch)
     st.caption(
         "The trial fails, and its parameters are queued again if attempts remain. Its peer learns of it at its next "
         "contact with the store. If the peer still completes the trial, its result is kept."
     )
-    if st.button("Take it away", type="primary", disabled=not still):
-        page.act(lambda study: study.requeue(number, epoch=epoch), done=f"Trial {number} is taken away.")
+    if st.button("Requeue", type="primary", disabled=not still):
+        page.act(lambda study: study.requeue(number, epoch=epoch), done=f"Trial {number} is requeued.")
 
 
 # --- trials to come ---

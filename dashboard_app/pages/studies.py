@@ -57,7 +57,7 @@ def _grid(page: PageContext) -> None:
     else:
         theme.nothing(
             "No study yet. Create one: hopaas-p2p study create NAME --store "
-            f"{page.cache.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
+            f"{page.cache.url} --space 'x=float(0,1)', or run your program; the study then appears here."
         )
 
 

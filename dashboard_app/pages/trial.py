@@ -111,7 +111,7 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
     _pairs("Attributes", ("attribute", "value"), dict(list(trial.user.items())[:200]))
     with st.expander("Owners, and where it ran", expanded=bool(trial.history), key="ran"):
         _leases(page, frame, trial)
-        _pairs("Where it ran", ("what", "as its peer said"), state.peers.get(trial.owner or "", {}))
+        _pairs("Where it ran", ("what", "as its peer reported"), state.peers.get(trial.owner or "", {}))
 
 
 def _head(frame: Frame, trial: Trial, best: int | None) -> None:
@@ -158,7 +158,7 @@ def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
         [name, number(values[max(values)]), f"{max(values):,}", f"{len(values):,}"] for name, values in logged.items()
     ]
     theme.table(["metric", "last", "at step", "steps"], rows, label="Metrics", titled=True)
-    theme.caption("Logged beside the reports. They do not affect pruning.")
+    theme.caption("Logged besides the reports; they do not affect pruning.")
     charts = drawings.metrics(trial, None if best is None else frame.state.trials[best])
     if charts:
         with st.expander("Metrics by step", expanded=len(charts) <= _CHARTS, key="metrics"):

@@ -113,7 +113,7 @@ def _failures(page: PageContext, frame: Frame) -> None:
     if not page.may_act:
         return
     chosen = st.selectbox(
-        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to queue it again",
+        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose failures to requeue",
         format_func=lambda key: " | ".join(key[1:]),
     )  # fmt: skip
     numbers = sorted({one.number for one in groups.get(chosen, ()) if one.final})[:_AT_ONCE] if chosen else []

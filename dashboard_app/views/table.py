@@ -31,7 +31,7 @@ _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 def table(
     state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]], lines: dict[int, str]
 ) -> pd.DataFrame:
-    """The trials to show, newest first; parameters as the objective saw them, and texts as a CSV file may hold them."""
+    """The trials to show, newest first; parameters as the objective saw them, and strings made safe for CSV."""
     import pandas as pd
 
     rows = np.flatnonzero(shown)[::-1]

@@ -87,7 +87,7 @@ class AlertSender:
         return sent
 
     def store_was_away(self) -> None:
-        """Measure the peers' silence anew: while the store was unreachable, they could not show that they are alive."""
+        """Measure the peers' silence from now on, because an unreachable store showed no sign of life of theirs."""
         self._owners = FailureDetector()
         self.owes = True  # perhaps: what is due could not be found out
 

@@ -78,7 +78,7 @@ class Chart(NamedTuple):
     x: ChartAxis
     y: ChartAxis
     alt: str
-    """A description for people who cannot see it."""
+    """A description for people who cannot see the chart."""
     caption: str = ""
     height: int = 360
     axes: tuple[ChartAxis, ...] = ()

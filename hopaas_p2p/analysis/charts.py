@@ -319,4 +319,4 @@ def _median(state: State, columns: TrialTable, number: int) -> Series:
             for step, values in by_step.items()
             if len(values) >= 3 and np.isfinite(values).any()
         }
-    return Series("median of the complete", "line", data_of(finite(medians)), FAINT, 2, "none", "dashed")
+    return Series("median of complete trials", "line", data_of(finite(medians)), FAINT, 2, "none", "dashed")

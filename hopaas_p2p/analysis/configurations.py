@@ -81,7 +81,7 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 
 
 def next_in_words(state: State) -> str:
-    """What the next peer will be given, or why nothing is promoted."""
+    """The trial that the next peer will get, or why nothing is promoted."""
     configurations, found = state.configurations, next_start(state)
     if configurations.policy is None:
         return ""

@@ -84,7 +84,7 @@ def retried(state: State) -> int:
 
 
 def queued_again(state: State) -> frozenset[int]:
-    """The numbers of trials that somebody queued again by hand."""
+    """The numbers of trials that somebody requeued by hand."""
     return frozenset(int(trial.system[AGAIN]) for trial in list(state.trials) if AGAIN in trial.system)
 
 
@@ -214,14 +214,14 @@ def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:
 
 
 def json_number(value: Any) -> Any:
-    """The value in strict JSON: NaN and the infinities become the texts "NaN", "Infinity" and "-Infinity"."""
+    """The value in strict JSON: NaN and the infinities become the strings "NaN", "Infinity" and "-Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
     return value
 
 
 def value_columns(state: State, values: Sequence[Sequence[float] | None]) -> dict[str, list[str]]:
-    """The values of some trials as texts: objective -> a cell for each trial."""
+    """The values of some trials as strings: objective -> one cell per trial."""
     names = enumerate(objectives(state))
     return {name: value_cells([one and one[at : at + 1] for one in values]) for at, name in names}
 

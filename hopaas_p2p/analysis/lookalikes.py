@@ -1,4 +1,4 @@
-"""Makes other people's texts safe to read: writes out invisible characters, and distinguishes names that look alike.
+"""Makes text from other people safe to read: writes out invisible characters, and distinguishes names that look alike.
 
 Anyone who may write to a store can give studies, sites, users and parameters any name.
 """

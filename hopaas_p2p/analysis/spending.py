@@ -44,7 +44,7 @@ class Spending(NamedTuple):
     until: list[str]
     """The other conditions that end the study, in words."""
     reached: str | None
-    """Which of it has."""
+    """Which of them has"""
 
 
 def spending(state: State) -> Spending:

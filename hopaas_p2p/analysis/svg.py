@@ -67,7 +67,7 @@ class Scale(NamedTuple):
         return [index * step_size for index in range(first_tick, last_tick + 1)]
 
     def labels(self, wanted: int = 5) -> list[tuple[float, str]]:
-        """The positions and texts of the labels."""
+        """The positions of the labels, and their text."""
         if self.choices is not None:
             return [(self(at), choice) for at, choice in enumerate(self.choices[:40])]
         return [(self(tick), number(tick)) for tick in self.ticks(wanted)]

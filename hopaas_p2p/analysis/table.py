@@ -59,7 +59,7 @@ EVERYTHING: Final = Selection()
 
 
 class TrialTable:
-    """Grows with its study, for a single reader: while it is being updated, other threads must not use it.
+    """Grows with its study. Only one thread may use it while it is being updated.
 
     A trial's row is its number. Columns have one entry per trial, and are valid until the next update.
     """

@@ -48,7 +48,7 @@ def user() -> None:
 
 @user.command("add", study="none")
 @click.argument("username", metavar="NAME")
-@click.option("--administrator", is_flag=True, help="In a directory or bucket: may do everything.")
+@click.option("--administrator", is_flag=True, help="In a directory or bucket: allow everything.")
 def user_add(session: CliSession, username: str, administrator: bool) -> None:
     """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, administrator=administrator)
@@ -65,7 +65,7 @@ def user_list(session: CliSession) -> None:
 @user.command("rm", study="none")
 @click.argument("username", metavar="NAME")
 def user_rm(session: CliSession, username: str) -> None:
-    """Remove a user with all tokens and grants. Open sessions end at once; the logs keep what the user did."""
+    """Remove a user with all tokens and grants. Open sessions end at once; the logs keep the user's work."""
     access.remove_user(session.store_url, username)
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
@@ -77,9 +77,9 @@ def token() -> None:
 
 @token.command("create", study="none")
 @click.argument("user")
-@click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="How long it is valid.")
+@click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which it is valid.")
 @click.option("--label", help="A note, such as where it is used.")
-@click.option("--connections", type=int, help="Processes that may use it at once. [default: a quarter of the server's]")
+@click.option("--connections", type=int, help="Most processes at once. [default: a quarter of the server's]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 

@@ -14,7 +14,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
 from hopaas_p2p.runtime.ownership import named_folder
 
-_trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
+_trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial of the files.")
 
 
 @click.group(cls=Group)
@@ -29,7 +29,7 @@ def artifact() -> None:
 def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None) -> None:
     """Store files and print their ids."""
     if filename is not None and len(files) > 1:
-        raise InvalidInput("--as takes one file only.")
+        raise InvalidInput("--as can name only one file.")
     artifacts = session.study().artifacts()
     stored = [artifacts.put(path, trial=trial, filename=filename) for path in files]
     session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))

@@ -30,8 +30,8 @@ _FILE: Final = click.Path(path_type=Path)
 
 search_options = together(
     click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters."),
-    click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports."),
-    click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What happens when a proposal repeats."),
+    click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that ends poor trials early."),
+    click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do with a repeated proposal."),
     click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds."),
     click.option("--fidelity", metavar="POLICY", help=pauses.HELP),
 )
@@ -55,7 +55,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="How often a trial is started if its peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="Most starts of a trial whose peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
@@ -119,7 +119,7 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
 
     if "auto" in given:
         if len(given) > 1:
-            raise click.UsageError("--learn-from auto chooses the studies by itself: leave out the others, or auto.")
+            raise click.UsageError("--learn-from auto chooses the studies itself: leave out the others, or auto.")
         return "auto"
     names = storage.study_names()
     return [one if one in names or not Path(one).exists() else Prior.from_file(one) for one in given]
@@ -145,7 +145,7 @@ def _to_learn_from(made: Study) -> list[str]:
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
 @space_option
 @search_options
-@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="As in `create`; replaces those.")
+@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="Learn from these instead.")
 def set_(
     session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
 ) -> None:

@@ -22,8 +22,8 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, help="The port to listen on.")
 @click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
 @click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", help="How people sign in.")
-@click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="A proxy's host name for this.")
-@click.option("--base-path", metavar="PATH", help="The path under which a proxy serves this.")
+@click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="The host name that a proxy uses.")
+@click.option("--base-path", metavar="PATH", help="The path at which a proxy serves the dashboard.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @click.option("--optuna", "with_optuna", is_flag=True, help="Also serve optuna-dashboard, on the next port.")
 def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_path: str | None, **given: Any) -> None:
@@ -51,7 +51,7 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     store = named or session.store_url
     if auth != "none" and store.lower().startswith("https:"):
         raise ConfigurationError(
-            f"{redacted(store)}: a server shows nobody's grants to others, so whoever signs in could see every study. "
+            f"{redacted(store)}: a server does not reveal users' grants, so anyone who signs in could see all studies. "
             "With --auth, name the store itself"
         )
     session.settings.publish()
@@ -61,5 +61,5 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)
     if given["actions"] and auth == "none" and host not in _LOOPBACK:
-        output.say(f"Whoever has the key can change these studies; {host}:{port} is not encrypted. See --auth oidc.")
+        output.say(f"Anyone who has the key can change these studies; {host}:{port} is not encrypted. See --auth oidc.")
     serve(opts)

@@ -31,8 +31,8 @@ _MOST_LISTED: Final = 100_000  # lsns in JSON
 @command(study="option")
 @click.argument("url", required=False)
 @click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
-@click.option("--rescue", is_flag=True, help="Copy what can be read of each damaged study into a new one.")
-@click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for what they know.")
+@click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
+@click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")
 @click.option("--to", metavar="STORE", help="With --rescue: the store for the new studies. [default: the same]")
 @click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")
 def doctor(
@@ -142,7 +142,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
     """The findings, one line each."""
     if handed_over:
-        yield f"{output.count(len(handed_over), 'live peer')} handed over what it knows"
+        yield f"{output.count(len(handed_over), 'replica')} received from live peers"
     yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"
     if found.covered:
         yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}: nothing in them is lost"

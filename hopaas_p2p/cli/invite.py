@@ -15,7 +15,7 @@ from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
 @command(study="argument")
 @role_option
-@click.option("--days", type=click.IntRange(1, 366), default=7, help="How long it is valid.")
+@click.option("--days", type=click.IntRange(1, 366), default=7, help="Days for which it is valid.")
 @click.option("--site", metavar="NAME", help="The name of the guest's site, which `join` uses.")
 @click.option("--via", metavar="URL", help="The store's address for guests, if it differs, such as that of a server.")
 def invite(session: CliSession, **given: Any) -> None:
@@ -38,9 +38,9 @@ def invite(session: CliSession, **given: Any) -> None:
     session.show({"invitation": secret, **data}, lambda: output.print_lines([secret]))
     if made.token_name:
         end = f"hopaas-p2p admin token revoke {made.token_name}"
-        about = f"It is a secret, shown this once: send it as you would a password. To end it: {end}"
+        about = f"It is a secret, shown this once: send it as you would a password. To revoke it: {end}"
     else:
-        about = f"It holds no secret: guests need access to {said.store} of their own."
+        about = f"It contains no secret: guests need their own access to {said.store}."
     output.say(f"An invitation to {said.study}, valid until {output.utc_time(expires)}. {about}")
     if said.store.startswith("postgresql") and PostgresAddress(said.store).local:
         output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")

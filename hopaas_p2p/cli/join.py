@@ -36,8 +36,8 @@ _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joi
 @click.argument("file", required=False, metavar="[FILE|-]")
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")
 @click.option("--via", type=click.Choice(VIA), help="How jobs reach the store. [default: as last time, or auto]")
-@click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
-@click.option("--leave", metavar="[NAME]", is_flag=False, flag_value="", help="Undo a join: remove what is kept here.")
+@click.option("--login-node", metavar="HOST", help="This node's name on compute nodes. [default: its own]")
+@click.option("--leave", metavar="[NAME]", is_flag=False, flag_value="", help="Undo a join: remove its files here.")
 @job_options
 @worker_options
 def join(
@@ -72,7 +72,7 @@ def join(
             why = f"{leave!r} is not joined here" if leave else "name the study to leave"
             raise InvalidInput(f"{why}; joined: {', '.join(before) or 'none'}")
         memberships.forget(leave)
-        output.say(f"Left {leave!r}: what was kept of it here is removed. Its store keeps what was written.")
+        output.say(f"Left {leave!r}: its files here are removed; the store is unchanged.")
         return 0
     membership = _membership(file, site=given["site"] or "")
     ways.enter(membership)
@@ -80,7 +80,7 @@ def join(
     ways.enter(membership)
     output.say(f"Study {membership.study!r} in {membership.store}. Connection: {kind}")
     if membership.name not in before:
-        where = f"commands under HOPAAS_JOINED={membership.name}" if before else "every directory without a store"
+        where = f"commands under HOPAAS_JOINED={membership.name}" if before else "every directory that names no store"
         undo = f"To undo this: hopaas-p2p join --leave {membership.name}"
         output.say(
             f"From now on, this study is used in {where}; `hopaas-p2p config show` shows which settings apply. {undo}"
@@ -133,7 +133,7 @@ def _read(file: str | None) -> str:
             "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"
         )
     if file is not None and file != "-":
-        cure = ". Give the invitation's file; commands go after --"
+        cure = ". Give the invitation's file, and put the command after --"
         with explained(file, cure, kind=InvalidInput):
             text = read_named(Path(file)).strip()
         if not text:

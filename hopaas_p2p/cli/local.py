@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="A client's longest silence.")
+_silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="How long clients may be silent.")
 
 
 @command(study="none")

@@ -38,7 +38,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Stores": {
         "doctor": (f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
-        "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part by way of this one."),
+        "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part through this one."),
         "admin": (f"{_CLI}.admin:admin", "Prepare, back up, clean a store; users, tokens, grants; the spool."),
     },
     "Settings": {

@@ -30,7 +30,7 @@ EXISTING: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 space_option = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
-role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What it lets people do.")
+role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="The role, which sets rights.")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -136,7 +136,7 @@ class CliSession:
         self.show(data, lambda: output.say(message))
 
     def close(self) -> None:
-        """Send what is queued and close the store."""
+        """Send queued records and close the store."""
         if self._storage is not None:
             self._storage.close()
 
@@ -219,7 +219,7 @@ def command(
             **others: Any,
         ) -> Any:
             if name is not None and study is not None and name != study:
-                raise click.UsageError(f"Two studies are named, {name!r} and --study {study!r}. Name one.")
+                raise click.UsageError(f"Name only one study: {name!r} or --study {study!r}.")
             output.quiet = quiet
             warnings.simplefilter("ignore")  # they are for programmers, not for users
             named = name if name is not None else study

@@ -151,7 +151,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     for line in lines:
         click.echo(line)
     if any(MARK in line for line in lines):
-        say(f"What is marked{MARK} looks like another name in its column, but is another one")
+        say(f"A name marked{MARK} looks like another name in its column, but differs from it")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal: bool = False) -> list[str]:

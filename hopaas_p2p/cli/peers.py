@@ -76,7 +76,7 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     for name in names:
         matches = [peer for peer in study.state.peers if peer.startswith(name)]
         if len(matches) != 1 and name not in matches:
-            raise HopaasError(f"there is no peer {name!r}, or more than one; see: hopaas-p2p peers list --all")
+            raise HopaasError(f"no peer, or more than one, matches {name!r}; see: hopaas-p2p peers list --all")
         found.append(name if name in matches else matches[0])
     for peer in found:
         study.drain(peer=peer, off=off)

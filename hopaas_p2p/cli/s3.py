@@ -26,7 +26,7 @@ def _address(session: CliSession) -> Address:
 
 
 @command(study="none")
-@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only list the objects to be removed.")
 @click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep everything younger.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and the remains of deleted studies in a bucket.
@@ -54,7 +54,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 @command("s3-policy")
 @role_option
 @click.option("--all-studies", is_flag=True, help="For every study, including future ones.")
-@click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, where `doctor` says so.")
+@click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, if `doctor` says so.")
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.
 
@@ -63,7 +63,7 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
     address = _address(session)
     uuid = None
     if role != "worker" and session.given["study"] is not None:
-        raise InvalidInput(f"the policy of {role}s is for all studies of the store; leave --study out")
+        raise InvalidInput(f"the policy of {role}s covers all studies of the store; leave --study out")
     if role == "worker" and not all_studies:
         study = session.study()
         uuid = study.handle.uuid

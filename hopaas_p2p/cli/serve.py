@@ -42,11 +42,11 @@ def serve() -> None:
 @click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
 @click.option("--tls-cert", type=FILE, help="The certificate with its chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM. Both files are read again when they change.")
-@click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve a proxy there, which terminates TLS.")
+@click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve only proxies there, which terminate TLS.")
 @click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
 @click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
 @click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of connections per token.")
-@click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds to answer what was asked, after SIGTERM.")
+@click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds to answer pending requests after SIGTERM.")
 @click.option("--head", default=10.0, hidden=True, type=click.FloatRange(0.1, 60.0))
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
 def serve_https(
@@ -61,8 +61,8 @@ def serve_https(
     """Serve STORE, a directory, a bucket or a database, to everyone who has a token for it.
 
     Peers use https://HOST as their store, with their token. For a database, give the URL without a login: the database
-    checks each token itself. For a directory or bucket, this server checks them, using the lists of `admin user`,
-    `token` and `grant`, which do not bind people who can write to the store directly. After SIGTERM it answers pending
+    checks each token itself. For a directory or bucket, this server checks them against the lists of `admin user`,
+    `token` and `grant`. People who can write to the store directly bypass it. After SIGTERM it answers pending
     requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines.
     Several may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set
     X-Forwarded-For and X-Forwarded-Proto.
@@ -163,7 +163,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
         write_address(login_file, known, bound, password)
         output.say(f"On compute nodes: export HTTPS_PROXY=$(cat {login_file})")
         names = [str(target) for target in targets]
-        session.done({"listening": where, "to": names}, f"Relay listening on {where}, to {', '.join(names)}")
+        session.done({"listening": where, "to": names}, f"Relay listening on {where}, forwarding to {', '.join(names)}")
         await ending.wait()
         await relay.close()
         data = {"carried": relay.carried, "refused": relay.refused}

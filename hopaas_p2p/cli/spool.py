@@ -50,8 +50,8 @@ def list_(session: CliSession) -> None:
     session.show_table(rows, columns, empty="No results are waiting to be sent.")
     kept = sum(1 for _ in waiting.histories())
     if kept and not session.as_json:
-        files = "1 file holds" if kept == 1 else f"{kept} files hold"
-        output.say(f"{files} what a log may have lost; to see and add it: hopaas-p2p doctor STORE")
+        files = "1 file has" if kept == 1 else f"{kept} files have"
+        output.say(f"{files} commits that a log may have lost; to check and recover them: hopaas-p2p doctor STORE")
 
 
 @spool.command(study="none", store=False)

@@ -51,7 +51,7 @@ for command in (create, set_, export, report_html, import_, copy):
 @study.command("list", study="none")
 @click.argument("pattern", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="The newest N.")
-@click.option("--names", is_flag=True, help="Print the names of all; opens no study.")
+@click.option("--names", is_flag=True, help="Print all names, without opening studies.")
 def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> None:
     """List the studies of the store, or those whose names match a pattern such as 'mnist-*'."""
     from hopaas_p2p.cli import summary
@@ -95,7 +95,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
 
 
 @study.command(study="argument")
-@click.option("--trial", type=int, metavar="N", help="The trial that it leads to. [default: the best]")
+@click.option("--trial", type=int, metavar="N", help="The trial that it led to. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
     """Show the parameters that led to a trial, step by step, including those of the members that it copied from.
 
@@ -191,7 +191,7 @@ def _best(data: dict[str, Any]) -> list[str]:
         return ["- (no complete trial satisfies the constraints)" if data["counts"]["COMPLETE"] else "-"]
     if not isinstance(best, list):
         return [line("", best)]
-    lines = [f"{output.count(len(best), 'trial')} on the Pareto front; first in: hopaas-p2p trial list --sort value"]
+    lines = [f"{output.count(len(best), 'trial')} on the Pareto front; to list: hopaas-p2p trial list --sort value"]
     for at, (name, direction) in enumerate(zip(data["objectives"], data["directions"], strict=True)):
         ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # it is called at once
         lines.append(line(f"best {name} ", ranked[-1 if direction == "maximize" else 0]))

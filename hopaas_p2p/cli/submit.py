@@ -95,7 +95,7 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
         if not value or value == SETTINGS[name].default:
             continue
         if credentials.is_secret(variable(name), value):
-            why = f"{name} = {redacted(value)}: a job may not hold a password"
+            why = f"{name} = {redacted(value)}: a job must not contain a password"
             raise ConfigurationError(f"{why}. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE")
         told[variable(name)] = str(Path(value).expanduser().absolute()) if name.endswith("_file") else str(value)
     return told
@@ -152,7 +152,7 @@ def _submit(
 ) -> None:
     """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
-        raise click.UsageError("--time sets how long a job may run, and its worker reads that; leave out --time-limit")
+        raise click.UsageError("the worker reads the job's time limit from --time; leave out --time-limit")
     with contextlib.suppress(Denied, StoreUnreachable):  # the worker looks again, and may reach more than this machine
         commands.check(job.command, session.study().space)
     job = job._replace(

@@ -25,10 +25,10 @@ _INTERVAL: Final = 5.0  # seconds between two updates of a tracker
 
 @command(study="argument")
 @click.option("--format", "form", type=click.Choice((*FORMATS, *_TRACKERS)), help="[default: by the extension of PATH]")
-@click.option("--prior", is_flag=True, help="Write what a new study can learn from, not the study.")
+@click.option("--prior", is_flag=True, help="Write a prior for new studies, not the study.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
-@click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
+@click.option("--follow", is_flag=True, help="Keep a tracker current until the study is done.")
 @force_option
 def export(
     session: CliSession, form: str | None, prior: bool, to: str | None, files: Path | None, follow: bool, force: bool
@@ -37,8 +37,8 @@ def export(
 
     A .study file contains the study's whole log and its files; `study import` reads it. csv, the default on stdout, is
     for spreadsheets, parquet for data frames. URL is an Optuna storage, sqlite:///x.db or postgresql://…; .journal is
-    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes what other studies can
-    learn from this one, without results: configurations and their ranks, for `study create --learn-from FILE`.
+    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes a prior for other
+    studies, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
     experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
@@ -51,14 +51,14 @@ def export(
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
     """  # noqa: D301  # click needs the backspace
     if prior and (form is not None or files is not None):
-        raise click.UsageError("--prior has one format, and no files.")
+        raise click.UsageError("--prior cannot be used with --format or --files.")
     if form in _TRACKERS:
         if files is not None:
-            raise click.UsageError("A tracker takes no --files.")
+            raise click.UsageError("--files cannot be used with a tracker.")
         _export_to_tracker(session, form, to, follow=follow)
         return
     if follow:
-        raise click.UsageError("--follow is for trackers.")
+        raise click.UsageError("--follow can be used only with a tracker.")
     if to not in (None, "-") and (prior or (form or format_of(to)) != "optuna"):
         check_new(Path(to), force=force)
     study = session.study()
@@ -75,7 +75,7 @@ def export(
         return
     with replace_atomically(Path(to)) as draft:
         draft.write_text(text + "\n")
-    session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+    session.done({"to": to}, f"Wrote the prior of {study.name!r} to {to}.")
 
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
@@ -100,7 +100,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
                 away = True
             else:
                 if away:
-                    output.say("The tracker answers again; what was missing has been sent.")
+                    output.say("The tracker answers again; the missing data has been sent.")
                 away = False
                 if done:
                     break

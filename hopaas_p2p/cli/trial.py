@@ -44,7 +44,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
 
 
 @trial.command("list", study="argument")
-@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
+@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only trials in these states.")
 @click.option(
     "--sort",
     metavar="|".join((*_ORDERS, "OBJECTIVE")),
@@ -207,14 +207,14 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
 @trial.command()
 @click.argument("numbers", nargs=-1, required=True, type=int)
 def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
-    """Queue trials again with the same parameters. A running trial is taken away from its peer."""
+    """Queue trials again with the same parameters. A running trial is taken from its peer."""
     study = session.study()
     for number in numbers:
         study.handle.existing(number)
     retries = [study.requeue(number) for number in numbers]
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
-            output.say(f"Trial {number} was taken away from its peer; it has no attempts left.")
+            output.say(f"Trial {number} was taken from its peer; it has no attempts left.")
     _show_queued(session, retries)
 
 

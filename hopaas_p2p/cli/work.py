@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def _verb(function: Callable[..., Any]) -> click.Command:
     """A command about the trial of a ticket."""
-    ticket = click.option("--ticket", metavar="TICKET", help="What `trial ask` printed. [default: HOPAAS_TICKET]")
+    ticket = click.option("--ticket", metavar="TICKET", help="The output of `trial ask`. [default: HOPAAS_TICKET]")
     return command(study="none", context_settings={"ignore_unknown_options": True})(ticket(function))  # -0.5 is a value
 
 
@@ -41,7 +41,7 @@ _ENDS = ("complete", "pruned", "fail")
 
 
 @command(study="argument")
-@click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Others may take it after S s of silence.")
+@click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Seconds of silence before a takeover.")
 @space_option
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
 def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) -> None:
@@ -118,7 +118,7 @@ def _asking(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `trial ask` printed.")
+        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to the output of `trial ask`.")
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # also accepts the whole output of `ask`
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
@@ -141,7 +141,7 @@ def _number(text: str) -> float:
 @_verb
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
-@click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
+@click.option("--should-prune", "also_prune", is_flag=True, help="Then exit like should-prune.")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
     """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
     reported = _number(value)
@@ -205,7 +205,7 @@ def tell(
 ) -> None:
     """End the ticket's trial: with its value (one per objective), or as pruned or failed.
 
-    If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
+    If another peer took the trial over, the result is kept as a separate trial, and the exit code is 11. If the store
     cannot be reached, the result is kept on disk (see `admin spool`), and the exit code shows why: 69, for example.
     """
     from hopaas_p2p.ports.ticket import ending
@@ -239,7 +239,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @_verb
 @click.option("--reason", help="Why.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
-    """Return the ticket's trial: another peer runs it again, with the same parameters."""
+    """Release the ticket's trial: another peer runs it again, with the same parameters."""
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("release", reason=reason)["trial"]
     session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")

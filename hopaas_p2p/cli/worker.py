@@ -21,9 +21,9 @@ _AGAIN: Final = os.EX_TEMPFAIL
 worker_options = together(
     click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
     click.option("--grace", default="300", metavar="S", help="Seconds to save work after a signal."),
-    click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
-    click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="Your own directory for the output."),
-    click.option("--keep-output/--no-keep-output", default=True, help="Keep the end of a failed command's output."),
+    click.option("--site", help="The name of this site. [default: HOPAAS_SITE, cluster or domain]"),
+    click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of yours for the output."),
+    click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
     click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential that the command gets. Repeat."),
 )
 """The options of all commands that run trials."""
@@ -32,7 +32,7 @@ many_options = together(
     click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
     click.option("--parallel", type=click.IntRange(min=1), default=1, metavar="N", help="Run N trials at a time."),
     click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."),
-    click.option("--no-wait", is_flag=True, help="Leave, with code 75, when no trial can start now."),
+    click.option("--no-wait", is_flag=True, help="Exit with code 75 when no trial can start now."),
 )
 """The options of all commands that run trial after trial."""
 
@@ -48,9 +48,9 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
     The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the
     seed of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric
-    placeholder may stand anywhere in the command; a text only if it consists of ASCII letters, digits and
+    placeholder may stand anywhere in the command; a string only if it consists of ASCII letters, digits and
     ._+,:=@%/-, otherwise the command must read it from those variables. In a word with spaces, such as that of
-    sh -c, put a text between quotes.
+    sh -c, put a string between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
     as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;

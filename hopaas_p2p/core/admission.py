@@ -1,11 +1,11 @@
-"""What may start next: decided here, once, for the log and for every peer that asks.
+"""Decides what may start next, once for the log and for every peer that asks.
 
 `apply` asks when a record that starts a trial arrives, and refuses the record unless something may start. A peer asks
 before it writes such a record, and passes in what it has seen of the others: if nothing may start now, it learns
 whether to wait, for which trials, and for how long at most. The command line, monitor and reports show the same answer.
 
 Interrupted continuations come first, then what a rung or a population promotes, waiting trials, replicates, and finally
-a new configuration. Pure: no clock and no I/O. What a caller knows about time is passed in as `alive`.
+a new configuration. Pure: no clock and no I/O. The caller passes its knowledge about time as `alive`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ taken over."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
-    """A waiting trial: it was queued or given back, or is a retry."""
+    """A waiting trial: it was queued or returned, or is a retry."""
 
     number: int
     why: ClassVar[None] = None
@@ -78,7 +78,7 @@ def next_start(
     Args:
         state: the study.
         me: the peer's name, since a peer may have been asked to take no more trials. "" means any peer.
-        alive: what it has seen of the others. None means nothing, so every running trial may come back.
+        alive: what it has seen of the others. None means nothing, so every running trial may be queued again.
         skip: trials that it leaves to others for now. It passes over paused ones only while it may begin something new.
         no_new: why it does not begin a new configuration: "space" when its sampler is exhausted.
 

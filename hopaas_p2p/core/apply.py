@@ -2,11 +2,11 @@
 
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
 process is the writer, and never raises on content: a record is accepted, or refused with a reason that its writer finds
-in the verdict. `TRANSITIONS` says what a record may do to a trial. The lease determines who may do it: owner and epoch
+in the verdict. `TRANSITIONS` defines a record's effects on a trial. The lease determines who may do it: owner and epoch
 must match the log's. Where the store names authors, no author may write for another author's peer: a commit whose
 writer or owner belongs to another author is refused as a whole, and leaves no trace except in the count of refusals.
 
-The file goes from `apply` to one function per kind of record, to the steps that these are made of. `validity` holds the
+The file has `apply`, then one function per kind of record, then their common steps. `validity` holds the
 rules for content that no record may have, whoever wrote it.
 """
 

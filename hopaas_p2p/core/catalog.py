@@ -1,4 +1,4 @@
-"""Which studies a store holds: the state of the directory log.
+"""The studies of a store: the state of the directory log.
 
 A study's id is its position in that log's order of openings, deleted ones included, so an id is never used twice and
 every peer counts alike. Trial ids follow from it: `study_id * 2**32 + number`.

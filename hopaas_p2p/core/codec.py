@@ -1,4 +1,4 @@
-"""What lies on the wire and in a store: a commit as bytes, and the sum of the log before it.
+"""The format on the wire and in a store: a commit as bytes, and the sum of the log before it.
 
 A checksum, then msgpack. Total: any bytes decode to a Commit or to Garbage.
 
@@ -140,7 +140,7 @@ def nonce_of(payload: bytes) -> str:
 
 
 def decode(payload: bytes) -> Commit | Garbage:
-    """The commit in these bytes. Never raises on content.
+    """Decode a commit. Never raises on content.
 
     A format that this version does not know is garbage, too: any peer may write one, and it must not stop the others.
     Whether a store needs a newer version is recorded where only its owner writes: in `meta.json` or the schema's

@@ -8,7 +8,7 @@ In a population the chain is a member, whose parameters change. Its value at a r
 trials that reached the rung. A failed continuation does not end the member: it continues from a better one.
 
 Everything here follows from the trials as they are now. So a state loaded from a snapshot makes the same decisions as
-one that has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` records which trials
+one that has replayed the log, and a study whose rungs are changed sorts its trials again. `apply` records which trials
 it touched, and only their configurations are looked at again.
 """
 
@@ -198,7 +198,7 @@ class Configurations(Pausing):
         self._placed(number, before, to)
 
     def key(self, value: float, standing: RungStanding) -> Key:
-        """What a configuration with this standing is ranked by where it is worth this; what diverged is behind all."""
+        """The rank key of a configuration with this standing and this value; diverged ones rank behind all others."""
         worth = math.inf if math.isnan(value) else self._sign * value
         return standing.infeasible or worth == math.inf, worth
 
@@ -214,7 +214,7 @@ class Configurations(Pausing):
 
         Args:
             closing: nothing runs and no new configuration will come. Then each rung that has been reached promotes at
-                least one, so that even a study too small for its rungs ends with a whole training.
+                least one, so that even a study too small for its rungs ends with a complete training run.
             room: whether a new configuration may begin.
             skip: configurations to pass over.
 

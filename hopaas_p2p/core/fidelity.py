@@ -12,28 +12,28 @@ _MOST_WHOLE: Final = 1000
 _MOST_MEMBERS: Final = 100_000
 _MOST_INTERVALS: Final = 10_000
 LARGEST: Final = 1 << 53
-AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
+AT_RUNG: Final = "it has reached a rung: save a checkpoint, and end"
 """Why a program should leave its trial."""
 
 
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     """A study's trials pause at rungs, and the best of the waiting ones continue.
 
-    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, the length of a whole
-    training. "Epoch" stands for whatever your steps are.
+    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, a complete training
+    run. An "epoch" is any step of your training.
     """
 
     min: int = 1
     """Epochs before the first rung."""
     max: int = 27
-    """Epochs of a whole training: there is no rung from here on."""
+    """The epochs of a complete training run; no rung is at or above this."""
     eta: int = 3
-    """One in this many configurations that reach a rung is promoted."""
+    """One of this many configurations that reach a rung is promoted."""
     brackets: int = 1
     """How many different first rungs there are. With 2, some configurations first pause at the second rung, and so on.
     """
     first_step: int = 0
-    """What `trial.report` calls the first epoch: 0, or 1."""
+    """The step of the first epoch in `trial.report`: 0 or 1."""
     whole: int = 8
     """With three brackets or more: how many configurations are first trained to the end. They show which rungs are
     misleading; those are skipped. 0 for none."""
@@ -75,7 +75,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     """A study's trials are members of a population, which pause at intervals and copy the best.
 
     Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
-    "Epoch" stands for whatever your steps are.
+    An "epoch" is any step of your training.
     """
 
     size: int = 16
@@ -83,15 +83,15 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     every: int = 5
     """Epochs between two pauses."""
     max: int = 100
-    """Epochs of a whole training: there is no pause from here on."""
+    """The epochs of a complete training run; no pause is at or above this."""
     quantile: float = 0.2
     """The share of the population that copies, and the share that is copied."""
     resample: float = 0.25
-    """How likely a parameter of a member that copies is drawn anew instead of being perturbed."""
+    """The probability that a copying member's parameter is resampled instead of perturbed."""
     fixed: tuple[str, ...] = ()
     """Parameters that a checkpoint depends on, such as a number of layers: they are copied and not perturbed."""
     first_step: int = 0
-    """What `trial.report` calls the first epoch: 0, or 1."""
+    """The step of the first epoch in `trial.report`: 0 or 1."""
 
     def epochs(self, step: int) -> int:
         """How many epochs are done after this step."""

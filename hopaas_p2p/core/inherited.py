@@ -1,8 +1,8 @@
-"""What a trial inherits from an earlier one, without copying it.
+"""Data that a trial inherits from an earlier one, without a copy.
 
 A record may name a trial with any number of reports and attributes at no extra cost. Up to `FEW` entries are copied.
 More than that are linked: a retry, a continuation or a late result has the mapping of the trial before it below its own
-entries. What is below belongs to a finished trial, which never changes again.
+entries. The lower mapping belongs to a finished trial, which never changes again.
 
 Steps are kept in order, so that a trial that goes back to an earlier step only drops what came after it.
 """
@@ -23,7 +23,7 @@ FEW: Final = 256
 _DEEPEST: Final = 64
 """Links from one mapping to the next before all of them are copied into one."""
 _MANY: Final = 4096
-"""Steps that may arrive out of order before all are sorted anew."""
+"""Steps that may arrive out of order before all are sorted again."""
 LAST_STEP: Final = (1 << 63) - 1
 
 
@@ -109,7 +109,7 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
 
 
 def if_few(attributes: Mapping[K, V]) -> Mapping[K, V] | None:
-    """All of them, if there are at most `FEW`; None for more, which are not looked at one by one."""
+    """All of them, if there are at most `FEW`; None for more, which are too many to process singly."""
     found = flat(attributes) if _at_least(attributes) <= FEW else None
     return found if found is None or len(found) <= FEW else None
 

@@ -4,9 +4,9 @@ A lease is (owner, epoch). The log decides: an epoch only rises, and a record wi
 replica that replays it. Time never decides who is right, only when an owner is *worth asking about*: an owner
 treats its lease as uncertain a little before others may reclaim it.
 
-No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw and since when,
+No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw since when,
 on its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
-could not look for a while begins anew: whatever kept it from looking may have kept the owner from beating. Where each
+could not look for a while starts over: the same cause may have kept the owner from sending any. Where each
 beat costs a request, it does not read the beats of owners whose commits have arrived since its last look. An owner
 trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
 they saw no earlier than that.
@@ -49,7 +49,7 @@ def ttl_of(state: State, owner: str) -> float:
     """Seconds of silence after which this owner's trials may be reclaimed.
 
     The study's ttl, or a longer one that the owner announced when it joined, as for a shell ticket: between two
-    commands no process beats for it.
+    commands no process sends beats for it.
     """
     told = state.peers.get(owner, {}).get("ttl", "")
     try:
@@ -70,7 +70,7 @@ def beat_value(peer: str, count: int, now_us: int) -> str:
 
 
 def beat_time(beat: str | None) -> float | None:
-    """When this heartbeat was made, in seconds since 1970 by its peer's clock; None if it contains no time."""
+    """When this heartbeat was sent, in seconds since 1970 by its peer's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
 

@@ -1,4 +1,4 @@
-"""What a study has spent, by site, person and outcome, and when that ends the study.
+"""A study's spending by site, person and outcome, and when it ends the study.
 
 `apply` keeps a ledger for every study whose policy has `limits`. Each lease costs the time from its start to its
 owner's last record, by the owner's own clock, and that time on each of the devices that the owner announced when it
@@ -109,7 +109,7 @@ class Account(msgspec.Struct, array_like=True, gc=False):
 
 
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
-    """The cost of a lease that is open, was given back or was lost."""
+    """The cost of a lease that is open, was returned or was lost."""
 
     site: str
     user: str
@@ -201,7 +201,7 @@ class Ledger(msgspec.Struct, array_like=True):
             lease.base = min(lease.base, lease.top)
 
     def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
-        """The trial ended, or was given back; `at` is when its owner recorded that, and `used` what it had used."""
+        """The trial ended, or was returned; `at` is when its owner recorded that, and `used` what it had used."""
         lease = self.open.pop(number, None)
         if lease is not None:
             if at is not None and at > lease.heard:

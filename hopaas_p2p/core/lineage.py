@@ -15,7 +15,7 @@ from hopaas_p2p.core.state import Trial
 
 
 class TrainedSteps(NamedTuple):
-    """Steps of a training that one trial made."""
+    """The steps of a training run that one trial made."""
 
     after: int
     """The step before the first, or `records.FROM_START`."""

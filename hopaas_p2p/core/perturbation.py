@@ -1,4 +1,4 @@
-"""How the parameters of a member that copies another change: by a factor of 0.8 or 1.2, or drawn anew.
+"""How the parameters of a member that copies another change: by a factor of 0.8 or 1.2, or resampled.
 
 As in population-based training (arXiv 1711.09846). Every replica computes the same numbers, whatever its machine: a
 draw is a hash of the study's name, the trial's number and the parameter's, and logarithms are taken by `decimal`, which
@@ -40,7 +40,7 @@ def perturbed(
     Args:
         params: in the form of the log.
         distributions: of each of them.
-        resample: the probability that a parameter is drawn anew.
+        resample: the probability that a parameter is resampled.
         fixed: the names of those that do not change.
         seed: the text that determines the draws.
 

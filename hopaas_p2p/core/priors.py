@@ -1,4 +1,4 @@
-"""What a study keeps from earlier ones: configurations and their rank scores, so all peers start from the same priors.
+"""Stored priors: configurations of earlier studies and their rank scores, so all peers start from the same ones.
 
 No results are kept. A person's beliefs about the parameters have the same form.
 """
@@ -24,7 +24,7 @@ _Length = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
 
 
 class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one earlier study taught."""
+    """The prior from one earlier study."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     space: dict[str, Distribution]

@@ -1,7 +1,7 @@
-"""What can be written into a log: one struct per kind of record, and the Commit that carries records.
+"""The content of a log: one struct per kind of record, and the Commit that carries records.
 
 A record is a fact or a request, published by one peer to all. It has no authority of its own: `apply.apply` decides its
-effect, identically on every peer. Records are appended for ever, so a field is never renamed, reordered or reused; new
+effect, identically on every peer. Records stay in a log forever, so a field is never renamed, reordered or reused; new
 fields go to the end with a default.
 """
 
@@ -43,7 +43,7 @@ class TrialState(enum.IntEnum):
 
 
 class Domain(msgspec.Struct, array_like=True, frozen=True):
-    """From what a parameter is drawn. So that a dictionary of several kinds has a type."""
+    """The distribution from which a parameter is drawn. So that a dictionary of several kinds has a type."""
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):
@@ -54,7 +54,7 @@ class Float(Domain, array_like=True, frozen=True, tag="f"):
     log: bool = False
     step: float | None = None
     prior: float | None = None
-    """What a person believes to be a good value; in a log it is stored as a prior of the study, never here."""
+    """A value that a person expects to be good; in a log it is stored as a prior of the study, never here."""
     confidence: str | None = None
     """low, medium or high."""
 
@@ -82,7 +82,7 @@ Distribution = Float | Int | Categorical
 
 
 class Price(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a site charges, in euro."""
+    """A site's prices, in euro."""
 
     gpu_hour: float = 0.0
     core_hour: float = 0.0
@@ -90,7 +90,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Until(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ends a study before its budget is spent; the first condition that holds does.
+    """Conditions that end a study before its budget is spent; the first one that holds ends it.
 
     All except the date require a single objective.
     """
@@ -106,7 +106,7 @@ class Until(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a study may spend; the first limit that is reached ends it. None: no limit.
+    """The limits of a study's spending; the first one that is reached ends it. None: no limit.
 
     Running trials are then asked to end, except under `trials`, where trials are counted when they start.
     """
@@ -121,12 +121,12 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     euro: float | None = None
     """By `prices`."""
     prices: dict[str, Price] = {}
-    """Site -> what it charges; "*" is every other site."""
+    """Site -> its prices; "*" is every other site."""
     until: Until | None = None
 
 
 class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a lease has used so far, by its owner's measurement."""
+    """The resources that a lease has used so far, as measured by its owner."""
 
     time: int
     """Microseconds by a clock that nobody sets. In a process that runs n trials at a time, each is charged its share.
@@ -390,12 +390,12 @@ class Commit(msgspec.Struct, frozen=True):
     owner: str
     """The peer it acts for: the writer itself, or the one whose trial moved to this process."""
     at: int
-    """When it was made, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
+    """When it was created, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
     records: tuple[Record | Opaque, ...]
 
 
 class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What the store itself vouches for about a commit."""
+    """The facts about a commit that the store itself has verified."""
 
     author: str = ""
     role: str = "owner"

@@ -11,8 +11,8 @@ one; where curves cross, that takes several times as long as no pruning, while t
 (tests/benchmarks/results.md).
 
 With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
-and later one in 32 never pauses. A rung at which the best of those ranked low is skipped for as long as that is so, and
-configurations that wait there continue in the order in which they began.
+and later one in 32 never pauses. A rung at which the eventual best ranked low is skipped for as long as that is the
+case, and configurations that wait there continue in the order in which they began.
 
 The rules know numbers only, no trials: `configurations` derives from a study's trials where each configuration stands.
 """

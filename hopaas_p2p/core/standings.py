@@ -11,7 +11,7 @@ import msgspec
 Worth = tuple[tuple[int, float], ...]
 """For each rung that a configuration has reached: the trial that counts there, and its value."""
 Key = tuple[bool, float]
-"""What a configuration is ranked by, the smallest first: whether it diverged or violates its constraints; its value."""
+"""The rank key of a configuration, the smallest first: whether it diverged or violates its constraints; its value."""
 Ranking = list[tuple[Key, int]]
 """Configurations in order: what each is ranked by, and its number."""
 

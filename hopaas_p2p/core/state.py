@@ -1,4 +1,4 @@
-"""What a study is after its log up to some lsn: `State`, its trials, and what may happen to a trial. See `apply`."""
+"""A study's state after its log up to some lsn: `State`, its trials, and what may happen to a trial. See `apply`."""
 
 from __future__ import annotations
 
@@ -102,17 +102,17 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 REFUSALS: Final = {
-    "malformed": "it cannot be read, or a value in it is impossible",
+    "malformed": "it cannot be read, or contains an impossible value",
     "duplicate": "this commit is already in the log",
-    "undefined": "the study has no definition yet, or this one comes second",
+    "undefined": "the study has no definition yet, or already has one",
     "role": "the author's grant does not allow it",
-    "author": "it is said in the name of another user's peer",
-    "no such trial": "the number was never allotted",
+    "author": "it was written in the name of another user's peer",
+    "no such trial": "no trial has this number",
     "finished": "the trial is finished and stays as it is",
-    "fenced": "another peer has the lease: wrong owner, or an epoch that has passed",
-    "not waiting": "somebody else started the trial first",
+    "fenced": "another peer has the lease: the owner is wrong, or the epoch outdated",
+    "not waiting": "another peer started the trial first",
     "not running": "only a running trial can be stopped, released or reclaimed",
-    "late": "the lease was lost, but the result is kept as a trial of its own",
+    "late": "the lease was lost, but the result is kept as a separate trial",
     "budget": "the budget is used up",
     "paused": "the study is paused",
     "stopped": "the study is stopped",
@@ -243,7 +243,7 @@ class ClosedBlock(Protocol):
         """What a snapshot holds of it."""
 
     def trials(self) -> list[Trial]:
-        """The trials, made anew."""
+        """The trials, as new objects."""
 
     def end_of(self, place: int) -> Trial:
         """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
@@ -255,8 +255,9 @@ class ClosedBlock(Protocol):
 class Trials(Sequence[Trial]):
     """The trials of a study, by number: a sequence of blocks; closed ones take some hundred bytes per trial.
 
-    A trial of an open block remains the same object while the block is open. Those of a closed block are made when they
-    are read, and kept while few other blocks are read; they are never changed. To change one, open its block first.
+    A trial of an open block remains the same object while the block is open. Those of a closed block are created when
+    they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
+    first.
 
     Readers may iterate while a writer appends; they see what was there at the start, or more.
     """
@@ -395,7 +396,7 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
 
 
 class LogState:
-    """What a replica knows about any log after its commits 1..lsn."""
+    """A replica's knowledge about any log after its commits 1..lsn."""
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -577,7 +578,7 @@ class State(LogState):
 
 
 def definition_of(state: State, name: str) -> StudyDefine:
-    """What was given when the study was created.
+    """The definition with which the study was created.
 
     Raises:
         StoreCorrupt: the study has commits, but the first one, its definition, is missing.

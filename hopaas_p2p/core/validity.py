@@ -1,8 +1,8 @@
-"""What no record may contain, whoever writes it: decided once, when the record is applied.
+"""Content that no record may have, whoever wrote it; checked once, when the record is applied.
 
 `apply` refuses a record that contains it, so every reader can use whatever is in a State: arithmetic on it does not
-overflow, and Optuna accepts it. What peers of earlier versions wrote stays accepted: a value outside its distribution,
-which Optuna allows with a warning where a parameter is fixed, gets a distribution of its own that contains it.
+overflow, and Optuna accepts it. Records of earlier versions stay accepted: a value outside its distribution,
+which Optuna allows with a warning where a parameter is fixed, gets a separate distribution that contains it.
 
 Numbers that do not fit 64 bits are refused even earlier, by the types in `records`.
 """
@@ -322,7 +322,7 @@ def _is_space(value: object) -> bool:
 
 
 def possible_priors(value: object) -> bool:
-    """Whether this can be what a study learned."""
+    """Whether this can be a study's priors."""
     try:
         priors = msgspec.convert(value, list[PriorRecord])
     except msgspec.ValidationError:

@@ -15,7 +15,7 @@ from hopaas_p2p.demo import objective
 
 
 def run(store: str, study_name: str, seed: int) -> None:
-    """Take part until the study gives out no more trials."""
+    """Take part until the study has no more trials."""
     parent = os.getppid()
 
     def leave_if_orphaned() -> None:

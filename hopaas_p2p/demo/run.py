@@ -40,7 +40,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
     """Run the demo with the options of the command line.
 
     Raises:
-        HopaasError: a peer failed, or a killed peer's trial did not come back.
+        HopaasError: a peer failed, or a killed peer's trial was not queued again.
         ConfigurationError: the store cannot be used.
 
     """
@@ -148,7 +148,7 @@ def _outcome(killed: KilledPeer, state: State) -> str:
     retry = state.trials[killed.number].retried_by
     trial = None if retry is None else state.trials[retry]
     if trial is None and state.status != "stopped":
-        raise HopaasError(f"trial #{killed.number} of the killed peer {killed.name} did not come back")
+        raise HopaasError(f"trial #{killed.number} of the killed peer {killed.name} was not queued again")
     if trial is None or trial.end is None:
         return f"#{killed.number} of the killed peer {killed.name} was still waiting to be run again when time was up."
     peer = state.peers.get(trial.owner or "", {}).get("site", "another peer")

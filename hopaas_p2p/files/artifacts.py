@@ -331,7 +331,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
-            raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) do not match what was stored")
+            raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) differ from those that were stored")
     return path
 
 

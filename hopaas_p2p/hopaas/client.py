@@ -92,7 +92,7 @@ class Client:
             return _storages[self._store]
 
     def close(self) -> None:
-        """Send what is queued and close the store. Also happens when the program ends."""
+        """Send queued records and close the store. Also happens when the program ends."""
         with _lock:
             storage = _storages.pop(self._store, None)
         if storage is not None:

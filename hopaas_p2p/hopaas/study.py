@@ -37,7 +37,7 @@ class Study:
 
     Args:
         name: a title for people.
-        properties: name -> suggestions (or their texts, `optuna#…`) and constants, which every trial repeats.
+        properties: name -> suggestions (or strings such as `optuna#…`) and constants, which every trial repeats.
         special_properties: facts about this job (its node, its address). They are stored with each trial, but are not
             part of the set-up.
         direction: "minimize" or "maximize".

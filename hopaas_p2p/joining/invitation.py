@@ -50,7 +50,7 @@ class Invitation(msgspec.Struct, frozen=True):
     expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
     """Seconds since 1970. The server ends the token by its own clock; elsewhere only this time ends the invitation."""
     site: str = ""
-    """The name of the site that it was made for."""
+    """The name of the site that it is for."""
     authority: str = ""
     """The certificates of a private authority that vouches for the server, in PEM."""
 
@@ -80,7 +80,7 @@ class Invitation(msgspec.Struct, frozen=True):
             ) from None
 
     def check(self) -> None:
-        """Raises ConfigurationError if the invitation has expired, or leads wherever its reader's environment says."""
+        """Raises ConfigurationError if the invitation has expired, or its URL depends on the reader's environment."""
         if time.time() > self.expires:
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(
@@ -103,7 +103,7 @@ class NewInvitation(NamedTuple):
 
     invitation: Invitation
     guest: str
-    """The user that it was made for; empty if the store has no users."""
+    """The user that it is for; empty if the store has no users."""
     token_name: str
     """The token's name, for `admin token list` and `admin token revoke`; empty if the store has no tokens."""
 

@@ -117,7 +117,7 @@ def _free_name(invitation: Invitation) -> str:
         known = load(name) if name in joined_names() else None
         if known is None or (known.store, known.study) == (invitation.store, invitation.study):
             return name
-    raise ConfigurationError(f"{joined_folder()} is full; remove what you do not need")
+    raise ConfigurationError(f"{joined_folder()} has too many studies of this name; see: hopaas-p2p join --leave")
 
 
 def keep(membership: Membership) -> Membership:

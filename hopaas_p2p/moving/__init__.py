@@ -153,7 +153,7 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
-    RUNNING trials become WAITING. Trials that came from the same study before are not added again, except from CSV. One
+    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except from CSV. One
     commit holds many trials: 10,000 trials take seconds.
 
     Args:
@@ -171,7 +171,7 @@ def import_study(
     """
     place = os.fspath(source)
     if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
-        raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
+        raise InvalidInput(f"{redacted(place)} is far larger than its contents")
     begins, chosen = b"", format_of(place)
     with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         begins = file.read(16)
@@ -226,4 +226,4 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
             space = {**state.dists, **define.space}
             return tables.load_csv(lines, space=space, name=name, directions=define.directions)
     except UnicodeDecodeError:
-        raise InvalidInput(f"{place} is not UTF-8 text, as a CSV file is") from None
+        raise InvalidInput(f"{place} is not UTF-8 text, as a CSV file must be") from None

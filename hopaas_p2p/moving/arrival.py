@@ -1,4 +1,4 @@
-"""Adds the trials of a study to another, hundreds per commit, and the source's attributes to its attributes."""
+"""Adds the trials of one study to another, hundreds per commit, and merges the source's attributes."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
         return storage.define_study(msgspec.structs.replace(source.define, name=name, policy=policy))
     except DuplicatedStudyError:
         raise StudyExists(
-            f"the study {name!r} has just been created by someone else, perhaps by the same command; let that one end, "
-            "and repeat this one"
+            f"the study {name!r} has just been created by someone else, perhaps by the same command; wait for its end, "
+            "and repeat your call"
         ) from None
 
 

@@ -327,7 +327,7 @@ def read(path: Path) -> Backup:
 
     Raises:
         InvalidInput: this is not a backup, it is damaged, or a newer version made it.
-        StoreUnreachable: it cannot be read for the moment.
+        StoreUnreachable: it cannot be read at the moment.
 
     """
     with contextlib.ExitStack() as stack, waits_for(str(path)):
@@ -427,7 +427,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
             if there is None:
                 raise ConfigurationError(
                     f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo "
-                    "what others have seen. Restore into an empty store"
+                    "commits that others have seen. Restore into an empty store"
                 )
             if here != there:
                 raise ConfigurationError(
@@ -454,7 +454,7 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
     if alive:
         raise ConfigurationError(
-            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and know more than the backup: "
+            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and have more than the backup: "
             "stop them first. Results that they could not send stay in their spool"
         )
 

@@ -138,7 +138,7 @@ def _parameters(entries: Mapping[str, Any], prefix: str = "") -> tuple[dict[str,
         name = f"{prefix}{key}"
         what = f"the parameter {name!r}"
         if not is_one_line(name):
-            raise InvalidInput(f"{what}: a name has no line break or other control character in it")
+            raise InvalidInput(f"{what}: a name must not contain a line break or another control character")
         entry = mapping(value, what)
         if "value" in entry:
             constants[name] = entry["value"]

@@ -34,7 +34,7 @@ def from_store(store: Store, source: StudyRecords) -> Fetch:
 
 
 def from_directory(directory: Path) -> Fetch:
-    """Fetches files from a directory; a file that cannot be read for the moment is not taken for missing.
+    """Fetches files from a directory; a file that cannot be read at the moment does not count as missing.
 
     Raises:
         InvalidInput: there is no such directory.
@@ -81,7 +81,7 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
                 warnings.append(f"the file {one.id}: its bytes are missing")
                 continue
             if one.sha256 not in (None, sha256_of(path)):
-                warnings.append(f"the file {one.id}: its bytes do not match what was stored; it was not copied")
+                warnings.append(f"the file {one.id}: its bytes differ from those that were stored; it was not copied")
                 continue
             try:
                 files.put(key, path)

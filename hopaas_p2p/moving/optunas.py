@@ -41,7 +41,7 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""Steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
+"""The most steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _DEFINITION, _REST = OF_EXPORTS
@@ -122,7 +122,7 @@ def _check_tables(file: str) -> None:
     except sqlite3.Error as error:
         raise StoreUnreachable(f"{file}: {error}") from None
     if computed is not None:
-        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's: it computes what is in it")
+        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's: it computes its contents")
 
 
 def dump_optuna(source: StudyRecords, url: str) -> None:

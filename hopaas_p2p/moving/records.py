@@ -57,7 +57,7 @@ def of_study(study: Study) -> StudyRecords:
 
 
 def of_state(state: State, *, uuid: str = "") -> StudyRecords:
-    """The study of this State. Hold its lock, so that nothing is applied meanwhile."""
+    """The records of this State's study. Hold its lock, so that nothing is applied meanwhile."""
     define = state.define
     assert define is not None
     policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
@@ -99,7 +99,7 @@ def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
 
 
 def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
-    """Which `trial` of which `study` this was copied from, as far as known.
+    """The `trial` and the `study` that this was copied from, as far as known.
 
     And the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
     """

@@ -147,7 +147,7 @@ def damage(store: Store, uuid: str) -> str | None:
     if found.histories > 1:
         return f"it has {found.histories} histories: commits were not written after the ones that precede them"
     if found.from_spool and any(spool.histories(uuid)):
-        return f"commits of its peers, {found.from_spool}, are not in the log, but in this machine's spool"
+        return f"{found.from_spool} commits of its peers are missing in the log, but are in this machine's spool"
     return None
 
 

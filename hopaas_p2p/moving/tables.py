@@ -89,7 +89,7 @@ def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any
 
 
 def cell(value: Any) -> Any:
-    """The value as it may stand in a CSV file: no text of it is a formula."""
+    """The value in a form that is safe in a CSV file: no string of it is a formula."""
     if isinstance(value, str):
         return _QUOTE.sub("'", value.translate(_CONTROLS))
     return "" if value is None else value

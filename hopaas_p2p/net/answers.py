@@ -63,7 +63,7 @@ class AnswerBytes(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if self.room is not None and self.room < 0:
-            raise http.client.HTTPException("more came than an answer has")
+            raise http.client.HTTPException("the answer is longer than allowed")
         if self._wait is not None:
             self._wait(min(self._silence, proxies.remaining(self._deadline)))
         size = self._receive(buffer) or 0

@@ -10,7 +10,7 @@ _CLOCKS_AGREE: Final = 60.0  # seconds
 
 
 class Finding(NamedTuple):
-    """What was checked, whether it passed, and what to do if not."""
+    """The subject of a check, its result, and the cure if it failed."""
 
     check: str
     detail: str

@@ -161,7 +161,7 @@ def whole(answer: Any, room: int = _LARGEST_ANSWER) -> urllib3.HTTPResponse:
         data += piece
     if len(data) > room:
         answer.close()
-        raise urllib3.exceptions.HTTPError("more came than an answer has")
+        raise urllib3.exceptions.HTTPError("the answer is longer than allowed")
     answer.release_conn()
     return urllib3.HTTPResponse(data, headers=answer.headers, status=answer.status, preload_content=False)
 

@@ -127,7 +127,7 @@ def _untrusted(host: str, why: str) -> HopaasError:
             "for this name"
         )
     return ConfigurationError(
-        f"the certificate of {host} cannot be trusted: {why}. If your site has an authority of its own, set "
+        f"the certificate of {host} cannot be trusted: {why}. If your site has its own authority, set "
         "HOPAAS_CA_FILE to its certificate; otherwise the connection may be intercepted"
     )
 

@@ -57,7 +57,7 @@ class Watching:
             self._thread.join(_JOIN)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block this cell until the study is over (or `stop` is called elsewhere); False if the time ran out first.
+        """Block this cell until the study is over (or `stop` is called elsewhere); False after a timeout.
 
         Args:
             timeout: seconds; None waits forever.

@@ -40,6 +40,6 @@ def answer_requests(
             try:
                 store.artifacts().put(f"{handover_prefix(uuid)}{lsn:012d}-{writer}", path)
             except (ConfigurationError, Denied) as error:
-                _log.warning("a rescue asks for this study's state, which could not be handed over: %s", error)
+                _log.warning("a rescue requested this study's state, which could not be sent: %s", error)
             else:
-                _log.warning("handed the state after commit %d over to a rescue of the study", lsn)
+                _log.warning("sent the state after commit %d to a rescue of the study", lsn)

@@ -117,7 +117,7 @@ class Jobs(Generic[P]):
                     self._logged = text, now
                     _log.warning("%s", text)
             except BaseException:  # noqa: BLE001  # whatever it is, it is written down
-                _log.exception("a background job met an error and continues")
+                _log.exception("a background job failed, and will run again")
             del owner
 
     def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:

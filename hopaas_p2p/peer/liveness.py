@@ -1,7 +1,7 @@
 """Whether the peers that run trials are alive, for people.
 
 A peer is *known* to be alive once its heartbeat has been seen to change. A process that has only just looked does not
-know that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: a recent one means
+know that yet, so each heartbeat also carries the time at which it was sent, by its peer's clock: a recent one means
 alive, an old one silent, and in between it is not known. Where clocks disagree, and where an older version wrote the
 heartbeat, the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer itself saw, see
 `core.leases`.
@@ -24,7 +24,7 @@ _CLOCKS_AGREE: Final = 10.0  # seconds by which another machine's clock may be a
 
 
 class SignOfLife(NamedTuple):
-    """What is known about whether a peer is alive."""
+    """Whether a peer is alive, as far as known."""
 
     alive: bool | None
     """None: not known yet, or no sign for longer than a living peer is ever silent."""
@@ -36,7 +36,7 @@ UNKNOWN: Final = SignOfLife(None, None)
 
 
 def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float, wall: float) -> SignOfLife:
-    """What an observer knows about this owner; `now` is the detector's clock, `wall` the time of day."""
+    """An observer's knowledge about this owner; `now` is the detector's clock, `wall` the time of day."""
     if not detector.watches(owner):
         return UNKNOWN
     ttl, silence, made = ttl_of(state, owner), detector.silence(owner, now), beat_time(detector.beat(owner))
@@ -52,7 +52,7 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
-    """What one look at the store shows of each owner of a running trial, and of those `idle` peers that still beat.
+    """The result of one look at the store: each owner of a running trial, and those `idle` peers that still send beats.
 
     Nothing is known if the store does not answer, as behind a folder, whose server still shows its copy of the log.
     """

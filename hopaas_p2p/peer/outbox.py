@@ -1,7 +1,7 @@
-"""What a session still has to send to its log: queued records, drafts, and commits whose fate is unknown.
+"""The data that a session still has to send to its log: queued records, drafts, and commits whose fate is unknown.
 
-Records are queued until the next exchange. What the owner sets on a running trial is collected in a draft, so that ten
-reports become one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
+Records are queued until the next exchange. Changes by the owner of a running trial are collected in a draft, so that
+ten reports become one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
 anything else. `LogSession` keeps all of them; here are their shapes, and how much of them a commit holds.
 """
 
@@ -40,7 +40,7 @@ class PendingCommit(msgspec.Struct, eq=False):
 
 
 class Draft(TrialSet, eq=False):
-    """What the owner has set on one running trial since the last exchange."""
+    """The owner's changes to one running trial since the last exchange."""
 
     owner: str = ""
 

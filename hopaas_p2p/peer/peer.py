@@ -164,7 +164,7 @@ class Peer:
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = False
         self.visits = False
-        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
+        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor sends beats."""
         self._lock = threading.Lock()
         self._beats, self._beaten_at, self._next_beat, self._unbroken = 0, -1e9, 0.0, dict[str, float]()
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
@@ -186,7 +186,7 @@ class Peer:
         return owner == self.uuid or owner in self.acts_for
 
     def act_for(self, others: frozenset[str]) -> None:
-        """Continue the trials of these peers, which have moved to this process; reads what the log has about them.
+        """Continue the trials of these peers, which have moved to this process; reads their state in the log.
 
         If the store does not answer now, the log is read later, with the next exchange.
         """
@@ -197,7 +197,7 @@ class Peer:
                 self.pull(log)
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
-        """Also beat for the owner of this trial of a study, for as long as the trial runs."""
+        """Also send beats for the owner of this trial of a study, for as long as the trial runs."""
         if (owner, uuid, number) not in self._adopted:
             self._adopted.add((owner, uuid, number))
             self._next_beat = 0.0  # nobody may have beaten for it for a while
@@ -205,7 +205,7 @@ class Peer:
 
     @property
     def adopted(self) -> set[str]:
-        """The peers that this process beats for, besides itself.
+        """The other peers for which this process sends beats.
 
         Only for as long as the trials that it continues run: their peers may be dead, and have left others.
         """
@@ -283,7 +283,7 @@ class Peer:
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
 
         Raises:
-            InvalidInput: a new trial after `close`: nobody would beat for it.
+            InvalidInput: a new trial after `close`: no heartbeats would be sent for it.
 
         """
         if self._pid != os.getpid():
@@ -304,7 +304,7 @@ class Peer:
 
     @staticmethod
     def abandon(log: LogClient[State], pending: PendingCommit) -> None:
-        """Withdraw what has not been sent, and release the trials that start, or have started, nevertheless."""
+        """Withdraw unsent records, and release the trials that start, or have started, nevertheless."""
         with log.lock:
             log.session.abandon(pending)
 
@@ -320,7 +320,7 @@ class Peer:
         return pending
 
     def introduce(self, log: LogClient[State]) -> None:
-        """Queue this peer's introduction, once; from then on the peer beats, and looks after the trials of others."""
+        """Queue this peer's introduction, once; then the peer sends beats, and watches the trials of others."""
         session = log.session
         if session.introduced or self.visits:
             return
@@ -349,7 +349,7 @@ class Peer:
         _ = self.await_commit(log, None, within=within)
 
     def pull(self, log: LogClient[Any]) -> None:
-        """Bring the replica up to date, also sending what is queued. One attempt."""
+        """Bring the replica up to date, and send queued records. One attempt."""
         _ = self.await_commit(log, None, within=-math.inf)
 
     def await_commit(
@@ -398,8 +398,8 @@ class Peer:
     def hear(self, log: LogClient[Any], within: float) -> bool | None:
         """Wait up to `within` seconds until the store announces new commits in a log, and read them.
 
-        Returns whether something came; None, at once, if the store cannot announce news. During this wait nobody need
-        poll. Raises like `pull`.
+        Returns whether something came; None, at once, if the store cannot announce news. No polling is needed during
+        this wait. Raises like `pull`.
         """
         session, looked_at = log.session, log.session.read_at
         session.read_at = -math.inf
@@ -527,9 +527,9 @@ class Peer:
         self.jobs.wake(log.job, after=freshness)
 
     def send_if_possible(self, log: LogClient[Any], number: int) -> None:
-        """Apply what is new, and send what is queued until all records about this trial are in the store.
+        """Apply new commits, and send queued records until all records about this trial are in the store.
 
-        If the store is known to be away, or turns out to be, queued records stay queued.
+        If the store is known to be unreachable, or turns out to be, queued records stay queued.
         """
         while self.clock() >= self.retry_at and self._pull_if_possible(log):
             with log.lock:
@@ -846,7 +846,7 @@ class Peer:
             return {listing.uuid for listing in self.catalog.state.by_id.values()}
 
     def close(self) -> None:
-        """Send what is queued if the store can be reached, end the threads, and close the store."""
+        """Send queued records if the store can be reached, end the threads, and close the store."""
         if self.closed:
             return
         self.closed = True
@@ -865,7 +865,7 @@ class Peer:
         self.store.close()
 
     def say_farewell(self) -> None:
-        """Send what is queued; spool what cannot be sent. After spooling, a second call does nothing."""
+        """Send queued records; spool those that cannot be sent. After spooling, a second call does nothing."""
         self.check_process()
         if self._said_farewell:
             return
@@ -931,7 +931,7 @@ class Peer:
             self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Apply the same from now on: the program is about to end. May be called from a signal handler."""
+        """Give up on a silent store from now on: the program is about to end. May be called from a signal handler."""
         self._hurried_at = min(self._hurried_at, self.clock())
         self._nudge()
 
@@ -967,7 +967,7 @@ class Peer:
             self.become_child()
 
     def become_child(self) -> None:
-        """Continue as a new peer, which may act for the old one's trials; everything in it is constructed anew."""
+        """Continue as a new peer, which may act for the old one's trials; all of its parts are new objects."""
         clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
         again = {name: getattr(self, name) for name in _KEPT}
@@ -1003,7 +1003,7 @@ class _Running(msgspec.Struct, eq=False):
     """Seconds by which the clock for commits' times was ahead of the other one."""
     seconds: float
     joules: float
-    """What a lease had used that ran since the meter was made; all of these as the lease began."""
+    """The usage of a lease that ran since the meter was created; all of these as the lease began."""
 
 
 class Meter:

@@ -70,7 +70,7 @@ _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
 _ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _ADVICE: Final = (
     "Was an older backup restored under running peers, or did the store accept two commits under one number? This "
-    "process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
+    "process writes nothing more to the study. Run: hopaas-p2p doctor URL"
 )
 
 
@@ -211,7 +211,7 @@ class LogSession(Generic[S]):
         self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
-        """Withdraw what is unsent; trials that start nevertheless are released as soon as that is known."""
+        """Withdraw unsent records; trials that start nevertheless are released as soon as that is known."""
         pending.abandoned = True
         self.queued = [other for other in self.queued if other is not pending]
         if pending.verdicts is not None:
@@ -254,7 +254,7 @@ class LogSession(Generic[S]):
     # --- what is to be done ---
 
     def next_commit(self) -> Outgoing | None:
-        """The commit to append with the exchange that begins now: the one whose fate is unknown, else what is queued.
+        """The commit to append with the exchange that begins now: the one whose fate is unknown, else queued records.
 
         None if there is neither.
         """
@@ -323,7 +323,7 @@ class LogSession(Generic[S]):
         self.in_flight = [*self.in_flight, sent]
 
     def ready(self, now: float) -> tuple[bool, bool, float]:
-        """What is due now even if no caller waits for it. This creates no commit.
+        """The work that is due now even if no caller waits for it. This creates no commit.
 
         Returns whether an exchange is due, whether one is due if there is anything new, and when to call again.
         """
@@ -401,7 +401,7 @@ class LogSession(Generic[S]):
         return verdict.number == getattr(record, "number", None)
 
     def advance(self, receipt: ExchangeResult, began: float) -> bool:
-        """Apply what an exchange that began at `began` brought, and hand out verdicts on what was in flight.
+        """Apply the result of an exchange that began at `began`, and hand out verdicts on commits in flight.
 
         Returns whether there is more to read. If anything except content goes wrong halfway, the state is discarded and
         the log is joined again.
@@ -472,7 +472,7 @@ class LogSession(Generic[S]):
         return True
 
     def settle(self, verdicts: tuple[Verdict, ...], placed: Placed | None = None) -> None:
-        """The first commit in flight is in the log: hand out the known verdicts, and release what was abandoned of it.
+        """The first commit in flight is in the log: hand out the known verdicts, and release its abandoned starts.
 
         Args:
             verdicts: those on its records, as far as they are known.
@@ -626,7 +626,7 @@ class LogClient(Generic[S]):
             return self.session.put(owner, *records)
 
     def exchange(self, beat: Beat | None = None) -> None:
-        """Send what is queued and apply what is new: one round trip.
+        """Send queued records and apply new commits: one round trip.
 
         Blocks for that long, or until another thread's exchange is over.
 
@@ -738,7 +738,7 @@ class LogClient(Generic[S]):
                 self.log.put_snapshot(*found)
 
     def confirm(self) -> None:
-        """Check that the log still has what it acknowledged to this process. Raises like `Log.confirm`."""
+        """Check that the log still has the commits that it acknowledged to this process. Raises like `Log.confirm`."""
         with self.turn, translated():
             self.log.confirm()
 

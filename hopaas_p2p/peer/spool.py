@@ -1,4 +1,4 @@
-"""The spool as one peer uses it: it keeps what could not be sent, and sends what others have left."""
+"""The spool as one peer uses it: it keeps commits that could not be sent, and sends those that others have left."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class SpoolSender:
         """The trials whose ends no disk accepted at the last `keep_ends`."""
 
     def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
-        """Spool what could not be sent, if it includes the end of a trial; return the file, or None and why not.
+        """Spool unsent commits, if it includes the end of a trial; return the file, or None and why not.
 
-        At the `last` moment of the program, also spool what the log has acknowledged and not confirmed: before the rest
+        At the `last` moment of the program, also spool acknowledged commits that are not confirmed: before the rest
         and in the same file, because a writer's commits must arrive in the order of their sequence numbers.
         """
         session = log.session
@@ -123,7 +123,7 @@ class SpoolSender:
         if not commits or not self._lasts:
             return
         path, why = self._write(uuid, log, commits, "history", [])
-        what = f"{len(commits)} commits of this process are perhaps not in the log"
+        what = f"{len(commits)} commits of this process may be missing in the log"
         if path is None:
             _log.error("%s, and could not be kept: %s", what, why)
         else:
@@ -146,7 +146,7 @@ class SpoolSender:
                 if path is not None and path not in before:
                     _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p admin spool send", path)
                 elif path is None and why and self._lasts:
-                    _log.error("what was said last, as of trials %s, is lost with this process: %s", ends, why)
+                    _log.error("the last changes, such as to trials %s, are lost with this process: %s", ends, why)
                 elif path is None:
                     log.withdraw()
 
@@ -167,7 +167,7 @@ class SpoolSender:
         session.spooled.clear()
 
     def send_others(self, logs: Mapping[str, LogClient[State]], studies: set[str], now: float, *, writer: str) -> None:
-        """Send what other processes of this user have left for one of this store's studies.
+        """Send commits that other processes of this user have left for one of this store's studies.
 
         Does so periodically, and when the studies are not those known at the last check.
         """
@@ -224,7 +224,7 @@ class SpoolSender:
             spool.take_in(spooled)
             raise KeptForRescue(
                 f"{spooled.name}: of {len(spooled.placed)} commits that the store had acknowledged, the log has lost "
-                f"some, and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
+                f"some, and continued without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
                 "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
             )
         found = []
@@ -347,7 +347,7 @@ def _shown(values: tuple[float, ...]) -> str:
 def _check_trials(state: State, commits: list[Outgoing]) -> None:
     """Check that this is the study, and that its log has the trials that these commits end, as their owner knows."""
     if state.define is None:
-        raise NoSuchStudy("this store does not have the study that it belongs to; perhaps another one was here before")
+        raise NoSuchStudy("this store does not have the study; perhaps another store was here before")
     for outgoing in commits:
         commit = codec.decode(outgoing.payload)
         last = state.writers.get(commit.writer) if isinstance(commit, Commit) else None

@@ -36,8 +36,7 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
         if same:
             return
         _log.warning(
-            "the snapshot that %s wrote at commit %d differs from what the log says, and nobody joins from it; see "
-            "hopaas-p2p doctor",
+            "the snapshot that %s wrote at commit %d differs from the log, and no peer uses it; run hopaas-p2p doctor",
             found.author,
             found.lsn,
         )

@@ -33,7 +33,7 @@ SUBMISSION: Final = {
 IN_POD: Final = "/etc/hopaas"
 """The path of the Secret's files in a pod."""
 _UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
-"""What a batch system takes for something else in a name, however it is written."""
+"""Characters in a name that a batch system interprets, however they are written."""
 _ESCAPED: Final = {"slurm": ('"', r"\""), "condor": ("$", "$(DOLLAR)"), "kubernetes": ("$", "$$")}
 """What a text would have replaced, and what to write instead: between double quotes for Slurm; $ENV(NAME) would put a
 secret into the description of an HTCondor job, and Kubernetes knows $(NAME)."""
@@ -89,7 +89,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     told = (*job.options, *job.environment, *job.environment.values(), str(job.folder), str(Path.cwd()))
     for word in (*job.more, job.queue, job.account, job.image, *told):
         if not is_one_line(word):
-            raise InvalidInput(f"{word!r} is not one line, so it goes into no script")
+            raise InvalidInput(f"{word!r} is not one line, so a script cannot contain it")
     for word in (str(job.folder), str(Path.cwd()), job.queue, job.account) if system in _UNWRITABLE else ():
         if found := _UNWRITABLE[system].search(word):
             raise InvalidInput(f"{word}: a job for {system} cannot have {found[0]!r} in a folder's or account's name")

@@ -76,7 +76,7 @@ class Child(subprocess.Popen[bytes]):
             self._dismiss_guard()
             self._log.close()
             if error.errno == errno.E2BIG:
-                raise DoesNotFit("the parameters are longer than the system gives to a program") from None
+                raise DoesNotFit("the parameters are longer than the system allows for a program") from None
             if error.errno in TEMPORARY:
                 raise
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
@@ -161,7 +161,7 @@ class Child(subprocess.Popen[bytes]):
         """Why it failed, for people: its exit status, and the last lines of its errors."""
         lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-_REASON_LINES:]
         text = "\n".join(line[:500] for line in lines)[-_REASON_CHARACTERS:]
-        hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
+        hint = "; did it run out of memory?" if code == -signal.SIGKILL else ""
         how = f"ended with {code}" if code >= 0 else f"was ended by {signal_name(-code)}{hint}"
         return f"the command {how}\n{text}".strip()
 

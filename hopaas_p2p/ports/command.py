@@ -1,7 +1,8 @@
 """The command of a trial: which parameters go into its words, and which reach it only through its environment.
 
 A program may pass its words to a shell, an interpreter, or another host, and no list of such programs is complete. So a
-number always goes into a word, but a text only if no shell or interpreter could take any part of it for code. Languages
+number always goes into a word, but a string only if no shell or interpreter could take any part of it for code.
+Languages
 differ: Perl runs `eval+v49.50`. A word with spaces or brackets is more than a name or an option and may be a program;
 it takes any text that is not a name only between quotes, which nothing in the text can end. Every parameter is in
 HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
@@ -46,7 +47,7 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
     `params` are those of the study's search space, because a trial queued by somebody else may have others.
 
     Raises:
-        DoesNotFit: a `{name}` that is not a parameter, or a text that is not allowed in a command line.
+        DoesNotFit: a `{name}` that is not a parameter, or a string that is not allowed in a command line.
 
     """
 
@@ -89,7 +90,7 @@ def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
 
 
 def variables(params: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters as environment variables, except texts that these cannot hold."""
+    """The parameters as environment variables, except strings that these cannot hold."""
     texts = {variable(name): text_of(value) for name, value in params.items()}
     return {name: text for name, text in texts.items() if _NOT_IN_ENVIRONMENT.search(text) is None}
 
@@ -107,15 +108,15 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
     before, after = field.string[: field.start()], field.string[field.end() :]
     if _PLAIN.fullmatch(value) is None:
         raise DoesNotFit(
-            f"{name} may be {shown(value)}, and a text goes into a command only if it has nothing but ASCII letters, "
-            f"digits and ._+,:=@%/- in it, no - at its beginning and no double dot. {_instead(name)}"
+            f"{name} may be {shown(value)}, and a string may be part of a command only if it has only ASCII letters, "
+            f"digits and ._+,:=@%/-, does not begin with -, and has no double dot. {_instead(name)}"
         )
     quoted = _OPENED.fullmatch(before) is not None and before[-1] == after[:1]
     may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
     if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
         raise DoesNotFit(
-            f"{name} may be {shown(value)}, and in a word that may be a program, as {shown(field.string)}, a text has "
-            f"nothing but letters, digits and _ in it, or stands between quotes: '{{{name}}}'. {_instead(name)}"
+            f"{name} may be {shown(value)}, and in a word that may be a program, as {shown(field.string)}, a string "
+            f"must have only letters, digits and _, or be quoted: '{{{name}}}'. {_instead(name)}"
         )
     return value
 

@@ -239,7 +239,7 @@ class LocalPeer:
         return [key[1] for key, _ in silent]
 
     def close(self) -> None:
-        """Return the trials of all clients, send what is queued, and close the store."""
+        """Return the trials of all clients, send queued records, and close the store."""
         try:
             for key, verbs in list(self._open.items()):
                 self._return(key, verbs, "the local server ended")

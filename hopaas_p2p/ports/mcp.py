@@ -31,7 +31,7 @@ _NO_TEXT: Final = "this request has half a surrogate pair in it, which is not te
 
 
 def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
-    """The server, with the tools that change something only if `actions`.
+    """The server, with the tools that change something only if `actions` is true.
 
     Raises:
         ConfigurationError: the package `mcp` is not installed.

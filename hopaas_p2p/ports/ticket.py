@@ -120,7 +120,7 @@ def carry(
     Raises:
         ConfigurationError: the ticket is not this user's, and the user has not named its store.
         NoSuchStudy: its study was deleted, even if another one has its name now.
-        LeaseLost: another peer took the trial over; a complete `end` is kept as a trial of its own.
+        LeaseLost: another peer took the trial over; a complete `end` is kept as a separate trial.
         NotYourTrial: the trial is finished already.
         StoreUnreachable: the store did not answer within `patience`.
 

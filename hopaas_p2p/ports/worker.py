@@ -121,7 +121,7 @@ class Worker:
         say: called with lines for people.
 
     Raises:
-        InvalidInput: a `{name}` that is not a parameter, or a text that is not allowed in a command; no search space;
+        InvalidInput: a `{name}` that is not a parameter, or a string that is not allowed in a command; no search space;
             no such program; `logs` is not this user's folder.
 
     """
@@ -172,7 +172,7 @@ class Worker:
         withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
         if withheld:
             names = " ".join(f"--pass {name}" for name in withheld)
-            self._say(f"credentials that the command does not get, unless you say so: {names}")
+            self._say(f"the command does not get these credentials unless you add: {names}")
         if not study.space:
             why = infer_space(study)
             if not study.space:
@@ -183,7 +183,7 @@ class Worker:
         commands.check(self.command, study.space)
         program = self.command[0]
         if "{" not in program and shutil.which(program) is None:
-            raise InvalidInput(f"there is no program {program!r}; after -- comes the command, as you would run it here")
+            raise InvalidInput(f"there is no program {program!r}; put the command after --, as you would run it here")
         with self._log_folder():
             pass  # refused now rather than at each trial
 
@@ -289,7 +289,7 @@ class Worker:
                 if (code := self._leave(error)) is not None:
                     return code
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
-                self._say_each_minute("late", "no work came in the time that was left; run this job again")
+                self._say_each_minute("late", "no trial could start in the remaining time; run this job again")
                 return AGAIN
             time.sleep(LOOK if self._received else min(1.0, state.policy.ttl / 8))
 
@@ -433,7 +433,7 @@ class Worker:
                         asked = verbs.trial.stop_requested
                         asked_at = None if asked is None else now
                 if asked_at is not None and now - asked_at >= self._grace:
-                    end = _Ending(f"asked to stop, and did not: {asked}", now - self._grace, gives_back=False)
+                    end = _Ending(f"did not stop when asked: {asked}", now - self._grace, gives_back=False)
             verbs.preempted = end is not None and end.gives_back
             if end is not None:  # after the grace, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace

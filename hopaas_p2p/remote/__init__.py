@@ -1,1 +1,1 @@
-"""Any store from anywhere: the requests of a peer to a store, who may make them, and how they get there."""
+"""Remote access to any store: the requests of a peer to a store, who may make them, and how they are sent."""

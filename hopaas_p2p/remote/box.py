@@ -56,7 +56,7 @@ class Box:
 
     Raises:
         NoStore: no server has run there yet.
-        StoreAway: it cannot be read for the moment.
+        StoreAway: it cannot be read at the moment.
         ConfigurationError: this is not such a folder.
 
     """
@@ -110,8 +110,8 @@ class Box:
             others = "its group" if found.st_mode & stat.S_IRWXG else "its owner, who is somebody else"
             who = "every user of this machine" if found.st_mode & stat.S_IRWXO else others
             _log.warning(
-                "%s is open to %s: whoever may write there acts with the rights of this server, and whoever may read "
-                "there sees what it answers. To keep it to yourself: chmod go-rwx %s",
+                "%s is open to %s: anyone who may write there acts with this server's rights, and anyone who may read "
+                "there sees its answers. To make it private: chmod go-rwx %s",
                 path,
                 who,
                 path,
@@ -157,7 +157,7 @@ class Box:
         name = self._name(request)
         self._result_of(request, name)
         if not self.objects.download(f"files/{name}", target, progress):
-            raise StoreUnreachable(f"{key} got lost on its way")
+            raise StoreUnreachable(f"{key} was lost in transit")
         self.objects.delete([f"files/{name}"])
 
     def withdraw(self, place: str, nonce: str) -> None:
@@ -177,7 +177,7 @@ class Box:
                 with contextlib.suppress(HopaasError):
                     self.objects.delete([f"requests/{name}"])
             if isinstance(getattr(error, "__cause__", None), PermissionError):
-                raise Denied(f"you may not write to {self.path}; ask whoever serves it to let you") from None
+                raise Denied(f"you may not write to {self.path}; ask its owner for write permission") from None
             raise
         if commit is not None:
             self._left.pop((request.place, commit.nonce), None)
@@ -201,8 +201,8 @@ class Box:
                 if not waits or time.monotonic() - changed > self.timeout:
                     raise StoreUnreachable(
                         f"nobody has answered through {self.path} within {waited:.0f} s. Does `hopaas-p2p serve "
-                        "folder` run, and does it reach the store? Nothing is lost: what was told lies there, and is "
-                        "sent when it works again."
+                        "folder` run, and does it reach the store? Nothing is lost: results stay in the folder, to be "
+                        "sent when it runs again."
                     )
             time.sleep(min(max(_LOOKS[0], _SHARE * waited), _LOOKS[1]) * random.uniform(0.7, 1.3))
             found = self.objects.get(answer, limit=LARGEST)

@@ -64,7 +64,7 @@ class Certificate:
         except (OSError, ssl.SSLError) as error:
             why = (error.reason or "not readable") if isinstance(error, ssl.SSLError) else error.strerror
             raise ConfigurationError(
-                f"certificate {self._files[0]} with key {self._files[1]}: {why}. Both must be PEM, the key must "
+                f"certificate {self._files[0]} with key {self._files[1]}: {why}. Both must be PEM; the key must "
                 "belong to the certificate, and have no passphrase"
             ) from None
         return context, ssl.cert_time_to_seconds(said["notAfter"])

@@ -31,7 +31,7 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
         try:
             facts = RemoteStore(str(address._replace(servers=(server,)))).facts()
         except HopaasError as error:
-            cure = "the server's administrator finds the reason in its log" if error.retry else AGAIN
+            cure = "ask the server's administrator to look for the reason in its log" if error.retry else AGAIN
             yield Finding("server", str(error), passed=False, cure=cure)
             continue
         days = None if facts.expires is None else (facts.expires - time.time()) / 86400

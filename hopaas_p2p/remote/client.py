@@ -51,7 +51,7 @@ _HEAD: Final = 64 << 10  # bytes of an answer's, which `http.client` would read 
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """The errors of reading and writing when no byte has moved for too long."""
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
-_HINT: Final = ". Is a server there, and well? hopaas-p2p doctor checks step by step"
+_HINT: Final = ". To find out why: hopaas-p2p doctor"
 
 _busy_until: Final[dict[ServerAddress, float]] = {}
 """Servers that asked clients to retry later."""
@@ -211,7 +211,7 @@ class Connections:
                 if progress is not None:
                     progress(len(data))
             if full is None and answer.length:
-                raise StoreUnreachable(f"{key} broke off: {answer.length} bytes are missing")
+                raise StoreUnreachable(f"the transfer of {key} broke off: {answer.length} bytes are missing")
         if full is not None:
             raise full
 
@@ -258,7 +258,7 @@ class Connections:
                     self.close()  # it ended while idle, and so did the others of the same age
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
-                silent = "no byte came in time" if isinstance(error, _SILENT) else None
+                silent = "no data arrived in time" if isinstance(error, _SILENT) else None
                 why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
             finally:
@@ -323,17 +323,17 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
             raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
         raise Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
     if status == 413:
-        why = "it takes no request of this size"
+        why = "it accepts no request of this size"
     elif 300 <= status < 400:
         why = "redirects are not followed; write the server's own address"
     elif version is None:
         why = "that is not a hopaas-p2p server, or a proxy in between refuses. Check the address, and its path"
     elif version != str(protocol.VERSION):
-        why = f"it is of another version ({version[:20]!r}; here {protocol.VERSION}). Install the same on both sides"
+        why = f"its version is {version[:20]!r}, and here {protocol.VERSION}. Install the same version on both sides"
     elif status == 403:
-        why = "the proxy in front of it must accept TLS only, and say so by X-Forwarded-Proto: https"
+        why = "the proxy in front of it must accept only TLS, and set X-Forwarded-Proto: https"
     else:
-        why = "it does not take this request. Check the path, and whether a proxy changes requests"
+        why = "it does not accept this request. Check the path, and whether a proxy changes requests"
     raise ConfigurationError(f"{answered}: {why}")
 
 

@@ -89,7 +89,7 @@ class Copy:
             entries = [entry for entry, _ in _entries(file.read(self._ends[last] - first))]
         if not entries:
             self.drop()
-            raise StoreUnreachable(f"{self._file} is damaged; it is made anew")
+            raise StoreUnreachable(f"{self._file} is damaged; it is rebuilt")
         return ExchangeResult(entries, more=since + len(entries) < self.head)
 
     def keep(self, entries: Iterable[Entry]) -> bool:

@@ -228,7 +228,7 @@ def result_of(call: str, data: bytes) -> Any:
         if not found.error:
             return _results[call].decode(found.result)
     except (msgspec.MsgspecError, RecursionError) as error:
-        why = "Unless a proxy changes answers, the server is of another version: install the same on both sides"
+        why = "Unless a proxy changes answers, the versions differ: install the same version on both sides"
         raise StoreUnreachable(f"the server's answer to {call!r} cannot be read: {error}. {why}") from None
     raise _KINDS.get(found.error, StoreUnreachable)(found.message)
 

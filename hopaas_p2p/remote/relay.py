@@ -61,7 +61,7 @@ def targets_of(url: str) -> list[ServerAddress]:
 
         return [one._replace(host=one.host.lower()) for one in RemoteAddress.parse(url).servers]
     raise ConfigurationError(
-        "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
+        "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For other stores, use: "
         "hopaas-p2p serve folder, which needs no network on compute nodes at all"
     )
 

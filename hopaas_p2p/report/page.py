@@ -129,7 +129,7 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
         title = "What it cost"
         yield title, "".join(map(_line, budget_lines(spent))) + html.table(*cells(spent), label=title)
     rows = failure_cells(failures(state), "#{}".format)
-    title = "What went wrong" if len(rows) <= _GROUPS else f"What went wrong, {_GROUPS} of {len(rows):,} groups"
+    title = "Failures" if len(rows) <= _GROUPS else f"Failures, {_GROUPS} of {len(rows):,} groups"
     yield title, html.table(HEADS, rows[:_GROUPS], label=title, long="reason")
 
 

@@ -1,1 +1,1 @@
-"""What any process needs, independent of studies: settings, credentials, the user's own files, signals, devices."""
+"""Needed by any process, independent of studies: settings, credentials, the user's own files, signals, devices."""

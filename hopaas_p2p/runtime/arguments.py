@@ -93,7 +93,7 @@ def near(word: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def names_arguments(**elsewhere: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a call with an unknown keyword say which one was probably meant.
+    """Make the error about an unknown keyword suggest the one that was probably meant.
 
     `elsewhere`: words that belong to the constructor of an argument, with that argument as it is given.
     """

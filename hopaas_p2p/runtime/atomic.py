@@ -49,13 +49,13 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         sync: the bytes are on disk before the name is.
 
     Raises:
-        OSError: the draft cannot be made or renamed, or `path` is a device or a pipe; it names `path`, and no draft is
+        OSError: the draft cannot be created or renamed, or `path` is a device or a pipe; it names `path`. No draft is
             left behind.
 
     """
     name = f".{secrets.token_hex(8)}.draft"
     if path.exists() and not path.is_file() and not path.is_dir():  # root would replace /dev/null for everybody
-        raise OSError(errno.EINVAL, "is not an ordinary file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     try:
         with _private_folder(path.parent, name) as (folder, parent):
             draft = folder / name
@@ -78,7 +78,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user may read, in a folder that is made if it is missing; raises OSError."""
+    """Write a file that only this user may read, in a folder that is created if it is missing; raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replace_atomically(path, private=True) as draft:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -111,13 +111,13 @@ def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
 
 
 def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) -> int:
-    """A descriptor of an ordinary file that somebody else may have put there. Opening a FIFO does not block.
+    """A descriptor of a regular file that somebody else may have put there. Opening a FIFO does not block.
 
     Symbolic links are followed only to paths that the user has named. A file to be written must be this user's, with
     only one name.
 
     Raises:
-        OSError: it does not exist, or is not an ordinary file.
+        OSError: it does not exist, or is not a regular file.
 
     """
     try:
@@ -129,9 +129,9 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
     status = os.fstat(fd)
     written = flags & os.O_ACCMODE != os.O_RDONLY
     if not stat.S_ISREG(status.st_mode):
-        why = "is not an ordinary file"
+        why = "is not a regular file"
     elif written and (status.st_uid, status.st_nlink) != (os.geteuid(), 1):
-        why = "belongs to somebody else, or has another name"
+        why = "belongs to somebody else, or has another hard link"
     else:
         if flags & os.O_TRUNC:
             os.ftruncate(fd, 0)
@@ -141,10 +141,10 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
 
 
 def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
-    """The contents of an ordinary file that somebody else may have put there, or written; see `open_regular`.
+    """The contents of a regular file that somebody else may have put there, or written; see `open_regular`.
 
     Raises:
-        OSError: it does not exist, is not an ordinary file, or holds more than `limit` bytes.
+        OSError: it does not exist, is not a regular file, or holds more than `limit` bytes.
 
     """
     fd = open_regular(path, named=named)
@@ -152,9 +152,7 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
         size = os.fstat(fd).st_size
         found = b"" if size > limit else read_fd(fd, limit + 1)
         if max(size, len(found)) > limit:
-            raise OSError(
-                errno.EFBIG, f"holds {max(size, len(found))} bytes, and {limit} are expected at most", str(path)
-            )
+            raise OSError(errno.EFBIG, f"has {max(size, len(found))} bytes; at most {limit} are allowed", str(path))
         return found
     finally:
         os.close(fd)

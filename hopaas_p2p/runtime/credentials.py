@@ -40,7 +40,7 @@ WHERE: Final = frozenset(
 )
 """Options of a store's URL that only say where the store is."""
 _AMAZONS: Final = "s3 of amazonaws.com"
-"""An entry among what the user named: all of Amazon's servers."""
+"""An entry among the servers that the user named: all of Amazon's."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that the user named to this process."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
@@ -97,7 +97,7 @@ _NAMED: Final = re.compile(
     r"|AWS_ENDPOINT_URL\w*|AWS_EC2_METADATA_DISABLED|PG(HOST|PORT|DATABASE|USER|SSLROOTCERT)"
     r"|HOPAAS_\w+|" + "|".join(_PROXIES)
 )
-"""What a process needs to run where this one does, none of it secret. See docs/adr/0043."""
+"""Variables that a process needs to run where this one does, none of them secret. See docs/adr/0043."""
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -110,7 +110,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a process of ours, or a batch system's command: what is named here, and nothing else.
+    """The environment for a process of ours, or a batch system's command: only the variables that are named here.
 
     Args:
         more: variables that the caller or the user names; these may be secrets.
@@ -227,7 +227,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
         names = _names((host, port))
         if by and not (what != _TOKEN and _AMAZON.fullmatch(host.lower())) and not names & _named_by_user(env):
             raise ConfigurationError(
-                f"{by} would send {what} to {host}:{port}, a host that you have not named. If it is meant for it: name "
+                f"{by} would send {what} to {host}:{port}, a host that you have not named. If you trust it, name "
                 f"the store yourself (--store or HOPAAS_STORE), or set HOPAAS_TOKEN_HOST={host}"
             )
         if what == _TOKEN and not by and port and allowed and not names & allowed:
@@ -311,8 +311,8 @@ def check_says_where(store: str, *, by: str) -> None:
     options = parse_qs(store.partition("?")[2].replace("?", "&"), keep_blank_values=True)
     if about_trust := sorted(set(options) - WHERE):
         raise ConfigurationError(
-            f"{by} names a store with {', '.join(about_trust)}: how far to trust a server is for you to say. If that "
-            "is meant, name the store yourself: --store or HOPAAS_STORE"
+            f"{by} names a store with {', '.join(about_trust)}: only you may set how far to trust a server. If you "
+            "agree, name the store yourself: --store or HOPAAS_STORE"
         )
 
 

@@ -22,7 +22,7 @@ _OF_OPTUNA: Final = {"GPSampler": ("scipy", "torch"), "QMCSampler": ("scipy",), 
 
 @functools.cache
 def install(extra: str) -> str:
-    """The command that installs what an extra of this package needs."""
+    """The command that installs the packages of an extra."""
     found = []
     with contextlib.suppress(metadata.PackageNotFoundError):  # run from a directory, without being installed
         for one in metadata.requires("hopaas-p2p") or []:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What ends a program, or a generator."""
+"""Exceptions that end a program, or a generator."""
 PREEMPTIONS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that batch systems send before they end a job."""
 _REASON_LINES: Final = 12

@@ -1,4 +1,4 @@
-"""What this process costs: the devices allocated to its job, and the energy that they use, if that can be read.
+"""The resources of this process: the devices allocated to its job, and the energy that they use, if it can be read.
 
 Devices and stated watts are announced once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
 `HOPAAS_CORES` and `HOPAAS_WATTS` override it. The energy of GPUs is read from NVML.
@@ -88,7 +88,7 @@ def _provisioned(ad: Mapping[str, int], what: str) -> int:
 
 
 Share = tuple[dict[str, str], frozenset[int]]
-"""What one of several concurrent programs gets: variables, and the cores to run on; empty means all."""
+"""The share of one of several concurrent programs: variables, and the cores to run on; empty means all."""
 
 
 def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:

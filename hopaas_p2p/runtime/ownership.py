@@ -86,7 +86,7 @@ def _ordinary(path: Path, flags: int = 0, *, of_pipe: str = "") -> Iterator[Bina
 def _text(file: BinaryIO, path: Path) -> str:
     data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))
+        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, the largest allowed size", str(path))
     return data.decode()
 
 
@@ -135,7 +135,7 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
     Raises:
         PermissionError: one of them is a link or a file, belongs to somebody else, or others may write to it; the
             message says which.
-        OSError: one of them cannot be made.
+        OSError: one of them cannot be created.
 
     """
     path = path if path.name else path.absolute()
@@ -222,13 +222,13 @@ def check_target(path: Path) -> None:
 
     Raises:
         PermissionError: it is another user's link.
-        OSError: something that is not an ordinary file is there.
+        OSError: something that is not a regular file is there.
 
     """
     if path.is_symlink():
         _check_owner(path.lstat(), path)
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not an ordinary file")
+        raise OSError(f"{path} is not a regular file")
 
 
 def _check_owner(link: os.stat_result, path: Path) -> None:

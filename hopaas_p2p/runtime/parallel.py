@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: int) -> list[_Result]:
-    """What `do` returns for each of these, in order; `at_once` of them run at a time. Raises the first error of any
+    """The results of `do` for each of these, in order; `at_once` of them run at a time. Raises the first error of any
     call.
 
     Nothing is done twice: where there are too few threads, those that there are do it. One by one, and in this thread,

@@ -50,7 +50,7 @@ def call_in_child(hook: Callable[[], object]) -> None:
 class once(Generic[T]):  # noqa: N801  # as `property`
     """`functools.cached_property` without the lock that it has in Python 3.11, but no longer in 3.12.
 
-    That lock is shared by all objects. A forked child waits for it for ever if a thread of its parent was computing the
+    That lock is shared by all objects. A forked child waits for it forever if a thread of its parent was computing the
     value for any of them. Here two threads may both compute it; both get the value that is stored first.
     """
 

@@ -10,7 +10,7 @@ A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets
 names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
 
 A `hopaas.toml` comes with a directory, and so may be somebody else's work. It counts only if the user owns it and
-nobody else may write to it, and until the user has made it their own (`trust`, by path and content), it may set only
+nobody else may write to it, and until the user trusts it (`trust`, by path and content), it may set only
 names and numbers: no host, no path outside its folder, no secret file.
 """
 
@@ -112,18 +112,18 @@ class Setting(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting("where the studies are: a directory, or a URL", untrusted="inside"),
     "study": Setting("the study to use when a command names none", untrusted="yes"),
-    "gpus": Setting("GPUs that a process here uses, if its batch job does not say", untrusted="yes"),
-    "cores": Setting("cores that a process here uses, if its batch job does not say", untrusted="yes"),
+    "gpus": Setting("GPUs that a process here uses, if its batch system does not report them", untrusted="yes"),
+    "cores": Setting("cores that a process here uses, if its batch system does not report them", untrusted="yes"),
     "watts": Setting("watts that a process here draws, if NVML cannot be read", untrusted="yes"),
     "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20", untrusted="yes"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
-    "site": Setting("a name for where this process runs", untrusted="yes"),
+    "site": Setting("the name of the site where this process runs", untrusted="yes"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a Postgres store"),
     "token_host": Setting("the only host, or hosts, that the token may be sent to"),
     "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay"),
     "via": Setting("how the jobs of a joined study reach it: auto, direct, folder"),
-    "joined": Setting("the name under which `join` keeps a study", in_files=False),
+    "joined": Setting("the name of the joined study to use", in_files=False),
     "token": Setting("the token of a Postgres store, or of one that is served", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
@@ -300,7 +300,7 @@ class Settings:
         if not found.counts:
             raise ConfigurationError(
                 f"{found.origin} came with this directory, so its {name} "
-                "counts only once you have made the file your own: read it, then run hopaas-p2p config trust"
+                "has no effect until you trust the file: read it, then run hopaas-p2p config trust"
             )
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
             said = shown(redacted(found.value or ""))

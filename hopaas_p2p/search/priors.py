@@ -1,4 +1,4 @@
-"""What a new study learns from earlier ones, and how far it trusts each of them. Pure functions.
+"""Learns from earlier studies, and decides how far a new study trusts each of them. Pure functions.
 
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
@@ -299,7 +299,7 @@ class Learned(NamedTuple):
             return f"Ignored {self.name} (no parameter in common)"
         if self.weight < _COUNTS:
             return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
-        lacks = f"; says nothing of {', '.join(self.lacks)}" if self.lacks else ""
+        lacks = f"; says nothing about {', '.join(self.lacks)}" if self.lacks else ""
         return f"Learned from {self.name} ({agrees}weight {self.weight:.1f}{lacks})"
 
 

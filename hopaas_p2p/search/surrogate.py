@@ -2,7 +2,7 @@
 
 Tree-structured Parzen estimators compare densities, and need some hundred trials until the better ones have a shape.
 A Gaussian process learns from each trial, the running ones included: they reduce the uncertainty around them, so that
-peers that ask at the same time go to different places (kriging believer; Ginsbourger et al., 2010).
+peers that ask at the same time explore different regions (kriging believer; Ginsbourger et al., 2010).
 
 It sees ranks, as normal scores, and not values: it does not matter how an objective is scaled, and a few huge losses do
 no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in the ranks

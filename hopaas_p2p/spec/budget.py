@@ -46,7 +46,7 @@ def budget_now(state: State) -> Budget:
 
 
 def changed(now: Budget, given: int | str | Budget | None) -> Budget:
-    """The budget after a change: a number or a text changes what it names; a `Budget` or None replaces it.
+    """The budget after a change: a number or a string changes the limits that it names; a `Budget` or None replaces it.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.

@@ -43,7 +43,7 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
 
 
 def refuse(wrong: list[str], *, step: int, kept: Collection[str]) -> None:
-    """Raise InvalidInput if anything is wrong: one line that names what was refused."""
+    """Raise InvalidInput if anything is wrong: one line that names the refused metrics."""
     if not wrong:
         return
     more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""

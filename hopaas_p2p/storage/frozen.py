@@ -1,6 +1,6 @@
 """A study's State as Optuna's frozen trials: built when first asked for, shared with every reader, never changed.
 
-Returned lists belong to the caller. What was set on a trial of this process but is not in the log yet is laid over the
+Returned lists belong to the caller. Changes to a trial of this process that are not in the log yet are laid over the
 State, so a writer always reads its own writes.
 """
 

@@ -81,7 +81,7 @@ def is_new(trial: LoggedTrial, record: Record) -> bool:
 
 
 class AskedTrial(weakref.ref[Any]):
-    """Notices when a trial is forgotten: its object was collected before the trial ended.
+    """Detects that a trial was forgotten: its object was collected before the trial ended.
 
     Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
     job does the rest.
@@ -215,13 +215,13 @@ class StudyHandle:
         return found
 
     def send_soon(self) -> None:
-        """Send what was set on trials in the background at once, if another peer works on the study."""
+        """Send background changes of trials at once, if another peer works on the study."""
         if self.log.session.drafts:
             with self.log.lock:
                 self.peer.hurry(self.log, within=0.0)
 
     def look_before_sampling(self) -> None:
-        """Bring the replica up to date for a sampler, if others run trials and what is known about them is not recent.
+        """Bring the replica up to date for a sampler, if others run trials and its knowledge about them is not recent.
 
         A read may be older (`Store.freshness`), but peers that do not know each other's trials choose alike.
         """
@@ -692,7 +692,7 @@ class StudyHandle:
             defer: queue the end for the next exchange; `settle_deferred` then returns its verdict.
 
         Raises:
-            LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
+            LeaseLost: another peer took the trial over; a complete result was kept as a separate trial.
             NotYourTrial: another peer runs the trial.
             StoreUnreachable: the store did not answer, and the result could not be kept on disk. It stays queued.
             Denied: the store no longer admits this user; the end is kept on disk.
@@ -766,7 +766,7 @@ class StudyHandle:
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is kept without %s: another peer was first, with another kind", number, names)
+            _log.warning("trial %d is kept without %s: another peer defined it first, with another kind", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
@@ -815,7 +815,7 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Give back a running trial of this process: it is WAITING again, with the same parameters."""
+        """Release a running trial of this process: it is WAITING again, with the same parameters."""
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:
@@ -841,9 +841,9 @@ class StudyHandle:
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
             if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
                 return
-        _log.warning("trial %d is returned: nothing refers to it any more, and it has no result", number)
+        _log.warning("trial %d is released: nothing refers to it any more, and it has no result", number)
         try:
-            self.release(number, reason="forgotten: its object was collected before it was told")
+            self.release(number, reason="forgotten: its object was garbage-collected before `tell`")
         except (UpdateFinishedTrialError, HopaasError) as error:
             if isinstance(error, StoreUnreachable):
                 raise
@@ -898,7 +898,7 @@ class StudyHandle:
             return self.log.session.state.configurations.is_at_rung(number, reports)
 
     def lease_valid(self, number: int) -> bool:
-        """Whether this process may still rely on no other peer taking the trial over."""
+        """Whether this process can still be sure that no other peer has taken the trial over."""
         owner = self.state.trials[number].owner
         return owner is not None and self.peer.lease_valid(self.log, owner) and self.standing(number)[1]
 

@@ -22,7 +22,7 @@ _SAY_EVERY: Final = 60.0  # seconds between two log lines saying that it is not
 
 
 class StorageOptions(NamedTuple):
-    """How a storage was opened: this is what a pickle carries."""
+    """How a storage was opened: the content of its pickle."""
 
     url: str
     policy: Policy
@@ -36,7 +36,7 @@ class StorageOptions(NamedTuple):
 
 
 def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
-    """The store; if its file system is away, wait up to `within` seconds, or for as long as it takes.
+    """The store; if its file system is not mounted, wait up to `within` seconds, or for as long as it takes.
 
     The same holds for a directory that `was_there` and is now missing.
     """
@@ -58,7 +58,7 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
 
 
 def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset(), *, was_there: bool = False) -> Peer:
-    """A peer of this store; if the store is away, wait for up to `store_wait`. See `found_store`."""
+    """A peer of this store; if the store is unreachable, wait for up to `store_wait`. See `found_store`."""
     within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
         found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=was_there),

@@ -222,22 +222,22 @@ def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
 
 
 def announces_parameters(key: str) -> bool:
-    """Whether a sampler announces by this attribute what it has drawn and not suggested yet."""
+    """Whether a sampler announces by this attribute values that it has drawn and not suggested yet."""
     return key.startswith("tpe:relative_params")
 
 
 def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
-    """A Trial's own view of what was set on it: the pruner and its properties read this, not the storage."""
+    """A Trial's own view of its data: the pruner and its properties read this, not the storage."""
     return trial._cached_frozen_trial
 
 
 def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
-    """Update a Trial with what was set on it elsewhere."""
+    """Update a Trial with changes made elsewhere."""
     trial._cached_frozen_trial = frozen
 
 
 def begin(kind: type[T], study: optuna.Study, frozen: FrozenTrial) -> T:
-    """A Trial of this kind, as Optuna's constructor makes it, for a trial that the storage need not be asked for.
+    """A Trial of this kind, as Optuna's constructor creates it, for a trial that the storage need not be asked for.
 
     A study keeps a list of all trials while a sampler works; a new trial begins with a new list.
     """
@@ -286,7 +286,7 @@ def pickle_prefixes() -> tuple[str, ...]:
     Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
 
     Raises:
-        StoreUnreachable: a folder or file of it cannot be read for the moment, so a prefix may be missing.
+        StoreUnreachable: a folder or file of it cannot be read at the moment, so a prefix may be missing.
 
     """
     found: set[str] = set()

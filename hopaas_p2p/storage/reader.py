@@ -1,4 +1,4 @@
-"""What is new in a study since the last read, for readers that keep arrays and do not need a frozen trial for each.
+"""The changes in a study since the last read, for readers that keep arrays and do not need a frozen trial for each.
 
 Finished trials arrive as the columns of their packed blocks, so a study of 100,000 trials is read without an object per
 trial. The others, and changed ones, arrive as frozen trials; this process's own as it sees them.
@@ -22,7 +22,7 @@ class StudyReader:
         """Trials of this process that were returned: what is set on them does not appear in the log at once."""
 
     def read(self) -> Changes:
-        """What is new, as fresh as reads promise."""
+        """The changes, as fresh as reads promise."""
         handle, changed = self._handle, self._changed
         handle.refresh()
         with handle.lock:

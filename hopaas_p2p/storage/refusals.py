@@ -1,4 +1,4 @@
-"""What the log refused, in words for the caller."""
+"""Explains the log's refusals to the caller."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population starts only this many
-        reason = "all members of the population have begun"
+        reason = "all members of the population have started"
     if isinstance(found, Wait) and found.for_whom:
         named = found.for_whom[:_NAMED]
         runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in named)
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
-            return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
+            return NoWork(f"{reason}; the next step depends on {runs}{more}", found)
         known = duration(max(10.0, found.until - now))
         owners = [state.trials[number].owner for number in found.for_whom]
         same = [str(number) for number, owner in zip(named, owners, strict=False) if owner == owners[0]]
         which = "it" if len({*owners}) == 1 else "the first one"  # the command takes trials from live peers, too
         reason += (
-            f"; if a peer has died, its trial must be run again: {runs}{more}. This will be known within "
+            f"; if a peer has died, its trial must be run again: {runs}{more}. That will be known within "
             f"{known}. If you know that {which} has died: hopaas-p2p trial requeue {' '.join(same)} --study {quoted}"
         )
     return NoWork(reason, found)

@@ -83,7 +83,7 @@ def open_storage(
     Args:
         url: a directory, or a URL; see `hopaas_p2p.open.open_store`.
         lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
-            storage. A killed peer's trial is back within twice that.
+            storage. A killed peer's trial is queued again within twice that.
         attempts: how often one set of parameters may be started, in studies created through this storage.
         linger: seconds for which reports are collected before they are sent. By default 1 s, in a bucket 5 s, and
             longer the more peers write to the study. `flush` sends them at once.
@@ -423,11 +423,11 @@ class Storage(BaseStorage):
     # --- beyond Optuna: the storage ---
 
     def flush(self) -> None:
-        """Send what is queued. Blocks until the store has it, or raises `StoreUnreachable`."""
+        """Send queued records. Blocks until the store has it, or raises `StoreUnreachable`."""
         self.peer.flush()
 
     def close(self) -> None:
-        """Send what is queued and close the store. Blocks for at most 5 s."""
+        """Send queued records and close the store. Blocks for at most 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()
@@ -471,8 +471,8 @@ class Storage(BaseStorage):
         shortest = _SHORTEST_TTL * self.peer.store.freshness
         if define.policy.ttl < shortest:
             _log.warning(
-                "lease_ttl is %g s. Peers of this store may see each other %g s late, so a dead peer's trial is back "
-                "within twice that time only from lease_ttl=%g on",
+                "lease_ttl is %g s. Peers of this store may see each other %g s late. For a dead peer's trial to be "
+                "queued again within twice lease_ttl, use at least lease_ttl=%g",
                 define.policy.ttl,
                 self.peer.store.freshness,
                 shortest,
@@ -508,7 +508,7 @@ class Storage(BaseStorage):
         return self._handles.setdefault(study_id, handle)
 
     def reader(self, study_id: int) -> StudyReader:
-        """A reader that returns what is new in this study at each call; our samplers read trials with it."""
+        """A reader that returns the changes in this study at each call; our samplers read trials with it."""
         return StudyReader(self.handle(study_id))
 
     # --- beyond Optuna: trials ---
@@ -608,11 +608,11 @@ class Storage(BaseStorage):
             raise ConfigurationError(_NO_PICKLES)
         text = to_json(key, value)
         if not possible_system({key: text}, directions):
-            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: what reads it would fail")
+            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: its readers would fail")
         return text
 
     def check_sampler(self, sampler: BaseSampler) -> None:
-        """Reject a sampler that unpickles what other peers wrote, unless that is allowed.
+        """Reject a sampler that unpickles data of other peers, unless that is allowed.
 
         Raises:
             ConfigurationError: the sampler does so; the message says what to use instead.

@@ -12,7 +12,7 @@ DO    raise `StoreUnreachable` when the outcome is not known. The caller tries a
 DON'T append a commit that is already in (since, head]: it is a repeated attempt.
 DON'T append to a log whose sum differs from `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.
 DON'T retry for longer than a caller can wait: a few seconds.
-DON'T raise on content; bytes in a commit's place that are not a commit are returned unchanged.
+DON'T raise on content; return bytes in a commit's place unchanged, even if they are not a commit.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     chain: int | None = None
     """The sum, see `core.codec`, of the log up to `since` as the sender has read it; None if unknown."""
     stamp: Stamp = UNSTAMPED
-    """What a server that offers this store to others vouches for: stored with the commit where no database does so."""
+    """The stamp of a server that offers this store to others: stored with the commit where no database does so."""
 
     @property
     def writer(self) -> str:
@@ -91,7 +91,8 @@ class Entry(Struct, array_like=True, frozen=True, gc=False):
     payload: bytes
     stamp: Stamp = UNSTAMPED
     before: int | None = None
-    """The sum of the log before this commit, as known to whoever assigned its lsn; None if it was stored without one.
+    """The sum of the log before this commit, as known to the party that assigned its lsn; None if it was stored without
+    one.
     """
 
 
@@ -131,7 +132,7 @@ class Log(ABC):
 
     @abstractmethod
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        """Append a commit, if one is given, and return what comes after `since`, in one round trip where possible.
+        """Append a commit, if one is given, and return the commits after `since`, in one round trip where possible.
 
         Blocks until the commit is durable. If the result has `more`, the commit was appended only if it is among the
         entries.
@@ -245,7 +246,7 @@ class Log(ABC):
         """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """Check that the store has what this process recently appended. Raises BrokenChain if any of it was lost."""
+        """Check that the store has this process's recent commits. Raises BrokenChain if any of it was lost."""
 
     def unconfirmed(self) -> list[int]:
         """The lsns of commits that this process recently appended, and has not read back."""
@@ -340,7 +341,7 @@ class Artifacts(ABC):
 
     @abstractmethod
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
-        """Write what is stored under the key to this file.
+        """Write the data stored under the key to this file.
 
         Raises:
             KeyError: there is nothing under this key.
@@ -392,7 +393,7 @@ class Store(ABC):
         """The beats of these peers, for those that have one."""
 
     def remove_beat(self, peer: str) -> None:
-        """Remove the beat of a peer that has ended and runs nothing, if it would otherwise stay for ever."""
+        """Remove the beat of a peer that has ended and runs nothing, if it would otherwise stay forever."""
 
     def sweep_beats(self) -> None:
         """Remove the beats of peers that have been silent for longer than any lease may last."""

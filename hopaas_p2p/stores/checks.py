@@ -80,7 +80,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         if isinstance(error, Denied):
             cure, number = _READ_ONLY, None
         elif isinstance(error, BrokenChain | StoreCorrupt):
-            cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+            cure = "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
         cure, goes_on = _CURES.get(number, cure), number in _CURES
     except OSError as error:  # a file system's error; the other checks may reveal more
         where = error.filename2 or error.filename  # for a link, its name and not its text
@@ -210,10 +210,8 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
             cure = "it is skipped: joining takes longer until the next one is written"
             yield Finding(name, f"the one at commit {found[0]} cannot be read", passed=False, cure=cure)
     for lsn, author, deniers in log.denied_snapshots():
-        detail = (
-            f"what {author} wrote at commit {lsn} differs from the log, according to the replay of {', '.join(deniers)}"
-        )
-        cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
+        detail = f"the snapshot of {author} at commit {lsn} differs from the replay of {', '.join(deniers)}"
+        cure = f"no peer uses it; if {author} has no explanation, revoke that user's grant"
         yield Finding(name, detail, passed=False, cure=cure)
 
 

@@ -84,7 +84,7 @@ class Meeting:
             self._began = len(self._entries)
             yield from self._meet()
         except StudyDeleted:  # a bucket remembers the end of a log
-            cure = "take another word, the same on all nodes"
+            cure = "use another word, the same on all nodes"
             yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
         except StoreCorrupt as error:
             yield Finding("nothing lost", str(error), passed=False, cure=_CURE)
@@ -93,7 +93,7 @@ class Meeting:
         self._say()
         if not self._wait(lambda: bool(self._others)):
             cure = "run the same command on another node at the same time, and make sure that both name the same store"
-            detail = f"nobody else came within {self._timeout:.0f} s"
+            detail = f"no other node joined within {self._timeout:.0f} s"
             yield Finding("meeting", detail, passed=False, cure=cure)
             return
         end = time.monotonic() + self._seconds

@@ -1,4 +1,4 @@
-"""What users import: `open_study`, and the Study that it returns; see `study.study`."""
+"""The public API: `open_study`, and the Study that it returns; see `study.study`."""
 
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.definition import Space, StudyPolicy

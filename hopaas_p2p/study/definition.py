@@ -1,4 +1,4 @@
-"""A study's definition: what was given, checked, and compared with what is stored."""
+"""A study's definition: checks the given arguments, and compares them with the stored one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BudgetGiven = int | str | Budget
 
 
 class StudyPolicy(NamedTuple):
-    """What happens to trials whose peers die, fail or report nothing, and to repeated configurations.
+    """How a study treats trials whose peers die, fail or report nothing, and repeated configurations.
 
     None: not given, so the study's own value counts, or the default when it is created. If the study exists, given
     values must match it, except `repeats` and `replicates`, which then apply to this process.
@@ -49,8 +49,8 @@ class StudyPolicy(NamedTuple):
     """Seconds without a report or metric after which a live trial is asked to stop; after twice as long it is
     reclaimed. By default never."""
     interrupted: str | None = None
-    """What happens to a trial whose attempts are used up: "fail", the default (its place is given back), or "prune" at
-    its last report."""
+    """What happens to a trial whose attempts are used up: "fail", the default (its place in the budget is free again),
+    or "prune" at its last report."""
     repeats: str | None = None
     """What happens to a proposal with the same parameters as another trial, in a study with a search space. "avoid",
     the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse": the known values
@@ -151,7 +151,7 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
 
 
 def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
-    """Raise if what was given differs from what is stored; arguments that were left out do not count.
+    """Raise if the given arguments differ from the stored definition; arguments that were left out do not count.
 
     A budget is not part of the definition; see `larger_budget`.
     """
@@ -193,7 +193,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
         return wanted
     command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
     raise DefinitionMismatch(
-        f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
+        f"the study {name!r} has the budget {words(now) or 'none'}, not {words(wanted)}. A script may raise it, but "
         f"not lower it: leave the argument out, or change it yourself: {command}"
     )
 
@@ -218,7 +218,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:
         raise DefinitionMismatch(
-            f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
+            f"the study {name!r} has the fidelity {in_words(stored)}, not {in_words(given)}. Leave the argument out, "
             f"or let an owner change it: hopaas-p2p study set {shlex.quote(name)} --fidelity '{in_words(given)}'"
         )
 
@@ -234,12 +234,12 @@ def check_points(sampler: object, space: Mapping[str, object]) -> None:
 
 
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if a study with these directions and this search space, if there is one, cannot have it."""
+    """Raise InvalidInput if a study with these directions and this search space (if any) cannot have this fidelity."""
     if given is not None and directions > 1:
         raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():
         if name not in space:
-            raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")
+            raise InvalidInput(f"fidelity: fixed names {name!r}, but the study has the parameters {', '.join(space)}")
 
 
 def _difference(what: str, there: object, given: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""From which earlier studies a new one learns, and how its log stores what they taught. See `search.priors`."""
+"""The earlier studies from which a new one learns, and how its log stores their priors. See `search.priors`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[st
     """Warn if this space expresses a belief that differs from the one with which the study of that name began."""
     mine = Prior.believed(space)
     if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
-        _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
+        _log.warning("the prior= of %r differs from the one that the study began with, and is not used", name)
 
 
 def find_priors(
     storage: Storage, given: LearnFrom, space: Mapping[str, Distribution], but: str = ""
 ) -> list[PriorRecord]:
-    """What the named studies teach, together with the belief expressed in the space.
+    """The priors from the named studies, together with the belief expressed in the space.
 
     Args:
         storage: where the studies are.
@@ -86,7 +86,7 @@ def find_priors(
 
 
 def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
-    """What this store's newest studies teach that share a parameter with this space, and are finished or large."""
+    """The priors from this store's newest studies that share a parameter with this space, and are finished or large."""
     found: list[PriorRecord] = []
     for listing in reversed(storage.listings()[-2 * MOST_PRIORS :]):
         with contextlib.suppress(HopaasError):  # deleted, not readable by this user, or without anything to learn

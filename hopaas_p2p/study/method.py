@@ -165,7 +165,8 @@ _DEFAULT: Final = ", so this process uses the default"
 
 
 class Searcher:
-    """What one process uses for a study; it follows the log. Not safe for use by several threads at once.
+    """The search settings that one process uses for a study; they follow the log. Not safe for use by several threads
+    at once.
 
     Args:
         sampler, pruner: this process's own; None: the study's.
@@ -235,5 +236,5 @@ class Searcher:
             try:
                 return registry.make(kind, method)
             except InvalidInput as error:
-                self.complaints.append(f"the {kind} of the study cannot be made{_DEFAULT}: {error}")
+                self.complaints.append(f"the {kind} of the study cannot be created{_DEFAULT}: {error}")
         return None

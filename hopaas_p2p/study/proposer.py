@@ -138,7 +138,7 @@ class Proposer:
         if not isinstance(sampler, _ENUMERATING):
             self._is_used_up()
         elif not left:
-            raise self._nothing_new("the sampler has been through all of its points")
+            raise self._nothing_new("the sampler has tried all of its points")
 
     def drop(self, trial: Trial) -> None:
         """Drop a suggestion, because a waiting trial was started instead, or none."""

@@ -53,10 +53,10 @@ _decode: Final = msgspec.msgpack.Decoder().decode
 
 
 class Ranks:
-    """The processes of one training; this one is `rank` of `size`. A process by itself is rank 0 of 1.
+    """The processes of one training run; this one is `rank` of `size`. A process by itself is rank 0 of 1.
 
-    Values consist of numbers, texts, bytes, lists and mappings. No pickles: a launcher's channel is open to anybody who
-    can reach its port.
+    Values consist of numbers, strings, bytes, lists and mappings. No pickles: a launcher's channel is open to anybody
+    who can reach its port.
     """
 
     rank = 0
@@ -307,7 +307,7 @@ class RankedTrial:
         parts = msgspec.msgpack.decode(data[len(_PARTS) :], type=list[bytes])
         if len(parts) != self.ranks.size:
             raise InvalidInput(
-                f"the checkpoint has parts of {len(parts)} ranks, and this training has {self.ranks.size}"
+                f"the checkpoint has parts of {len(parts)} ranks, and this training run has {self.ranks.size}"
             )
         return parts[self.ranks.rank]
 

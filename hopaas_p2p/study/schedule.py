@@ -28,7 +28,7 @@ class ScheduleEntry(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """The parameters of each step of a training. `at` replays it; `to_json` and `from_json` transfer it."""
+    """The parameters of each step of a training run. `at` replays it; `to_json` and `from_json` transfer it."""
 
     trial: int
     """The trial that it leads to."""

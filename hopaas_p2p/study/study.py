@@ -125,7 +125,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two checks of a study that cannot start a trial now
-_THROUGH: Final = "the sampler has been through all of its points"
+_THROUGH: Final = "the sampler has tried all of its points"
 
 
 @names_arguments(**dict.fromkeys(StudyPolicy._fields, "policy=StudyPolicy"))
@@ -163,8 +163,8 @@ def open_study(
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
         learn_from: prior knowledge with which the study is created: names of earlier studies of this store,
-            `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. What
-            they taught is stored in the new study, so they may be deleted. See `Study.learn_from`.
+            `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. Their
+            priors are stored in the new study, so they may be deleted. See `Study.learn_from`.
         create: whether to create a missing study; False: only join an existing one.
         trackers: where else to show the study: those of `hopaas_p2p.trackers`. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
@@ -172,7 +172,7 @@ def open_study(
             repeated configurations.
 
     Raises:
-        DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
+        DefinitionMismatch: the study exists and differs from the arguments, or has a larger budget; the message
             shows where.
         NoSuchStudy: the study does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
@@ -576,13 +576,13 @@ class Study(optuna.Study):
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
         """Start the next trial: a WAITING one if there is one, else a new one. Blocks for one exchange.
 
-        Keep a reference to the trial until you call `tell`: it is given back once nothing refers to it. The parameters
+        Keep a reference to the trial until you call `tell`: it is released once nothing refers to it. The parameters
         of `fixed_distributions` are suggested at once.
 
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.
-            ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles what other
-                peers wrote; see `allow_pickles` of `open_storage`.
+            ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles data of other
+                peers; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, if that was given.
 
         """
@@ -670,7 +670,7 @@ class Study(optuna.Study):
         with contextlib.suppress(LeaseLost):  # then another peer will end it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
-                _log.warning("trial %d, which was queued, fails: %s", number, why)
+                _log.warning("the queued trial %d failed: %s", number, why)
                 handle.finish(number, TrialState.FAIL, None, why)
             elif known is not None:
                 for key, text in (constraints_of(known.system) | {REUSED: str(known.number)}).items():
@@ -854,7 +854,7 @@ class Study(optuna.Study):
 
         On several ranks, for example under torchrun, every rank calls this, and all run each trial together: each
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
-        ends; `catch` applies to what the trial itself raises on every rank.
+        ends; `catch` applies to errors that the trial itself raises on every rank.
 
         Args:
             func: the objective: takes a `Trial`, returns its value or values, and may raise `optuna.TrialPruned`.
@@ -1036,7 +1036,7 @@ class Study(optuna.Study):
         self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change limits, given as a number of trials, or a text such as "gpu_hours=5,trials=none".
+        """Change limits, given as a number of trials, or a string such as "gpu_hours=5,trials=none".
 
         The other limits stay. A `Budget` replaces the whole budget, and None removes it. A limit that is lowered stays:
         a larger `budget` of `open_study` no longer raises it.
@@ -1103,7 +1103,7 @@ class Study(optuna.Study):
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again, taking a running trial away from its owner; return the retry's number.
 
-        None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
+        None when the policy's attempts are used up. With `epoch`, a running trial is requeued only if that is still
         its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
         trial = self._trial(number)
@@ -1200,7 +1200,7 @@ class Study(optuna.Study):
         return Watching(self, interval=interval)
 
     def close(self) -> None:
-        """Send what is queued and close the store, after bringing trackers up to date for at most 30 s."""
+        """Send queued records and close the store, after bringing trackers up to date for at most 30 s."""
         if self._exports is not None:
             self._exports.close()
         self.storage.close()
@@ -1215,7 +1215,7 @@ def _ended_as(state: TrialState | str) -> TrialState:
 
 
 def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:
-    """What an objective returned, as values of a COMPLETE trial.
+    """The return value of an objective, as values of a COMPLETE trial.
 
     Raises:
         InvalidInput: they are not numbers, NaN, or not one per direction. The message becomes the trial's reason.
@@ -1238,7 +1238,7 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
 
 
 def values_or_reason(result: float | Sequence[float], *, expected: int) -> tuple[tuple[float, ...] | None, str | None]:
-    """What an objective returned, as values of a COMPLETE trial; or why the trial fails."""
+    """The return value of an objective, as values of a COMPLETE trial; or why the trial fails."""
     try:
         return as_values(result, expected=expected), None
     except InvalidInput as error:

@@ -47,15 +47,15 @@ class _NoParameters(dict[str, Any]):
 class Trial(optuna.trial.Trial):
     """One evaluation of the objective, owned by this process while it runs.
 
-    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they set leaves with the
-    next exchange, or after a second at the latest.
+    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: their changes are sent with
+    the next exchange, or after a second at the latest.
 
     It may be passed to a child process, by fork or pickle (a process pool, joblib, Dask): there it is the same trial,
-    under the same lease. What the child sets is in the store when its call returns, at the cost of a round trip per
+    under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
     call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
     `tell`. A trial that a child asked for may be brought back and ended by the parent.
 
-    Keep a reference until you call `tell`: a trial that nothing refers to is given back, unless it was passed on.
+    Keep a reference until you call `tell`: a trial that nothing refers to is released, unless it was passed on.
     """
 
     study: Any
@@ -107,9 +107,9 @@ class Trial(optuna.trial.Trial):
     def log(self, step: int, /, **metrics: float) -> None:
         """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
-        They are shown and exported. Pruning uses only what `report` sent. Never waits for the store: they leave with
-        the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a trial
-        up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
+        They are shown and exported. Pruning uses only values sent by `report`. Never waits for the store: they leave
+        with the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a
+        trial up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
 
         Raises:
             InvalidInput: a value is not a number, or a name is not allowed. The other metrics of the call are kept.
@@ -133,7 +133,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def metrics(self) -> dict[str, dict[int, float]]:
-        """What was logged: name -> step -> value, including an earlier attempt's up to the step of `resume`."""
+        """The logged metrics: name -> step -> value, including an earlier attempt's up to the step of `resume`."""
         self.handle.refresh()
         return self.handle.metrics(self.number)
 
@@ -184,7 +184,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def lease_valid(self) -> bool:
-        """Whether this process may rely on no other peer taking the trial over now.
+        """Whether this process can be sure that no other peer has taken the trial over.
 
         False after ttl minus a margin without contact with the store. Work may continue: a later result is kept either
         way.
@@ -253,9 +253,9 @@ class Trial(optuna.trial.Trial):
 
     @property
     def intermediate_values(self) -> dict[int, float]:
-        """What was reported, by step, including the earlier attempt's reports up to the step of `resume`.
+        """The reported values by step, including the earlier attempt's reports up to the step of `resume`.
 
-        For a trial that was passed to a child process, also what the child has written to the log.
+        For a trial that was passed to a child process, also the child's reports in the log.
         """
         self.handle.refresh()
         self._listen()

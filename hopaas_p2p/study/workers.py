@@ -5,9 +5,9 @@ concurrent.futures, submitit, dask.distributed, parsl. A worker that cannot be c
 study is over, and ends. The executor carries only one call per worker and its answer: trials, reports and results go
 through the study's log, like those of every peer.
 
-This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and gives a lost
-worker's trial back at once: the future is over, so nobody has to wait for a lease to expire. When it is interrupted, it
-gives back the trials of all workers, and asks them to take no more.
+This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and releases a lost
+worker's trial at once: the future is over, so nobody has to wait for a lease to expire. When it is interrupted, it
+releases the trials of all workers, and asks them to take no more.
 
 One lost process breaks a ProcessPoolExecutor. Give `on=` a function that creates one, and it is created again.
 """
@@ -64,7 +64,7 @@ _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joine
 
 
 class WorkOrder(NamedTuple):
-    """What a worker should do."""
+    """A worker's instructions."""
 
     open_study: Callable[..., Any]
     options: StorageOptions

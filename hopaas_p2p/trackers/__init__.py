@@ -1,6 +1,6 @@
 """Studies in the trackers that a group already uses: MLflow, Weights & Biases.
 
-    export_to(study, MLflow("http://mlflow.example.org:5000"))    # all that is missing there, now
+    export_to(study, MLflow("http://mlflow.example.org:5000"))    # sends the missing data now
 
 The study stays where it is; a tracker gets a copy, which can be brought up to date at any time.
 """

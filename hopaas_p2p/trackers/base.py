@@ -25,7 +25,7 @@ _LONGEST_WHY: Final = 1000  # characters
 
 
 class TrackerUnreachable(HopaasError):
-    """The tracker did not answer; nothing is lost: export again to send what is missing."""
+    """The tracker did not answer; nothing is lost: export again to send the missing data."""
 
     retry = True
     exit_code = 69
@@ -103,7 +103,7 @@ class Export:
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:
-        """Send what is missing; returns how many trials were sent. Blocks for that long.
+        """Send the missing data; returns how many trials were sent. Blocks for that long.
 
         Raises:
             TrackerUnreachable: it did not answer; data sent before that are there.

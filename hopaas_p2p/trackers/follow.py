@@ -56,7 +56,7 @@ class BackgroundExports:
         return type(None), ()  # an unpickled study exports nothing
 
     def close(self) -> None:
-        """Export what is missing, and end. Blocks for at most 30 s; a warning names the tracker if data are still
+        """Export the missing data, and end. Blocks for at most 30 s; a warning names the tracker if data are still
         missing.
 
         Does nothing in a forked child: it has none of these threads, and its copies of their locks may be held.
@@ -133,7 +133,7 @@ class _ExportThread(threading.Thread):
                     self._election.resign()
             return self._backoff.pause()
         if self._failures:
-            _log.info("%s is back, and has received what was missing", self._tracker.name)
+            _log.info("%s is reachable again, and has received the missing data", self._tracker.name)
         self._failures = 0
         self._backoff.reset()
         return self._every

@@ -4,8 +4,8 @@
     WANDB_MODE=offline hopaas-p2p study export digits …          # into ./wandb, for `wandb sync` later
 
 W&B has no nested runs; a group is the closest equivalent. A run's id consists of the study's uuid and the trial's
-number, so no export creates a second run of a trial. A *ledger*, a file next to W&B's own, lists what has been sent; if
-it is lost, it is rebuilt from the server. Needs wandb.
+number, so no export creates a second run of a trial. A *ledger*, a file next to W&B's own, lists the data already sent;
+if it is lost, it is rebuilt from the server. Needs wandb.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
 _LARGEST_LEDGER: Final = 256 << 20
 _KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
-"""What follows the study's uuid in the id of a run."""
+"""The text after the study's uuid in the id of a run."""
 
 
 class WandB:
@@ -107,7 +107,7 @@ class WandB:
         return {None if key == STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
-        """Send what the run lacks, and finish it if that is everything."""
+        """Send the data that the run lacks, and finish the run once it is complete."""
         if view.state == "WAITING":  # its run begins when the trial does
             return
         with self._translated():

@@ -195,7 +195,7 @@ class Training(Reporting):
         """Report the current step's value (the first rank's) if it is due.
 
         Raises:
-            optuna.TrialPruned: the trial is to be given up; raised on every rank.
+            optuna.TrialPruned: the trial should end; raised on every rank.
 
         """
         if self._judged(value, self._step, last=self._step == self._end - 1):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FAILED = 3  # trials
-TAKE, END = "Take it away …", "Stop …"
+TAKE, END = "Requeue …", "Stop …"
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_trial_is_taken_away_after_a_second_word(visit: Visit, study: hopaas_p
     lsn = study.state.lsn
 
     page.get_by_role("button", name=TAKE).click()
-    page.get_by_role("dialog").get_by_role("button", name="Take it away").click()
+    page.get_by_role("dialog").get_by_role("button", name="Requeue").click()
 
     page.locator(".hp-tile", has_text="waiting").get_by_text("1", exact=True).wait_for()
     assert study.state.lsn == lsn + 1  # the dialog that was left wrote nothing
@@ -84,7 +84,7 @@ def test_a_lease_that_ended_meanwhile_is_not_touched(visit: Visit, study: hopaas
 
     study.requeue(1, epoch=1)  # somebody else was faster
     lsn = study.state.lsn
-    page.get_by_role("dialog").get_by_role("button", name="Take it away").click()
+    page.get_by_role("dialog").get_by_role("button", name="Requeue").click()
 
     seen = page.get_by_role("dialog").get_by_text("that lease has ended")  # if the dashboard has read of it already
     refused = page.get_by_role("dialog").get_by_role("alert")

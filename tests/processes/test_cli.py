@@ -139,7 +139,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["trial", "enqueue", "lr", "--study", "s", "-s", "./store"], 2, "NAME=VALUE"),
         (["trial", "list", "--state", "odd", "--study", "s", "-s", "./store"], 2, "'odd' is not a state"),
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),
-        (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Two studies"),
+        (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Name only one study"),
         (["trial", "tell", "1"], 2, "HOPAAS_TICKET"),
         (["trial", "tell", "1", "--ticket", "hp1-abc"], 2, "not a ticket"),
     ],
@@ -352,7 +352,7 @@ def test_a_list_by_value_begins_with_the_front_of_several_objectives(tmp_path: P
         study.tell(study.ask(), values)
     here = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "two"}
     shown = run("study", "show", **here).stdout
-    assert "2 trials on the Pareto front; first in: hopaas-p2p trial list --sort value" in shown
+    assert "2 trials on the Pareto front; to list: hopaas-p2p trial list --sort value" in shown
     listed = json.loads(run("trial", "list", "--sort", "value", "--json", **here).stdout)
     assert [row["number"] for row in listed] == [0, 2, 1]
     study.close()

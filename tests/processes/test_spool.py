@@ -213,7 +213,7 @@ def test_a_store_in_the_place_of_another_does_not_swallow_its_results(tmp_path: 
     (tmp_path / "store").rename(tmp_path / "away")
     take_part(f"{tmp_path}/store")
     sent = cli("admin", "spool", "send", check=False)
-    assert "another one was here before" in sent.stderr
+    assert "another store was here before" in sent.stderr
     assert sent.returncode != 0
     assert len(list(spool.waiting())) == 1
 

@@ -443,7 +443,7 @@ def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
 
     assert worker.wait(patient(60)) == (0 if reports else 1)
     assert states(study) == ["PRUNED" if reports else "FAIL"]
-    assert "asked to stop, and did not: enough" in (study.state.trials[0].reason or "")
+    assert "did not stop when asked: enough" in (study.state.trials[0].reason or "")
 
 
 def log_of(where: Path, number: int = 0) -> str:

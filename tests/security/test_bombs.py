@@ -92,7 +92,7 @@ def test_a_sparse_file_is_not_imported(tmp_path: Path, name: str) -> None:
         file.write(b"SQLite format 3\0" if name == "s.db" else b"")
         file.truncate(SPARSE)
     for source in (str(path), f"sqlite:///{path}"):
-        with pytest.raises(InvalidInput, match="far larger than what is in it"):
+        with pytest.raises(InvalidInput, match="far larger than its contents"):
             import_study(storage, source, name="s")
 
 
@@ -105,7 +105,7 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path, reader: C
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
-        with pytest.raises((InvalidInput, OSError), match="ordinary file"):
+        with pytest.raises((InvalidInput, OSError), match="regular file"):
             reader(tmp_path / name)
 
 
@@ -164,7 +164,7 @@ def test_a_database_that_computes_what_it_holds_is_refused(tmp_path: Path, chang
     with contextlib.closing(sqlite3.connect(tmp_path / "o.db")) as database:
         database.executescript(change)
     if change:
-        with pytest.raises(InvalidInput, match="it computes what is in it"):
+        with pytest.raises(InvalidInput, match="it computes its contents"):
             load_optuna(url, name=None)
     else:
         assert len(load_optuna(url, name=None).trials) == 1

@@ -132,7 +132,7 @@ def test_a_file_that_came_with_a_directory_names_no_host_no_way_out_and_no_secre
 ) -> None:
     (here / "link").symlink_to(tmp_path)
     (here / "hopaas.toml").write_text(f'{name} = "{value}"')
-    with pytest.raises(ConfigurationError, match=f"its {name} counts only once .* hopaas-p2p config trust"):
+    with pytest.raises(ConfigurationError, match=f"its {name} has no effect until .* hopaas-p2p config trust"):
         Settings(env=env, directory=here).find(name)
     trust(here / "hopaas.toml", env)
     assert Settings(env=env, directory=here).get(name) == value
@@ -282,7 +282,7 @@ def test_a_clone_with_a_place_for_artifacts_in_it_gets_no_token(evil: Stranger, 
     )
     done = cli(*words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN)
     assert done.returncode == 78
-    assert "its artifacts counts only once" in done.stderr
+    assert "its artifacts has no effect until" in done.stderr
     assert evil.visits == 0
 
 

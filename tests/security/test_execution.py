@@ -174,7 +174,7 @@ def test_a_trial_that_no_program_can_be_given_fails_and_its_worker_goes_on(tmp_p
     ended = [(one.state.name, one.reason) for one in study.state.trials]
     assert ended[:3] == [
         ("COMPLETE", None),
-        ("FAIL", "the parameters are longer than the system gives to a program"),
+        ("FAIL", "the parameters are longer than the system allows for a program"),
         ("COMPLETE", None),
     ]
     assert max(map(len, said)) < 1000

@@ -93,7 +93,7 @@ def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user
     monkeypatch.setenv("HOPAAS_STORE", named)
     monkeypatch.setenv("HOPAAS_TOKEN_HOST", "db.example.org minio.example.org")
     with (
-        pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"),
+        pytest.raises(ConfigurationError, match="only you may set how far to trust a server"),
         carry(Ticket(store, "s", 0, "owner", 1, "0" * 32)),
     ):
         pass
@@ -107,7 +107,7 @@ def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user
     ["evil.example.org/d?", "evil.example.org/d#?", "evil.example.org/d?host=h&", "u?host=h@evil.example.org/d?"],
 )
 def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, place: str, option: str) -> None:
-    with pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"):
+    with pytest.raises(ConfigurationError, match="only you may set how far to trust a server"):
         joined(f"postgresql://{place}{option}")
     assert not (ann / "config/hopaas-p2p/joined").exists()
 
@@ -319,7 +319,7 @@ def test_no_script_holds_the_password_of_a_place_for_artifacts(
     monkeypatch.setenv("HOPAAS_ARTIFACTS", "postgresql://ann:sesame@db.example.org/d")
     assert run(["submit", "slurm", "--dry-run", "--store", "store", "--study", "s", "--", "true", "{lr}"]) == 78
     said = capsys.readouterr()
-    assert "a job may not hold a password" in said.err
+    assert "a job must not contain a password" in said.err
     assert "sesame" not in said.out + said.err
     assert not (ann / "hopaas-jobs").exists()
 

@@ -190,7 +190,7 @@ LONG = "k" * 100_000
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ('study = "a\\nhopaas.toml is yours now: site = x"', 0),
+        ('study = "a\\nhopaas.toml is now trusted: site = x"', 0),
         (f"{LONG} = 1", 78),
         (f'study = "{LONG}"', 78),
         (f"study = [{'1,' * 50_000}]", 78),

@@ -185,8 +185,8 @@ def test_a_redirect_into_the_clear_is_not_followed(authority: Authority, status:
         (http("418 I'm a teapot"), "not a hopaas-p2p server"),
         (http("401 Unauthorized"), "a proxy in between refuses"),  # its own page: our token is as good as before
         (http("403 Forbidden"), "a proxy in between refuses"),
-        (http("200 OK", "Hopaas-Server: 99"), "another version ('99'; here 1)"),
-        (http("404 Not Found", "Hopaas-Server: 2"), "another version ('2'; here 1)"),
+        (http("200 OK", "Hopaas-Server: 99"), "its version is '99', and here 1"),
+        (http("404 Not Found", "Hopaas-Server: 2"), "its version is '2', and here 1"),
         (http("403 Forbidden", "Hopaas-Server: 1"), "X-Forwarded-Proto: https"),
         (http("411 Length Required", "Hopaas-Server: 1"), "whether a proxy changes requests"),
     ],
@@ -220,7 +220,7 @@ def test_a_server_that_hangs_is_told_in_plain_words(authority: Authority, monkey
     monkeypatch.setattr(client, "DIAL", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as hung:
         said = str(refused(hung.getsockname()[1]))
-    assert said.startswith("localhost accepts the connection and then sends nothing. Is a server there")
+    assert said.startswith("localhost accepts the connection and then sends nothing. To find out why")
 
 
 def test_a_connection_that_was_just_reset_is_closed(authority: Authority) -> None:
@@ -316,7 +316,7 @@ def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -
     [
         ("postgresql://ann:secret@127.0.0.1/d", "leave out the login"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
-        ("https://gateway.example.org/d", "do this beside the store itself"),
+        ("https://gateway.example.org/d", "this needs direct access to the store itself"),
         ("mysql://db.example.org/d", "no store has the scheme"),
         ("./nothing/here", "there is no store"),
     ],

@@ -144,7 +144,7 @@ def test_a_store_that_is_away_is_not_begun_anew_while_its_note_cannot_be_read(
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     monkeypatch.setattr(seen, "read_regular", fail)  # as where the home is on a file server, too
-    with pytest.raises(StoreAway, match="cannot be used for the moment"):
+    with pytest.raises(StoreAway, match="cannot be used at the moment"):
         hopaas_p2p.open_storage(away, store_wait=0.1)
 
 

@@ -225,7 +225,7 @@ def test_bytes_that_are_not_what_was_stored_are_refused(tmp_path: Path, file: Ca
     path.write_bytes(b"WEIGHTS")
     target = tmp_path / "mine"
     target.write_bytes(b"before")
-    with pytest.raises(StoreCorrupt, match="not match what was stored"):
+    with pytest.raises(StoreCorrupt, match="differ from those that were stored"):
         study.artifacts().get(one, target)
     assert target.read_bytes() == b"before"
     assert not list(tmp_path.glob(".hopaas-*"))

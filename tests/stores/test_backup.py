@@ -99,12 +99,12 @@ def test_users_tokens_and_grants_of_a_directory_are_in_its_backup(tmp_path: Path
     assert access.users(new) == access.users(old)
     assert access.grants(new, "s") == access.grants(old, "s")
     assert len(access.tokens(new)) == 1
-    assert "1 token came with it" in cli("admin", "restore", str(file), f"{tmp_path}/another").stderr
+    assert "accepts 1 restored token" in cli("admin", "restore", str(file), f"{tmp_path}/another").stderr
 
 
 def restore_again(file: Path, url: str) -> bool:
     """Whether a store in which the work has gone on is refused."""
-    with pytest.raises(ConfigurationError, match="undo what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo commits that others have seen"):
         restore(file, url)
     return True
 
@@ -224,7 +224,7 @@ def test_a_backup_that_cannot_be_read_for_a_moment_is_not_damaged(
     filled(f"{tmp_path}/old")
     back_up(f"{tmp_path}/old", tmp_path / "store.backup")
     monkeypatch.setattr(zipfile.ZipFile, "testzip", fail)
-    with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+    with pytest.raises(StoreUnreachable, match="cannot be used at the moment"):
         backups.read(tmp_path / "store.backup")
 
 
@@ -273,7 +273,7 @@ def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restore
     assert logs(f"{tmp_path}/directory") == restored
     study = optuna.load_study(study_name="s", storage=place.storage(target))
     study.tell(study.ask(), 1.0)
-    with pytest.raises(ConfigurationError, match="undo what others have seen"):
+    with pytest.raises(ConfigurationError, match="undo commits that others have seen"):
         restore(file, target)
 
 

@@ -461,7 +461,7 @@ def test_a_clock_that_tells_whole_seconds_is_not_called_wrong_by_one(ahead: floa
 def test_a_race_whose_winner_is_not_what_is_there_fails(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = S3Store(s3_url)
     monkeypatch.setattr(store.objects, "get_many", lambda keys, limit: [Found(b"another", 7)] * len(keys))
-    assert "not what the winner wrote" in race(store.objects, "race/").seen
+    assert "not the winner's" in race(store.objects, "race/").seen
     monkeypatch.setattr(store.objects, "get_many", lambda keys, limit: [None] * len(keys))
     assert "the object is missing" in race(store.objects, "race/").seen
     store.close()

@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_read_for_a_moment_is_waited_for(
 
     url = Box.make(tmp_path / "box", str(tmp_path / "store")).url
     monkeypatch.setattr(boxes, "read_regular", fail)
-    with pytest.raises(StoreAway, match="cannot be used for the moment: Stale file handle"):
+    with pytest.raises(StoreAway, match="cannot be used at the moment: Stale file handle"):
         open_store(url)
 
 

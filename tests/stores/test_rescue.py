@@ -271,11 +271,11 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
         with pytest.raises(BrokenChain):
             study.ask()
     assert values(store, "s") == [0.0, 1.0]
-    assert "what a log may have lost" in cli("admin", "spool", "list").stderr
+    assert "commits that a log may have lost" in cli("admin", "spool", "list").stderr
     examined = cli("doctor", str(store), check=False)
     assert examined.returncode == 1
     assert "study s, spool: " in examined.stdout
-    assert "not in the log, but in this machine's spool" in examined.stdout
+    assert "missing in the log, but are in this machine's spool" in examined.stdout
     cli("doctor", str(store), "--rescue")
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
@@ -293,7 +293,7 @@ def test_work_on_a_whole_store_is_done_beside_it_and_not_through_a_server(tmp_pa
         ):
             refused = cli(*words, check=False)
             assert refused.returncode == 78, words
-            assert f"{url} is a store that is served; do this beside the store itself" in refused.stderr
+            assert f"{url} is a store that is served; this needs direct access to the store itself" in refused.stderr
 
 
 def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:

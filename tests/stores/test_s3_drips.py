@@ -100,7 +100,7 @@ def test_a_listing_that_is_none_or_does_not_end_is_given_up(
     thread.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bucket = Bucket(parse(f"s3://bucket/store?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=us-east-1"))
-    with pytest.raises(StoreUnreachable, match=r"again and again|more came|that are none|without an end"):
+    with pytest.raises(StoreUnreachable, match=r"again and again|longer than allowed|invalid sizes|endless"):
         bucket.listed("some/")
     bucket.close()
     listening.close()

@@ -23,7 +23,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_a_server_that_does_not_keep_the_condition_is_refused_before_the_first_commit(server: RefusedServer) -> None:
     url = server.url("store")
-    with pytest.raises(ConfigurationError, match="does not keep 'If-None-Match") as refusal:
+    with pytest.raises(ConfigurationError, match="does not honour 'If-None-Match") as refusal:
         hopaas_p2p.open_study(url, "s", space={"x": hopaas_p2p.Float(0, 1)})
     assert "12 of 12 keys" in str(refusal.value)
     assert server.named in str(refusal.value), "among the causes"

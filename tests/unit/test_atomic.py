@@ -61,7 +61,7 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     link.symlink_to(pipe)  # as /dev/stdout is
     for path in (pipe, link):
-        with pytest.raises(OSError, match="is not an ordinary file") as caught, replace_atomically(path) as draft:
+        with pytest.raises(OSError, match="is not a regular file") as caught, replace_atomically(path) as draft:
             draft.write_text("x")
         assert caught.value.filename == str(path)
     assert stat.S_ISFIFO(pipe.stat().st_mode)

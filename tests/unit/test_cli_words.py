@@ -304,7 +304,7 @@ def test_an_export_to_a_pipe_names_the_cause(store: str, tmp_path: Path, capsys:
     os.mkfifo(tmp_path / "s.csv")
     code, _, err = said(capsys, "study", "export", "s", "--store", store, "--to", str(tmp_path / "s.csv"))
     assert code == 1
-    assert "s.csv: is not an ordinary file" in err
+    assert "s.csv: is not a regular file" in err
 
 
 def test_a_second_study_is_exported_to_the_same_optuna_storage(

@@ -106,7 +106,7 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     assert trial.resume[0] == 0
     assert second.state.trials[trial.number].continues is not None
     assert trial.intermediate_values.keys() == {0}
-    with pytest.raises(NoWork, match=f"what comes next depends on trial {trial.number} of "):
+    with pytest.raises(NoWork, match=f"the next step depends on trial {trial.number} of "):
         first.ask()
     second.tell(trial, state="fail")
     first.close()

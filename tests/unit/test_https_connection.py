@@ -237,5 +237,5 @@ def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
 
 def test_an_answer_of_another_version_says_so() -> None:
     """Before the first release the protocol changes under one number: an expiry was a text once."""
-    with pytest.raises(StoreUnreachable, match=r"'hello' cannot be read: .* install the same on both sides"):
+    with pytest.raises(StoreUnreachable, match=r"'hello' cannot be read: .* install the same version on both sides"):
         protocol.result_of("hello", protocol.answered(["token", "2026-12-01T00:00:00Z"]))

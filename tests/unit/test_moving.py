@@ -319,7 +319,7 @@ def test_a_lost_file_is_a_note_and_a_changed_one_is_left_behind(
     assert (result.trials, result.files) == (2, 1)
     assert sorted(warning.partition(": ")[2] for warning in result.warnings) == [
         "its bytes are missing",
-        "its bytes do not match what was stored; it was not copied",
+        "its bytes differ from those that were stored; it was not copied",
     ]
 
 
@@ -430,7 +430,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_not_left_behind(
     target = opened(str(tmp_path / "to"))
     with monkeypatch.context() as patch:
         patch.setattr(files, "open_regular", fail)
-        with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+        with pytest.raises(StoreUnreachable, match="cannot be used at the moment"):
             import_study(target, table, files=directory)
     assert import_study(target, table, files=directory).warnings == []
     copy = hopaas_p2p.open_study(target, "moved", create=False)

@@ -92,7 +92,7 @@ def test_a_peer_that_no_member_waits_for_is_told_so(tmp_path: Path) -> None:
     fidelity = hopaas_p2p.Population(size=2, every=2, max=4)
     study = hopaas_p2p.open_study(str(tmp_path), "s", space={"lr": hopaas_p2p.Float(0, 1)}, fidelity=fidelity)
     running = [study.ask(), study.ask()]
-    with pytest.raises(NoWork, match="all members of the population have begun"):
+    with pytest.raises(NoWork, match="all members of the population have started"):
         study.ask()
     for trial in running:
         study.tell(trial, state="fail")

@@ -318,7 +318,7 @@ def test_a_belief_outside_its_range_is_refused(store: str, wrong: Any) -> None:
 def test_a_belief_may_be_of_some_parameters_only(store: str) -> None:
     space = SPACE | {"lr": Float(1e-5, 1e-1, log=True, prior=2e-3)}
     study = hopaas_p2p.open_study(store, "new", space=space, budget=3)
-    assert "says nothing of " in str(study.learned[0])
+    assert "says nothing about " in str(study.learned[0])
     run(study)
     assert study.trials[0].params["lr"] == pytest.approx(2e-3)
     assert study.learned[0].shared == ("lr",)
@@ -333,7 +333,7 @@ def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCap
     joined(None)
     assert "differs" not in caplog.text
     joined(0.7)
-    assert "differs from what the study began with" in caplog.text
+    assert "differs from the one that the study began with" in caplog.text
 
 
 def test_the_report_says_what_was_learned(store: str, prior: Prior, tmp_path: Path) -> None:
@@ -358,8 +358,8 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     for words, said in (
         (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
         (("create", "new", *store, *x, *n), "Learned from your belief"),
-        (("show", "new", *store), "Learned from your belief (weight 0.5; says nothing of n)"),
-        (("export", "old", *store, "--prior", "--to", file), "Wrote what 'old' teaches"),
+        (("show", "new", *store), "Learned from your belief (weight 0.5; says nothing about n)"),
+        (("export", "old", *store, "--prior", "--to", file), "Wrote the prior of 'old'"),
         (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
         (("set", "new", *store, "--learn-from", "old"), "Learned from old"),
         (("set", "new", *store, "--learn-from", "none"), "learns from no other study"),

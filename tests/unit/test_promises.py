@@ -69,7 +69,7 @@ def test_a_study_whose_peers_see_each_other_too_late_for_its_ttl_says_from_which
         hopaas_p2p.open_study("memory://ttl", name, policy=hopaas_p2p.StudyPolicy(lease_ttl=ttl)).close()
     (warning,) = [record.getMessage() for record in caplog.records if "lease_ttl" in record.getMessage()]
     assert warning.startswith("lease_ttl is 4 s")
-    assert warning.endswith("only from lease_ttl=20 on")
+    assert warning.endswith("use at least lease_ttl=20")
 
 
 @pytest.mark.parametrize("died_after", [0.0, 1.0, TTL / 3, TTL * 0.9, 5 * TTL])

@@ -220,7 +220,7 @@ def test_a_report_says_how_many_kinds_of_failures_it_leaves_out() -> None:
         writer.say("a", TrialCreate())
         writer.say("a", TrialFinish(number, 1, TrialState.FAIL, reason="x" * (1 + number)))
 
-    assert "<h2>What went wrong, 20 of 21 groups</h2>" in _render(writer.state)
+    assert "<h2>Failures, 20 of 21 groups</h2>" in _render(writer.state)
 
 
 def test_the_page_names_the_sampler_in_force() -> None:

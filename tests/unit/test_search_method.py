@@ -491,7 +491,7 @@ def test_a_sampler_whose_arguments_cannot_be_kept_may_be_used_and_others_are_tol
         assert caplog.text == ""  # it may only look
         joined.tell(joined.ask(), 1.0)
         joined.tell(joined.ask(), 1.0)
-    assert caplog.text.count("cannot be made, so this process uses the default") == 1
+    assert caplog.text.count("cannot be created, so this process uses the default") == 1
 
 
 def test_what_a_store_says_is_made_of_known_classes_or_not_at_all(

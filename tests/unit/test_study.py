@@ -101,7 +101,7 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
     ("given", "shown"),
     [
         ({"directions": "maximize"}, "directions: stored minimize, given maximize"),
-        ({"budget": 5}, "the budget 7, given 5"),
+        ({"budget": 5}, "the budget 7, not 5"),
         ({"attempts": 5}, "attempts: stored 3, given 5"),
         ({"lease_ttl": 1.5}, "lease_ttl: stored 120.0, given 1.5"),
         ({"max_failures": 2}, "max_failures: stored nothing, given 2"),
@@ -582,7 +582,7 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
     assert re.search(
-        r"must be run again: trial 0 of \S+ on \S+\. This will be known within \d+ s.* trial requeue 0 --study \S+$",
+        r"must be run again: trial 0 of \S+ on \S+\. That will be known within \d+ s.* trial requeue 0 --study \S+$",
         waited,
     )
 

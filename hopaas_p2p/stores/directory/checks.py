@@ -46,5 +46,5 @@ def file_system(objects: Directory) -> Finding:
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
     looks_anew = mount.kind not in NFS or mount.option("nocto") is None
-    cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
+    cure = "mount without nocto: for up to a minute, this machine may see removed files"
     return Finding("file system", detail, passed=looks_anew, cure=cure)

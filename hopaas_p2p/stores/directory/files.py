@@ -7,14 +7,14 @@ is written and synced first; the link then names that file. Where a symbolic lin
 GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Each way of
 creating a name excludes the other.
 
-Objects that may be replaced (packs, snapshots, artifacts) are ordinary files, written completely under another name and
+Objects that may be replaced (packs, snapshots, artifacts) are regular files, written completely under another name and
 then renamed. So are beats, except on NFS, where they are links, which nobody opens.
 
 A client of a network file system remembers for a minute that a name was missing, unless it opens the directory again,
 so every lookup opens the folder first. A name that was seen needs no second lookup, because it never changes.
 
 Folders and files inherit the permissions of the store's directory: what its group may do there, it may do below. So
-others may put anything there: no link to a file or folder is followed below the root, only ordinary files are read, and
+others may put anything there: no link to a file or folder is followed below the root, only regular files are read, and
 anything replaced or removed is named relative to a folder that was opened step by step.
 """
 
@@ -284,7 +284,7 @@ class Directory:
             except _ABSENT:
                 return
             if stat.S_ISLNK(status.st_mode):
-                raise OSError(errno.ELOOP, f"{path} is a link to elsewhere. Somebody has put it there: remove it")
+                raise OSError(errno.ELOOP, f"{path} is a symbolic link that somebody put there: remove it")
             alone = alone and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if alone:
             if len(self._checked) > _MOST_CHECKED:

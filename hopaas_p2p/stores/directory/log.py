@@ -112,7 +112,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if len(stored) < SPAN:
             raise StoreCorrupt(
                 f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or "
-                "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+                "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
             )
         return stored[lsn - first_of(lsn) :]
 

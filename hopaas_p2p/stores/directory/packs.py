@@ -1,4 +1,4 @@
-"""Packs: 256 commits in one ordinary file, so that no folder ever holds thousands of small ones.
+"""Packs: 256 commits in one regular file, so that no folder ever holds thousands of small ones.
 
 The commits of a range, lsns 1 to 256, 257 to 512 and so on, begin as single objects in a folder of that range. The
 writer of the last one also writes the pack; minutes later the whole folder is removed. So a range is open (a folder),

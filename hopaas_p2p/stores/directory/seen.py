@@ -1,8 +1,8 @@
-"""Which stores this user has seen on this machine, so that none is recreated on the local disk while it is unmounted.
+"""Remembers the stores that this user has seen on this machine, so that none is recreated while it is unmounted.
 
 A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`: which store was in which directory, and on which mount. If the
-directory is empty now and on another mount, the file system is away, and the store with it. If the mount is the same,
-somebody has removed the store, and may create another.
+directory is empty now and on another mount, the file system is not mounted, and the store is unreachable. If the mount
+is the same, somebody has removed the store, and may create another.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def known(path: Path) -> KnownStore | None:
     """The store that was last found in this directory; None if there was none.
 
     Raises:
-        StoreAway: the note cannot be read for the moment, so there may have been one.
+        StoreAway: the note cannot be read at the moment, so there may have been one.
 
     """
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):

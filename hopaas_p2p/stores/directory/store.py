@@ -52,7 +52,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
-        ConfigurationError: a file is in the directory's place, or its parent is missing; it cannot be read or created,
+        ConfigurationError: there is a file at this path, or its parent is missing; it cannot be read or created,
             or its file system has no symbolic links.
         NewerFormat: a newer version wrote it.
         Denied: its permissions keep this user out.
@@ -90,7 +90,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         meta = self._root / META
         look_anew(str(self._root))
         if self._root.is_symlink():
-            raise ConfigurationError(f"{self._root} is a link to elsewhere. Somebody has put it there: remove it")
+            raise ConfigurationError(f"{self._root} is a symbolic link that somebody put there: remove it")
         if not _is_there(meta):
             seen.check_not_away(self.path)
             if not create:

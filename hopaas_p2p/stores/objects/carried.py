@@ -151,5 +151,5 @@ class PiggybackedCommits:
 def _said(lsn: int, place: int, what: str) -> str:
     return (
         f"this log has two histories: commit {lsn} carries copies of those before it, and the copy of commit {place} "
-        f"{what}. Nothing was changed. Look with: hopaas-p2p doctor URL"
+        f"{what}. Nothing was changed. Run: hopaas-p2p doctor URL"
     )

@@ -1,6 +1,6 @@
 """What a log needs from a bucket or a directory: a handful of calls, and what their answers mean.
 
-Everything rests on `put_new`: of all calls that write one key, exactly one succeeds, and what it wrote never changes.
+Everything depends on `put_new`: of all calls that write one key, exactly one succeeds, and what it wrote never changes.
 Nothing is retried here, except after expired keys or a wrong clock: the caller must know when an outcome is unknown.
 """
 

@@ -59,7 +59,7 @@ _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; beyo
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
-_ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Look with: hopaas-p2p doctor URL"
+_ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Run: hopaas-p2p doctor URL"
 _BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -76,7 +76,7 @@ def clocks() -> Clocks:
 
 
 class History:
-    """What one handle on a log knows about its past, and whether that still holds: the sums, and the removals.
+    """One handle's knowledge of a log's past, and whether it still holds: the sums, and the removals.
 
     A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
@@ -409,8 +409,8 @@ class WriteOnceLog(Log, Generic[Objects]):
                         found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data
                     ):  # the end of a commit
                         raise StoreCorrupt(
-                            f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was "
-                            "changed: restore it from a backup, or look with: hopaas-p2p doctor URL"
+                            f"{self.key(lsn)} is damaged: it is complete, but not as it was written. Nothing was "
+                            "changed: restore it from a backup, or run: hopaas-p2p doctor URL"
                         )
                     return found
                 suspect = found
@@ -470,8 +470,8 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _missing(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
             f"{self.key(lsn)} is missing, but there are commits after it. Somebody who cleaned up, a tool that "
-            "removes dangling links, or a lifecycle rule of the bucket has removed it: stop that, and restore it from "
-            "a backup or, in a bucket, from a version. Nothing was changed. To copy what can be read into a new study: "
+            "removes dangling links, or a lifecycle rule has removed it: prevent that, and restore the commit from "
+            "a backup or, in a bucket, from a version. Nothing was changed. To copy the rest into a new study: "
             "hopaas-p2p doctor STORE --rescue"
         )
 
@@ -566,7 +566,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 return other, False
             if time.monotonic() >= deadline:
                 where = self.key(lsn)
-                raise unknown or StoreUnreachable(f"{where} is neither free nor present; is the store consistent?")
+                raise unknown or StoreUnreachable(f"{where} is neither free nor present: the store is not consistent")
             backoff = backoff or Backoff(*_PAUSES)
             time.sleep(backoff.pause())
 

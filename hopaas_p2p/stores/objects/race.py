@@ -28,7 +28,7 @@ class Evidence(NamedTuple):
     """The result of a test with fresh keys."""
 
     seen: str
-    """What was wrong, and how often; empty if nothing."""
+    """The violations, and how often each occurred; empty if none."""
     held: int
     """The number of keys for which the promise is known to hold."""
     unknown: StoreUnreachable | None
@@ -100,7 +100,7 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
         elif look and there is None and winners:
             flaw = "the object is missing after a write was accepted: the server is not consistent"
         elif look and isinstance(there, tuple) and there.data not in [b"racer %d" % number for number in may_be]:
-            flaw = "the stored object is not what the winner wrote"
+            flaw = "the stored object is not the winner's"
         flaws += [flaw] if flaw else []
         held += flaw is None and again is False
     return Evidence(f"{flaws[0]} ({len(flaws)} of {keys} keys)" if flaws else "", held, unknown)

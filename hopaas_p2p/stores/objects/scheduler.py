@@ -1,7 +1,7 @@
 """When a log on a server writes, how much it reads first, and how long reports wait.
 
-A peer knows the other writers only by their commits. What it remembers about them is a guess: it affects what a commit
-costs, never whether it counts.
+A peer knows the other writers only by their commits. Its memory of them is a guess, which affects the cost of a commit,
+never whether it counts.
 
 `SpreadScheduler` is for a directory on a file server, where a lost write costs less than a read. A peer that has
 committed pauses for as long as the others need for a commit each; a peer whose write lost writes again at once. So a
@@ -45,7 +45,7 @@ class Sight(NamedTuple):
 
 
 class CrowdScheduler(WriteScheduler):
-    """What one peer has seen of the other writers: their names, how often they commit, and how long a write takes."""
+    """One peer's observations of the other writers: their names, how often they commit, and how long a write takes."""
 
     at_once = False
     slot_bounds: tuple[float, float]

@@ -103,7 +103,7 @@ def _limits(connection: Any) -> Iterator[Finding]:
     )[0][0]
     if others:
         opened.append(f"to connect to {others}")
-    closes = "; a superuser's hopaas-p2p admin init closes what can be" if len(opened) > 1 else ""
+    closes = "; a superuser's hopaas-p2p admin init revokes some" if len(opened) > 1 else ""
     yield Finding("open to all", f"{'; '.join(opened)}{closes}")
     changed = schema.changed_tokens(connection)
     if changed:

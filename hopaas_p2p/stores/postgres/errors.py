@@ -38,13 +38,13 @@ _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 
 _OLDER: Final = (
     "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
-    "nothing more to the study. What it had written last is in its spool: hopaas-p2p admin spool list"
+    "nothing more to the study. Its last commits are in its spool: hopaas-p2p admin spool list"
 )
 _OTHER_USER: Final = (
     "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER"
 )
 _LARGE: Final = (
-    "Keep large files in a place of their own that all peers can reach: "
+    "Keep large files in a separate place that all peers can reach: "
     "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
 )
 _DURABLE: Final = "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on"
@@ -109,7 +109,7 @@ def refusal(text: str) -> HopaasError:
         for pattern, advice in advices.items():
             if re.search(pattern, text, re.IGNORECASE):
                 return kind(f"{line}: {advice}.")
-    return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor checks step by step.")
+    return StoreUnreachable(f"{line}. Nothing acknowledged is lost. To find out why: hopaas-p2p doctor")
 
 
 def failure(code: str | None, text: str) -> HopaasError:

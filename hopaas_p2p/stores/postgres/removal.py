@@ -2,8 +2,8 @@
 
 A login may have open transactions that lock what has to change, prepared ones that outlive its sessions, and rights and
 objects in any database of the server, which prevent its role from being dropped. So it is shut out first, in one short
-transaction that is retried while it is blocked: no login, no rows, no grants. What is then left does no harm, and is
-cleared away as far as possible; the rest is reported.
+transaction that is retried while it is blocked: no login, no rows, no grants. The remains do no harm, and are removed
+as far as possible; others are reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gives up a connection on which no data has moved for too long, so that no caller waits for ever.
+"""Gives up a connection on which no data has moved for too long, so that no caller waits forever.
 
 libpq waits for a reply without a limit. A hanging server, or a route that drops packets, does not close the connection,
 and the kernel does not give up either while the other machine's kernel answers. So one thread of this process checks
@@ -60,7 +60,7 @@ def watched(descriptor: int) -> Iterator[None]:
     except Exception:
         if one.given_up:
             raise StoreUnreachable(
-                f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged "
+                f"the server, or the network to it, hangs: no data came for {IDLE_LIMIT:.0f} s. Nothing acknowledged "
                 "is lost."
             ) from None
         raise

@@ -1,6 +1,6 @@
 """Where a bucket is: `s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1&style=path`, read and written.
 
-What the URL leaves out comes from the variables that every S3 tool knows (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
+Values missing from the URL come from the variables that every S3 tool knows (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
 `AWS_REGION`, `AWS_DEFAULT_REGION`); the normal form contains all of it, so that another process opens the same place.
 Keys are never part of a URL.
 """
@@ -105,7 +105,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     ):
         raise ConfigurationError(
             f"the endpoint {endpoint} is on another machine and has no TLS, so anybody in between can read and "
-            "change what is in the store; write https://, or add insecure=true to the URL if the server and the "
+            "change the store; write https://, or add insecure=true to the URL if the server and the "
             "network are your own"
         )
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")

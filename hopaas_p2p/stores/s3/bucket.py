@@ -69,7 +69,7 @@ class Bucket:
 
     Attributes:
         requests: counts so far, by kind: PUT, GET, LIST, DELETE, POST.
-        interruptions: how often the server was away: no answer, or one saying that it is not ready.
+        interruptions: how often the server was unavailable: no answer, or one saying that it is not ready.
         keys: where the keys come from.
 
     """
@@ -273,7 +273,7 @@ class Bucket:
                 for one in found
             ]
         except (ValueError, OverflowError):
-            raise StoreUnreachable(f"{self.address.endpoint} lists sizes and times that are none") from None
+            raise StoreUnreachable(f"{self.address.endpoint} lists invalid sizes or times") from None
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders in this folder."""
@@ -295,7 +295,7 @@ class Bucket:
                 return found[:at_most]
             if token == query["continuation-token"]:
                 raise StoreUnreachable(f"{self.address.endpoint} lists the same objects again and again")
-        raise StoreUnreachable(f"{self.address.endpoint} lists objects without an end")
+        raise StoreUnreachable(f"{self.address.endpoint} returns an endless list of objects")
 
     def _xml(self, data: bytes, root: str) -> Any:
         """The server's answer, parsed."""

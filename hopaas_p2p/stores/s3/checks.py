@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` checks in a bucket: the route, the condition on which everything rests, the clock."""
+"""What `hopaas-p2p doctor` checks in a bucket: the route, the condition on which everything depends, the clock."""
 
 from __future__ import annotations
 

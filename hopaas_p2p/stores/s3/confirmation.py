@@ -111,7 +111,7 @@ class Confirmation:
             self._written.extendleft(one._replace(due=now + AFTER) for one in reversed(unanswered + due))
         if unanswered and ending:
             raise StoreUnreachable(
-                f"the bucket took {len(self._written)} commits of this process that could not be looked at once more."
+                f"the bucket took {len(self._written)} commits of this process that could not be checked again."
             )
         return bool(self._written) and ending
 
@@ -151,6 +151,6 @@ class Confirmation:
     def _break(self, one: _Written, how: str) -> NoReturn:
         self._broken = (
             f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is {how}. "
-            "This process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
+            "This process writes nothing more to the study. Run: hopaas-p2p doctor URL"
         )
         raise BrokenChain(self._broken)

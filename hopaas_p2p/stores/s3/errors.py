@@ -1,4 +1,4 @@
-"""What an S3 server's refusals mean, and what to do about them: one status, one code, one error of ours."""
+"""The meaning of an S3 server's refusals, and what to do about them: one status, one code, one error of ours."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
     reason = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"[:300]
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return ConfigurationError(
-            f"{endpoint}: its certificate is signed by nobody this machine trusts. "
-            "If it is your site's own, set HOPAAS_CA_FILE to the authority's certificate"
+            f"{endpoint}: no authority that this machine trusts signed its certificate. "
+            "If your site has its own authority, set HOPAAS_CA_FILE to its certificate"
         )
     if "failed: 407" in reason:  # a number alone may be an lsn
         return ConfigurationError(

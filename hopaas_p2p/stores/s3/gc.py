@@ -1,9 +1,9 @@
-"""Cleans up a bucket: removes commits that a snapshot replaces, and what deleted studies left.
+"""Cleans up a bucket: removes commits that a snapshot replaces, and the remains of deleted studies.
 
-It is optional, and never runs by itself: without it, a study can be replayed from its first commit for ever. The order
+It is optional, and never runs by itself: without it, a study can be replayed from its first commit forever. The order
 makes it safe. First the boundary is advanced, then objects are removed: a peer that slept checks the boundary before it
-accepts a free key as the end of the log. And only what the server has held for a day is removed, by the server's own
-clock: an awake peer has read it long ago.
+accepts a free key as the end of the log. And only objects that the server has held for a day, by its own clock, are
+removed: an awake peer has read them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Removal(NamedTuple):
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove what is no longer needed; yields what is removed, log by log.
+    """Remove objects that are no longer needed; yields them, log by log.
 
     Args:
         store: the store.
@@ -54,7 +54,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
-        raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may have been asleep")
+        raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
     yield from _collect(store, keep, dry_run=dry_run)
 
 
@@ -65,7 +65,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     names = {listing.uuid: listing.name for listing in catalog.by_id.values()}
     uuids = [uuid for uuid in store.objects.folders("study/") if uuid not in RESERVED]
     if uuids and not catalog.lsn:
-        raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
+        raise StoreCorrupt("nothing was removed: there are studies, but their list is empty; restore it from a backup")
     stay: dict[str, Denied] = {}
     for uuid in uuids:
         try:
@@ -92,7 +92,7 @@ def _catalog(store: S3Store) -> Catalog:
     if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
         raise StoreCorrupt(
             f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
-            "for deleted; nothing was removed. Restore it from a backup, or look with: hopaas-p2p doctor URL"
+            "for deleted; nothing was removed. Restore it from a backup, or run: hopaas-p2p doctor URL"
         )
     return catalog
 

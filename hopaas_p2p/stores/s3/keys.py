@@ -110,7 +110,7 @@ class Chain:
                 _check_sendable(found[0], found[2])
                 return Keys(*found)
         raise ConfigurationError(
-            "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: the environment; web "
+            "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Searched: the environment; web "
             "identity; profile of ~/.aws/credentials; CONTAINER credentials; instance metadata"
         )
 

@@ -136,7 +136,7 @@ class BucketLog(WriteOnceLog[Bucket]):
                     if piece.lsn > known and found.setdefault(piece.lsn, piece).payload != piece.payload:
                         raise BrokenChain(
                             f"this log has two histories: commit {lsn} and a later one differ about commit "
-                            f"{piece.lsn}. Nothing was changed. Look with: hopaas-p2p doctor URL"
+                            f"{piece.lsn}. Nothing was changed. Run: hopaas-p2p doctor URL"
                         )
         return [found[lsn] for lsn in range(known + 1, top + 1)], 0
 

@@ -1,6 +1,6 @@
 """Peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
 
-While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a full log,
+While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a busy log,
 every other PUT would lose. Then the peers take turns: the one that has waited longest since its
 last commit goes next, as all can see from the log. A turn that nobody takes passes by itself. A turn is as long as a
 PUT, or a GET if that is slower; otherwise a peer that has just written, and need not read, would be first for seconds

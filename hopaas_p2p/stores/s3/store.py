@@ -2,10 +2,10 @@
 
 Names in the bucket are in `stores.objects.store` and `stores.objects.log`.
 
-Everything rests on that condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
+Everything depends on that condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
 is tested with fresh keys, before a store is created and before a process writes for the first time; and again, with a
-few requests, while it writes and after the server was away, because a server may get a second pool, or versioning,
-during a study. No number of requests proves it for good: the chain of commits reveals what slips through.
+few requests, while it writes and after the server was unavailable, because a server may get a second pool, or
+versioning, during a study. No number of requests proves it for good: the chain of commits reveals what slips through.
 
 Test keys are written where the policies let every worker write and remove; if an older or custom policy does not, they
 are written beside the snapshots or commits of the log that is to be written.
@@ -37,7 +37,7 @@ CAUSES: Final = (
     "bucket that never had versions; (3) a gateway, proxy or cache that drops the header, or checks first and "
     "writes later, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) a "
     "server made for tests, such as s3rver and Ceph's RGW on dbstore: use another; (5) an old release, such as MinIO "
-    "before 2024-09. docs/s3.md lists servers that keep it. Run hopaas-p2p doctor again to see whether it is fixed"
+    "before 2024-09. docs/s3.md lists servers that honour it. Run hopaas-p2p doctor again to see whether it is fixed"
 )
 _META: Final = 4096
 
@@ -97,7 +97,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         created = self.objects.put_new(META, data)
         found = self.objects.get(META, limit=_META)
         if found is None or (created and found.data != data):
-            raise ConfigurationError(f"{self.url}: what was just written cannot be read; the server is not consistent")
+            raise ConfigurationError(f"{self.url}: an object just written cannot be read; the server is not consistent")
         return found
 
     def prove(self, root: str = "studies/") -> bool:
@@ -136,7 +136,7 @@ class S3Store(ObjectBackedStore[Bucket]):
                 continue
             if found.seen:
                 said = (
-                    f"{self.url}: the server does not keep 'If-None-Match: *', on which every commit rests: "
+                    f"{self.url}: the server does not honour 'If-None-Match: *', on which commits depend: "
                     f"{found.seen}. Commits would be lost, so nothing is written. {CAUSES}"
                 )
                 self._refusal = ConfigurationError(said) if self._proved_at is None else BrokenChain(said)
