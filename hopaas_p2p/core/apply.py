@@ -420,7 +420,8 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
-    state.touched.add(number)
+    if record.reports or step is not None:
+        state.touched.add(number)
     return None
 
 

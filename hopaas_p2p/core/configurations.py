@@ -184,17 +184,16 @@ class Configurations(Pausing):
     def place(self, number: int, to: RungStanding) -> None:
         """Record where a configuration stands now."""
         before = self._standing[number]
-        if to == before and repr(to) == repr(before):  # nan differs from itself
+        if to == before:
             return
         self._standing[number] = to
-        keys = [[self.key(value, one) for value in one.reached] for one in (before, to)]
-        for at, (old, new) in enumerate(itertools.zip_longest(*keys)):
-            if old != new:
+        for at, (old, new) in enumerate(itertools.zip_longest(before.reached, to.reached)):
+            if old != new or before.infeasible != to.infeasible:
                 ranking = self._ranking(number, at)
                 if old is not None:
-                    remove(ranking, (old, number))
+                    remove(ranking, (self.key(old, before), number))
                 if new is not None:
-                    bisect.insort(ranking, (new, number))
+                    bisect.insort(ranking, (self.key(new, to), number))
         self._placed(number, before, to)
 
     def key(self, value: float, standing: RungStanding) -> Key:

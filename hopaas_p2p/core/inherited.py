@@ -1,8 +1,9 @@
 """Data that a trial inherits from an earlier one, without a copy.
 
-A record may name a trial with any number of reports and attributes at no extra cost. Up to `FEW` entries are copied.
-More than that are linked: a retry, a continuation or a late result has the mapping of the trial before it below its own
-entries. The lower mapping belongs to a finished trial, which never changes again.
+A record may name a trial with any number of reports and attributes at no extra cost. Up to `FEW` attributes, or
+`FEW_STEPS` steps of each metric, are copied. More than that are linked: a retry, a continuation or a late result has
+the mapping of the trial before it below its own entries. The lower mapping belongs to a finished trial, which never
+changes again.
 
 Steps are kept in order, so that a trial that goes back to an earlier step only drops what came after it.
 """
@@ -19,7 +20,9 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 FEW: Final = 256
-"""Entries that are copied rather than linked."""
+"""Attributes that are copied rather than linked."""
+FEW_STEPS: Final = 8
+"""The same of the steps of a metric: a trial may have many metrics."""
 _DEEPEST: Final = 64
 """Links from one mapping to the next before all of them are copied into one."""
 _MANY: Final = 4096
@@ -169,7 +172,7 @@ class StepValues(_Chained[int, float]):
         raise KeyError(step)
 
     def __bool__(self) -> bool:
-        return self.floor(LAST_STEP) is not None
+        return bool(self.own.values or self.older)
 
     def add(self, values: Mapping[int, float]) -> None:
         """Add these values."""
@@ -199,15 +202,17 @@ class StepValues(_Chained[int, float]):
     def cut(self, first: int, last: int) -> None:
         """Drop the values outside these steps."""
         for steps in (self.own.steps, self.own.late):
+            if not steps or first <= steps[0] <= steps[-1] <= last:
+                continue
             low, high = bisect.bisect_left(steps, first), bisect.bisect_right(steps, last)
             for step in (*steps[:low], *steps[high:]):
                 del self.own.values[step]
             del steps[high:], steps[:low]
-        self.older = _within(self.older, first, last)
+        self.older = _within(self.older, first, last) if self.older else ()
 
     def branch(self, first: int, last: int) -> StepValues:
         """The values at these steps, for another trial."""
-        if len(self.own.values) <= FEW and self.older:
+        if len(self.own.values) <= FEW_STEPS and self.older:
             return StepValues(_between(self.own.values, first, last), _within(self.older, first, last))
         if len(self.older) >= _DEEPEST:
             return StepValues({}, _within([(_Steps(self.flat()), first, last)], first, last))
@@ -224,14 +229,14 @@ def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, fl
     """Values of a running trial with those of a record; they are added in place."""
     if old.__class__ is dict:
         old.update(new)
-        return old if len(old) <= FEW else StepValues(old)
+        return old if len(old) <= FEW_STEPS else StepValues(old)
     old.add(new)  # type: ignore[attr-defined]
     return old
 
 
 def linked(values: Mapping[int, float]) -> Mapping[int, float]:
     """The same values, in order of their steps if there are many."""
-    return StepValues(values) if isinstance(values, dict) and len(values) > FEW else values
+    return StepValues(values) if isinstance(values, dict) and len(values) > FEW_STEPS else values
 
 
 def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
@@ -239,7 +244,7 @@ def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, floa
     if isinstance(values, StepValues):
         values.cut(first, last)
         return values
-    return cut(linked(values), first, last) if len(values) > FEW else _between(values, first, last)
+    return cut(linked(values), first, last) if len(values) > FEW_STEPS else _between(values, first, last)
 
 
 def inherited(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:

@@ -54,7 +54,8 @@ PREFIXES: Final = (_OPTUNA, SUM)
 OUTPUT: Final = "output.log"
 """The name of the file in which a worker stores the end of a failed command's output."""
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
-_OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
+OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
+"""The id of a file that was stored here: its study's uuid, and its own."""
 _TYPE: Final = "application/octet-stream"
 _MAX_NAME: Final = 200
 _SHORTEST: Final = 4  # characters of an id that identify a file
@@ -364,7 +365,7 @@ def removed_if_refused(files: Artifacts, key: str) -> Iterator[None]:
 
 def named_after(artifact_id: str, uuid: str) -> str:
     """The id of a file's copy in the study with this uuid; a file named by Optuna keeps its id."""
-    own = _OWN_ID.fullmatch(artifact_id)
+    own = OWN_ID.fullmatch(artifact_id)
     return artifact_id if own is None else f"{uuid}-{own[2]}"
 
 
@@ -375,7 +376,7 @@ def key_of(artifact_id: str, uuid: str) -> str:
         KeyError: this is not the id of a file, or it belongs to another study's file.
 
     """
-    own = _OWN_ID.fullmatch(artifact_id)
+    own = OWN_ID.fullmatch(artifact_id)
     if not _ID.fullmatch(artifact_id) or (own is not None and own[1] != uuid):
         raise KeyError(artifact_id)
     return f"{uuid}/file/{artifact_id if own is None else own[2]}"
@@ -396,7 +397,7 @@ def safe_name(name: str) -> str:
 
 def short_id(one: Artifact) -> str:
     """The part of a file's id that distinguishes it within its study; `find` accepts it."""
-    own = _OWN_ID.fullmatch(one.id)
+    own = OWN_ID.fullmatch(one.id)
     return (own[2] if own is not None else one.id)[:12]
 
 

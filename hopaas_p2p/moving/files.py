@@ -7,7 +7,6 @@ study, so it gets a new id, also in all attributes that name it. A directory hol
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, waits_for
-from hopaas_p2p.files.artifacts import Artifact, artifacts_of, described, key_of, named_after
+from hopaas_p2p.files.artifacts import OWN_ID, Artifact, artifacts_of, described, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, scratch, sha256_of
 from hopaas_p2p.runtime.ownership import named_folder
@@ -106,10 +105,8 @@ def save(source: StudyRecords, fetch: Fetch, directory: Path) -> list[str]:
 
 
 def _with_ids(source: StudyRecords, changed: Mapping[str, str]) -> StudyRecords:
-    pattern = re.compile("|".join(map(re.escape, changed)))
-
     def name(text: str) -> str:
-        return pattern.sub(lambda found: changed[found[0]], text)
+        return OWN_ID.sub(lambda found: changed.get(found[0], found[0]), text)
 
     def told(system: Mapping[str, str]) -> dict[str, str]:
         return {name(key): name(text) if "artifact" in key else text for key, text in system.items()}

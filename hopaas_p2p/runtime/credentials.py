@@ -74,13 +74,14 @@ _LOOKS_SECRET: Final = re.compile(
     r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|(API|ACCESS|PRIVATE)_?KEY|COOKIE|BEARER|WEBHOOK)\d*(_|$)"
     r"|(^|_)CONNECTION_STRING\d*(_|$)"
     r"|SECRET|PASSWORD|PASSWD|PASSPHRASE|_KEY(_ID)?$|(API_?KEY|(API|ACCESS)_?TOKEN)S$|_(AUTH|AUTH_CONFIG|PAT|PWD?)$"
-    r"|AUTHORI[SZ]ATION|AUTH_HEADER|^(BW|OP)_SESSION",
+    r"|AUTHORI[SZ]ATION|AUTH_HEADER|^(BW|OP)_SESSION|TOKEN$",
     re.IGNORECASE,
 )
 _SECRET_IN_VALUE: Final = re.compile(
     r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@|(password|passwd|secret|signature|(account|access)key)=[^\s&;]"
     r"|[?&;](pwd|sig|token)=|\b(bearer\s|authorization\s*[:=])|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/"
-    r"|\b(gh[a-z]|hf)_\w{20}|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
+    r"|\bhpj1-|\.[0-9a-f]{8}:[\w-]{43}\b|\b(gh[a-z]|github_pat|hf)_\w{20}"  # an invitation, a token
+    r"|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
     re.IGNORECASE,
 )
 _POINTS: Final = re.compile(r"_(FILE|PATH|DIR|HOST)$")

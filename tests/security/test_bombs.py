@@ -23,12 +23,14 @@ from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
-from hopaas_p2p.core.records import Categorical, Commit, Float, StudyRegistered, StudySet, TrialCreate
+from hopaas_p2p.core.records import Categorical, Commit, Float, StudyDefine, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import backup, descriptions, import_study, tables
+from hopaas_p2p.moving.files import copy_files, from_directory
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
-from hopaas_p2p.moving.records import of_state
+from hopaas_p2p.moving.records import StudyRecords, of_state
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
@@ -226,6 +228,18 @@ def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
     assert [params_of(one, scribe.state.dists)["c"] for one in scribe.state.trials] == list(choices.choices)
     assert len(list(tables.dump_csv(of_state(scribe.state)))) == 4001
     assert time.process_time() - began < 3
+
+
+def test_the_ids_of_a_studys_files_are_gone_over_once(tmp_path: Path) -> None:
+    ids = [f"{'0' * 32}-{at:032x}" for at in range(60_000)]
+    named = {f"artifacts:{one}": json.dumps(json.dumps({"artifact_id": one})) for one in ids}
+    source = StudyRecords(StudyDefine("s", ("minimize",)), {}, StudySet(system=named))
+    (tmp_path / "files").mkdir()
+    began = time.process_time()
+    with contextlib.closing(open_store("memory://ids")) as store:
+        copied, _, _ = copy_files(source, from_directory(tmp_path / "files"), store.artifacts(), "1" * 32)
+    assert f"artifacts:{'1' * 32}-{'0' * 32}" in copied.settings.system
+    assert time.process_time() - began < 4
 
 
 def test_a_nested_file_is_one_line(tmp_path: Path) -> None:

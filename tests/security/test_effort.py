@@ -119,6 +119,19 @@ def going_back_in_many_small_steps(size: int) -> tuple[Scribe, Round]:
     return scribe, lambda at: (TrialSet(0, 1, resumed_from=size - 200 - at),)
 
 
+def going_back_with_many_metrics(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    values = {Step(step): 1.0 for step in range(size // 80)}
+    scribe.say("w", TrialCreate(), TrialSet(0, 1, metrics={f"m{at}": dict(values) for at in range(64)}))
+    return scribe, lambda at: (TrialSet(0, 1, resumed_from=size - at),)
+
+
+def giving_back_many_metrics(size: int) -> tuple[Scribe, Round]:
+    scribe, _ = going_back_with_many_metrics(size)
+    scribe.say("w", TrialCheckpoint(0, 1, Checkpoint(size, "k", 1, "0")))
+    return scribe, lambda at: (TrialRelease(0, at), TrialClaim(0))
+
+
 def reporting(size: int) -> tuple[Scribe, Round]:
     scribe = study(Rungs(min=size // 2, max=size * 4))
     large(scribe, size)
@@ -167,6 +180,12 @@ def continuations_of_a_member(size: int) -> tuple[Scribe, Round]:
         TrialFinish(at - 1, 1, TrialState.PRUNED, paused=True),
         TrialCreate(prefer_waiting=True),
     )
+
+
+def attributes_of_a_member_that_does_not_pause(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Population(size=2, every=2, max=size))
+    large(scribe, size)
+    return scribe, lambda at: (TrialSet(0, 1, user={f"b{at}": "1"}, metrics={"m": {size: 0.0}}),)
 
 
 def late_results(size: int) -> tuple[Scribe, Round]:
@@ -258,6 +277,8 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
     [
         going_back,
         going_back_in_many_small_steps,
+        going_back_with_many_metrics,
+        giving_back_many_metrics,
         reporting,
         attributes,
         attributes_of_the_study,
@@ -265,6 +286,7 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
         retries,
         continuations,
         continuations_of_a_member,
+        attributes_of_a_member_that_does_not_pause,
         late_results,
         results_behind_a_long_history,
         late_results_in_one_commit,

@@ -340,6 +340,9 @@ CREDENTIALS = {
     "CURL_HEADER": "authorization:Basic eDp5",
     "GIT_CONFIG_VALUE_0": "AUTHORIZATION: basic eDp5",
     "STORE_ACCESSKEY": "x",
+    "FOR_NORTH": "hpj1-kGvXs2Fi",
+    "FOR_ANN": OWN,
+    "MINE": f"github_pat_{'a1' * 20}",
     **dict.fromkeys(
         [
             "MYSQL_PWD",
@@ -361,6 +364,7 @@ CREDENTIALS = {
             "BEARER",
             "OIDC_CLIENTSECRET",
             "LDAP_BIND_PW",
+            "SCITOKEN",
             "SENTRY_SECRET",
             "GPG_PASSPHRASE",
             "CI_JOB_JWT",
@@ -437,3 +441,7 @@ def test_a_url_of_an_invitation_takes_no_token_along_however_it_is_written() -> 
             except HopaasError:
                 continue
             assert secret is None or "k" * 43 not in secret.reveal(), store
+        store = f"s3://bucket?endpoint=https://{place}"
+        with pytest.raises(HopaasError):
+            joined(store, token=False)
+            credentials.may_sign(servers_of(store))

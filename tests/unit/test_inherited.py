@@ -14,6 +14,7 @@ from hopaas_p2p.core.records import FROM_START
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "FEW", 3)
+    monkeypatch.setattr(links, "FEW_STEPS", 3)
     monkeypatch.setattr(links, "_DEEPEST", 5)
 
 

@@ -18,6 +18,7 @@ from hopaas_p2p.net import trust
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*")
+_HOST: Final = re.compile(r"[\w.:%-]+")  # without a comma, which separates the hosts of a joined study
 _REGION: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _OPTIONS: Final = ("endpoint", "region", "style", "insecure")
 _EXAMPLE: Final = "s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1"
@@ -124,13 +125,14 @@ def _endpoint(given: str | None, region: str) -> str:
     parts = _split(given if "://" in given else f"https://{given}", "the endpoint", "https://s3.example.org:9000")
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError("keys do not belong in an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    host = parts.hostname or ""
     try:
         port = parts.port
     except ValueError:
         port = -1
     if (
         parts.scheme not in ("http", "https")
-        or not parts.hostname
+        or not _HOST.fullmatch(host)
         or parts.path.strip("/")
         or parts.query
         or port == -1
@@ -139,5 +141,5 @@ def _endpoint(given: str | None, region: str) -> str:
             f"the endpoint {given!r} cannot be parsed; write one such as https://s3.example.org:9000"
         )
     default = {"http": 80, "https": 443}[parts.scheme]
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, default) else "")
