@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.facts import duration, person, shown
+from hopaas_p2p.analysis.facts import count, duration, person, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
@@ -108,7 +108,8 @@ def _until_in_words(until: Until | None) -> list[str]:
     if isinstance(until.date, int):
         found.append((to_iso(until.date) or "?").replace("T00:00:00Z", ""))
     if until.trials_without_gain is not None:
-        found.append(f"{until.trials_without_gain} trials in a row bring no improvement")
+        rounds = count(until.trials_without_gain, "trial")
+        found.append(f"{rounds} in a row bring{'s' * (until.trials_without_gain == 1)} no improvement")
     if until.hours_without_gain is not None:
         found.append(f"{shown(until.hours_without_gain)} hours bring no improvement")
     return found

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundle, cut
-from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.facts import count, duration, peer_labels
 from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
 
@@ -90,7 +90,7 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
         _layers(state, bars, row, lambda at: (at - began) / scale, (now or 0) * 1e6),
         ChartAxis(name, time=now is not None),
         ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
-        f"Timeline of {len(row)} peers: {about}.",
+        f"Timeline of {count(len(row), 'peer')}: {about}.",
         ". ".join(notes) + ".",
         height=26 * len(row) + 120,
         wide=True,

@@ -107,7 +107,7 @@ def utc_time(iso: str | None) -> str:
 
 def time_in(column: str) -> Callable[[Mapping[str, Any]], str]:
     """A function that shows the time in this column of a row."""
-    return lambda row: utc_time(row[column]) or "-"
+    return lambda row: utc_time(row[column]) or "never"
 
 
 def size(count: int | None) -> str:

@@ -187,7 +187,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
 
 
 def _value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(output.jsonable(value))
+    return value if isinstance(value, str) else json.dumps(output.jsonable(value), ensure_ascii=False)
 
 
 @trial.command()

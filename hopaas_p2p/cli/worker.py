@@ -13,7 +13,7 @@ from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, comma
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.runtime.extras import check_sampler
-from hopaas_p2p.runtime.interrupts import preemption_exits
+from hopaas_p2p.runtime.interrupts import PREEMPTIONS, handled
 
 _AGAIN: Final = os.EX_TEMPFAIL
 
@@ -92,7 +92,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         os.environ["HOPAAS_SITE"] = site
     given["grace"] = parse_duration(given["grace"])
     try:
-        with waits_for("this node"), preemption_exits(_AGAIN):
+        with waits_for("this node"), handled(PREEMPTIONS, _leave):
             study = session.study()
             check_sampler(study.sampler)
             made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
@@ -105,6 +105,10 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         output.say(reason, always=True)
     session.show({"trials": [{"number": number, "state": state} for number, state in ran]}, lambda: None)
     return code, ran
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    raise SystemExit(_AGAIN)
 
 
 def _seconds(time_limit: str | None) -> float | None:

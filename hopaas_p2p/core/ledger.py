@@ -309,7 +309,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if until.target is not None and (best[1] >= until.target if self.maximize else best[1] <= until.target):
             return f"the target {until.target:g} is reached"
         if until.trials_without_gain is not None and self.since_best >= until.trials_without_gain:
-            return f"{self.since_best} trials without a better one"
+            return f"{self.since_best} trial{'s' * (self.since_best != 1)} without a better one"
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
             return f"{until.hours_without_gain:g} hours without a better trial"
         return None

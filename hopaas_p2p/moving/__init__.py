@@ -214,15 +214,15 @@ def _no_format(place: str) -> InvalidInput:
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
     """The trials of a CSV file, read with the definition of the study of that name."""
-    if name is None or name not in storage.study_names():
-        raise InvalidInput(
-            "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
-            f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
-        )
-    state = storage.state(storage.get_study_id_from_name(name))
-    define = definition_of(state, name)
     try:
         with open(open_regular(place, named=True), encoding="utf-8", newline="") as lines:  # noqa: PTH123  # a descriptor
+            if name is None or name not in storage.study_names():
+                raise InvalidInput(
+                    "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
+                    f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
+                )
+            state = storage.state(storage.get_study_id_from_name(name))
+            define = definition_of(state, name)
             space = {**state.dists, **define.space}
             return tables.load_csv(lines, space=space, name=name, directions=define.directions)
     except UnicodeDecodeError:

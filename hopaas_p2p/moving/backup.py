@@ -39,6 +39,7 @@ from typing import Final
 
 import msgspec
 
+from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
@@ -190,7 +191,7 @@ def _write_studies(
             try:
                 studies[one.uuid] = _write_study(store, archive, one)
                 left_out.pop(one.name, None)  # an entry of a deleted study of the same name
-                say(f"{one.name}: {studies[one.uuid].trials} trials, {studies[one.uuid].lsn} commits")
+                say(f"{one.name}: {count(studies[one.uuid].trials, 'trial')}, {count(studies[one.uuid].lsn, 'commit')}")
             except Denied:
                 left_out[one.name] = "not shared with this user"
             except StudyDeleted:

@@ -51,7 +51,7 @@ from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened, shown
 from hopaas_p2p.runtime.atomic import open_regular, scratch
-from hopaas_p2p.runtime.interrupts import PREEMPTIONS
+from hopaas_p2p.runtime.interrupts import PREEMPTIONS, handled
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.study.study import as_values, infer_space
@@ -196,10 +196,12 @@ class Worker:
                 self._grace = 0.0
             self.study.storage.peer.hurry_from_now_on()
 
-        before = {number: signal.signal(number, note) for number in (*PREEMPTIONS, signal.SIGINT)}
         codes: list[int] = []
         try:
-            with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread stays free for signals
+            with (
+                handled((*PREEMPTIONS, signal.SIGINT), note),
+                ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool,  # this thread stays free for signals
+            ):
                 lanes = [pool.submit(self._run_trials, share, codes) for share in self._shares]
                 while wait(lanes, LOOK).not_done:
                     pass  # an unlimited wait might not be interruptible
@@ -208,9 +210,6 @@ class Worker:
         except StoreUnreachable as error:
             self._say(f"{str(error).rstrip('.')}. Run this job again later.")
             return AGAIN
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         if self.ran and self._max_trials != 1:
             words = {"FAIL": "failed", "WAITING": "returned", "LOST": "taken over"}
             counts = Counter(words.get(state, state.lower()) for _, state in self.ran)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Final
 
@@ -73,13 +73,9 @@ def sigterm_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def preemption_exits(code: int) -> Iterator[None]:
-    """In this block, which runs in the main thread, these signals end the program with this exit code."""
-
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(code)
-
-    before = {number: signal.signal(number, leave) for number in PREEMPTIONS}
+def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """In this block, which runs in the main thread, this function gets these signals."""
+    before = {number: signal.signal(number, by) for number in numbers}
     try:
         yield
     finally:

@@ -55,9 +55,9 @@ def _gpus(env: Mapping[str, str]) -> str:
     given = visible(env)
     if given is not None:
         return str(len(given))
-    ad = job_ad(env)
-    if ad is not None:
-        return str(_provisioned(ad[0], "gpus"))
+    provisioned = _provisioned(env, "gpus")
+    if provisioned is not None:
+        return str(provisioned)
     for name in _COUNTED:
         count = re.fullmatch(r"(?:\w+:)?(\d+)", env.get(name, ""))
         if count is not None:
@@ -69,9 +69,9 @@ def _gpus(env: Mapping[str, str]) -> str:
 
 
 def _cores(env: Mapping[str, str]) -> str:
-    ad = job_ad(env)  # first: a pool's node may be a job of another batch system
-    if ad is not None and _provisioned(ad[0], "cpus"):
-        return str(_provisioned(ad[0], "cpus"))
+    provisioned = _provisioned(env, "cpus")  # first: a pool's node may be a job of another batch system
+    if provisioned:
+        return str(provisioned)
     for name in _CORES:
         if re.fullmatch(r"\d+", env.get(name, "")):
             return env[name]
@@ -82,9 +82,10 @@ def _cores(env: Mapping[str, str]) -> str:
     return str(usable)
 
 
-def _provisioned(ad: Mapping[str, int], what: str) -> int:
-    """What an HTCondor job got, or else asked for."""
-    return ad.get(f"{what}provisioned", ad.get(f"request{what}", 0))
+def _provisioned(env: Mapping[str, str], what: str) -> int | None:
+    """What an HTCondor job got, or else asked for; None outside of HTCondor."""
+    found = job_ad(env)
+    return None if found is None else found[0].get(f"{what}provisioned", found[0].get(f"request{what}", 0))
 
 
 Share = tuple[dict[str, str], frozenset[int]]

@@ -40,6 +40,8 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others to arrive
 _LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank may delay a signal
 _ENDING: Final = 10.0  # seconds in which a launcher ends the others after one rank; torchrun looks every 0.1 to 5 s
+_OF_OTHERS: Final = ("torch.distributed", "mpi4py.MPI")
+"""Modules of errors that another rank's end may cause; with gloo it causes a plain RuntimeError."""
 _BREATH: Final = 0.2  # seconds between two looks at the channel meanwhile
 _BEHIND: Final = 64  # messages by which a rank may lag behind the first
 _PARTS: Final = b"hopaas-ranks\n"
@@ -82,9 +84,15 @@ class Ranks:
         self.broadcast(call, None)
         return [_decode(one) for one in self._gather(_encode(value))]
 
-    def linger(self) -> None:
-        """Give the launcher time to end this process because another rank has ended."""
-        time.sleep(_ENDING)
+    def linger(self, error: Exception) -> None:
+        """If another rank's end may have caused this error, give the launcher time to end this process, too."""
+        if type(error) is not RuntimeError and type(error).__module__ not in _OF_OTHERS:
+            return
+        end = time.monotonic() + _ENDING
+        while time.monotonic() < end:
+            if not self._is_there():
+                raise SystemExit("the launcher of this training has ended")
+            time.sleep(_BREATH)
 
     def meet(self) -> bool:
         """Whether every rank calls this: checked once, by `optimize`.
@@ -108,6 +116,10 @@ class Ranks:
             setattr(error, _ON_ALL, True)
             raise error
         return value
+
+    def _is_there(self) -> bool:
+        """Whether the launcher's channel still exists."""
+        return True
 
     def _broadcast(self, data: bytes) -> bytes:
         return data
@@ -149,14 +161,11 @@ class _StoreRanks(Ranks):
                 )
         return self._together
 
-    def linger(self) -> None:
-        end = time.monotonic() + _ENDING
-        while time.monotonic() < end:
-            try:
-                self._store.check(["begun"])
-            except RuntimeError:
-                raise SystemExit("the launcher of this training has ended") from None
-            time.sleep(_BREATH)
+    def _is_there(self) -> bool:
+        with contextlib.suppress(RuntimeError):
+            self._store.check(["begun"])
+            return True
+        return False
 
     def _broadcast(self, data: bytes) -> bytes:
         number, self._sent = self._sent, self._sent + 1
@@ -334,9 +343,9 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
             among.broadcast(_NEXT, trial.storage.peer.uuid)
             return _to_its_end(objective, RankedTrial(trial, among))
         except Exception as error:
-            if _may_be_anothers(error):
+            if not _is_on_all(error):
                 try:
-                    among.linger()
+                    among.linger(error)
                 except interruptions():
                     lose(trial.number, describe(error))
                     raise
@@ -364,8 +373,7 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
             _to_its_end(objective, trial)
         except Exception as error:
             if not _is_on_all(error):
-                if _may_be_anothers(error):
-                    among.linger()
+                among.linger(error)
                 fail(owner, trial.number, f"rank {among.rank}: {describe(error)}")
                 raise
     among.gather(_END, None)
@@ -381,11 +389,6 @@ def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
         raise
     trial.ranks.gather(_END, None)  # a failed rank never arrives, and the launcher ends this one
     return value
-
-
-def _may_be_anothers(error: Exception) -> bool:
-    """Whether another rank's end may have caused this: gloo raises a plain RuntimeError, and others their own."""
-    return type(error) is RuntimeError or type(error).__module__ in ("torch.distributed", "mpi4py.MPI")
 
 
 def _is_on_all(error: Exception) -> bool:

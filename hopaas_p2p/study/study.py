@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
@@ -335,7 +336,7 @@ class Loop:
 
     def _give_up(self, failed: int, last: Trial | None) -> NoReturn:
         self._settle()
-        why = f"all {failed} trials of this call failed"
+        why = "the only trial of this call failed" if failed == 1 else f"all {failed} trials of this call failed"
         self._left = self._left or why
         reason = None if last is None else self._study.state.trials[last.number].reason
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
@@ -1016,7 +1017,7 @@ class Study(optuna.Study):
         if why == "budget" and limit:
             why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
         elif why == "budget":
-            why, cure = f"has used its budget of {state.budget} trials", f"study set {name} --budget N"
+            why, cure = f"has used its budget of {count(state.budget or 0, 'trial')}", f"study set {name} --budget N"
         else:
             why = f"is {why}"
         raise StudyFinished(

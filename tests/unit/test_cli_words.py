@@ -13,9 +13,11 @@ import click
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.facts import person
 from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.spending import aligned_amounts
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
@@ -37,6 +39,27 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     code = main.run(list(arguments))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_words_are_singular_readable_and_name_what_is_missing(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE, budget=1)) as study:
+        with study.trial() as trial:
+            trial.set_user_attr("places", ["Zürich"])
+            trial.tell(0.5)
+        chart = charts.slice_(TrialTable.of(study.state), "x")
+        assert chart is not None
+        assert chart.alt.startswith("Value over x: 1 complete trial;")
+    _, _, queued = said(capsys, "trial", "enqueue", "x=1", "--study", "s", "--store", store)
+    assert "has used its budget of 1 trial:" in queued
+    _, shown, _ = said(capsys, "trial", "show", "0", "--study", "s", "--store", store)
+    assert 'places = ["Zürich"]' in shown
+    missing = str(tmp_path / "missing.csv")
+    for name in ("s", "another"):
+        _, _, told = said(capsys, "study", "import", name, "--from", missing, "--store", store)
+        assert told == f"hopaas-p2p: {missing}: No such file or directory\n"
+    assert output.time_in("last_used")({"last_used": None}) == "never"
 
 
 def test_a_trial_is_listed_with_its_site_and_its_files(
