@@ -112,11 +112,17 @@ def provider() -> dict[str, Any]:
             f"HOPAAS_OIDC_FILE: cookie_secret has fewer than {_SECRET} characters. Make one: "
             "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
+    insecure = auth.pop("insecure", False)
+    if not isinstance(insecure, bool):
+        raise ConfigurationError("HOPAAS_OIDC_FILE: insecure must be true or false")
     for section in _sections(auth):
         for name in ("server_metadata_url", "redirect_uri"):
-            url = str(section.get(name, "https:"))
-            if not url.lower().startswith("https:") and not _LOCAL.match(url):
-                raise ConfigurationError(f"HOPAAS_OIDC_FILE: {name} must begin with https:// beyond this machine")
+            url, issuer = str(section.get(name, "https:")).lower(), name == "server_metadata_url"
+            if not (url.startswith("https:") or _LOCAL.match(url) or (issuer and insecure and url.startswith("http:"))):
+                cure = ", unless [auth] has insecure = true: anybody on the way could then sign in as anybody"
+                raise ConfigurationError(
+                    f"HOPAAS_OIDC_FILE: {name} must begin with https:// beyond this machine{cure * issuer}"
+                )
     return auth
 
 

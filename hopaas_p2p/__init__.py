@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
+
+from hopaas_p2p.errors import waits_for as _waits_for
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.fidelity import Population as Population
@@ -39,6 +42,5 @@ def __getattr__(name: str) -> object:
     """Import each name on first use: `import hopaas_p2p` alone does not load Optuna."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    with _waits_for("this process"):
+        return getattr(_import_module(_WHERE[name]), name)

@@ -84,8 +84,6 @@ def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
 def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[int, list[tuple[int, str]]]:
     """Run a worker; returns its exit code and the trials that it ran, which --json prints at the end."""
-    from hopaas_p2p.ports.worker import Worker
-
     ran: list[tuple[int, str]] = []
     site, limit = given.pop("site"), given.pop("time_limit")
     if site is not None:
@@ -93,6 +91,8 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
     given["grace"] = parse_duration(given["grace"])
     try:
         with waits_for("this node"), handled(PREEMPTIONS, _leave):
+            from hopaas_p2p.ports.worker import Worker
+
             study = session.study()
             check_sampler(study.sampler)
             made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)

@@ -137,8 +137,8 @@ class StudyArtifacts:
         handle.refresh()
         trial = None if trial is None else handle.existing(trial_number(trial)).number
         name = safe_name(str(filename or path.name))
-        guessed, encoding = mimetypes.guess_type(name)
         with waits_for(str(path)):
+            guessed, encoding = mimetypes.guess_type(name)  # the first time, it reads the system's files
             one = Artifact(
                 id=f"{handle.uuid}-{uuid.uuid4().hex}",
                 filename=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable, Study
 from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.arguments import shown
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import is_mostly_holes, replace_atomically
 from hopaas_p2p.runtime.ownership import check_target
 from hopaas_p2p.translate import attributes, created, to_json, to_optuna
 
@@ -44,6 +45,7 @@ _STEPS_PER_BYTE: Final = 10
 """The most steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
+_LONGEST_LINE: Final = 64 << 20
 _DEFINITION, _REST = OF_EXPORTS
 """System attributes in Optuna's storage for data without a field there: a study's definition, the rest of a trial."""
 
@@ -71,6 +73,7 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
         if file and create and os.path.lexists(file):
             try:
                 check_target(Path(file))
+                _check_whole(Path(file), in_lines=not scheme)
             except OSError as error:
                 raise InvalidInput(f"{error}. Remove it, or name another file") from None
         elif file and create:
@@ -96,6 +99,21 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
             raise StoreUnreachable(f"{redacted(url)}: {str(error.__cause__).splitlines()[0]}") from None
         except ImportError as error:
             raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
+
+
+def _check_whole(file: Path, *, in_lines: bool) -> None:
+    """Raises OSError if a file to add to is mostly holes, or its last line is incomplete, which Optuna passes over."""
+    if is_mostly_holes(file.resolve()):
+        raise OSError(f"{file} is far larger than what is in it")
+    with file.open("rb") as read:
+        size = read.seek(0, os.SEEK_END)
+        read.seek(max(0, size - _LONGEST_LINE))
+        *_, last, rest = [b"", *read.read().split(b"\n")] if in_lines else [b"", b""]
+    try:
+        if rest or (last and not json.loads(last)):
+            raise ValueError
+    except ValueError:
+        raise OSError(f"the last line of {file} is damaged") from None
 
 
 def _bounded(file: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:
@@ -130,10 +148,11 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
 
     Raises:
         StudyExists: there is one already.
+        InvalidInput: there is a file, and it is damaged.
         StoreUnreachable: the database does not answer.
 
     """
-    with _opened(url, create=True) as storage:
+    with _foreign(url), _opened(url, create=True) as storage:
         try:
             directions = [StudyDirection[one.upper()] for one in source.define.directions]
             study_id = storage.create_new_study(directions, source.define.name)
@@ -181,11 +200,18 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
         StoreUnreachable: the database does not answer.
 
     """
-    try:
+    with _foreign(url):
         return _loaded(url, name)
+
+
+@contextlib.contextmanager
+def _foreign(url: str) -> Iterator[None]:
+    """In this block, whatever Optuna's storages raise on foreign data becomes an InvalidInput."""
+    try:
+        yield
     except (HopaasError, OSError):
         raise
-    except Exception as error:  # whatever Optuna's storages raise on foreign data
+    except Exception as error:
         what = f"{type(error).__name__}: {shown(str(error))}"
         raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
 

@@ -101,7 +101,8 @@ def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
         number = parts.port
     except ValueError:
         number = -1
-    if parts.scheme not in kinds or not parts.hostname or " " in parts.hostname or number == -1:
+    unclear = not text.isprintable() or " " in (parts.hostname or "") or number == -1  # `urlsplit` drops line breaks
+    if parts.scheme not in kinds or not parts.hostname or unclear:
         raise ConfigurationError(
             "HTTPS_PROXY cannot be parsed; write http://user:password@host:port"
             + (", or socks5h://host:port" if "socks5h" in kinds else "")

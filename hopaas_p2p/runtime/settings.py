@@ -89,11 +89,14 @@ def read_proxy(path: Path) -> Secret:
     """The address of a proxy, with its login, from a file that only this user can read.
 
     Raises:
-        ConfigurationError: it cannot be read, or others can read it.
+        ConfigurationError: it cannot be read, others can read it, or it is not one line.
 
     """
     with explained(f"proxy_file = {path}"):
-        return Secret(read_secret(path.expanduser()))
+        text = read_secret(path.expanduser())
+    if not is_one_line(text):
+        raise ConfigurationError(f"proxy_file = {path}: this is not one line of text")
+    return Secret(text)
 
 
 class Setting(NamedTuple):

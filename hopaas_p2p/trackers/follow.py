@@ -27,7 +27,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidIn
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
 from hopaas_p2p.study_like import StudyLike
-from hopaas_p2p.trackers.base import Export, Tracker
+from hopaas_p2p.trackers.base import Export, Tracker, first_line
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
@@ -47,9 +47,15 @@ class BackgroundExports:
 
     def __init__(self, study: StudyLike, trackers: Sequence[Tracker], *, every: float = 5.0) -> None:
         self._pid = os.getpid()
-        self._threads = [_ExportThread(study, one, every) for one in trackers]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[_ExportThread] = []
+        for tracker in trackers:
+            thread = _ExportThread(study, tracker, every)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                _log.warning("%s is not kept current: %s; %s", thread.tracker, first_line(error), thread.cure)
+            else:
+                self._threads.append(thread)
         atexit.register(self.close)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -98,12 +104,14 @@ class _ExportThread(threading.Thread):
                 if last:
                     break
                 self.ending.wait(pause)
-        except ConfigurationError as error:  # does not go away by itself; another peer may have other settings
-            _log.warning("%s: %s", self._tracker.name, error)
-            with contextlib.suppress(HopaasError):
+        except Exception as error:  # noqa: BLE001  # does not go away by itself; another peer may have other settings
+            _log.warning("%s: %s", self._tracker.name, first_line(error))
+            with contextlib.suppress(Exception):
                 self._election.resign()
-        finally:
+        try:
             self._tracker.close()
+        except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises
+            _log.warning("%s: %s", self._tracker.name, first_line(error))
 
     def _step(self, *, last: bool) -> float:
         """Export if this peer is the exporter; returns the seconds until the next step."""
@@ -125,9 +133,9 @@ class _ExportThread(threading.Thread):
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training continues
             self._failures += 1
             if self._failures == 1 or last:
-                why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
+                kind = "" if isinstance(error, HopaasError) else f"{type(error).__name__}: "
                 what = self.cure if last else "training continues, and sending is retried"
-                _log.warning("%s; %s", why.splitlines()[0], what)
+                _log.warning("%s%s; %s", kind, first_line(error), what)
             if self._failures >= _MAX_FAILURES or last:  # another peer may have a better connection
                 with contextlib.suppress(HopaasError):  # the store is unreachable, too: others will notice the silence
                     self._election.resign()

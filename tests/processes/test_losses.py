@@ -1448,3 +1448,41 @@ def test_a_result_whose_wait_ctrl_c_interrupts_is_waited_for_again(
         study.optimize(lambda _: 0.5, n_trials=1)
     assert [(trial.number, trial.state.name) for trial in studies().state.trials] == [(0, "COMPLETE")]
     assert calls == [0, 0]
+
+
+def test_a_first_use_without_a_descriptor_left_is_one_line_and_loses_no_trial(tmp_path: Path) -> None:
+    body = f"""
+    import os, pathlib, resource
+    import hopaas_p2p
+    from hopaas_p2p.errors import StoreUnreachable
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    def without(call):
+        held = []
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        try:
+            call()
+            raise AssertionError("it needs no descriptor")
+        except StoreUnreachable as error:
+            said = str(error)
+        finally:
+            while held:
+                os.close(held.pop())
+        assert "Too many open files" in said and len(said.splitlines()) == 1, said
+        return call()
+
+    file = pathlib.Path({str(tmp_path / "model")!r})
+    file.write_text("weights")
+    store, space = {str(tmp_path / "store")!r}, {{"x": hopaas_p2p.Float(0, 1)}}
+    study = without(lambda: hopaas_p2p.open_study(store, "s", space=space))
+    trial = study.ask()
+    without(lambda: trial.upload(file))
+    study.tell(trial, 1.0)
+    assert [one.state.name for one in study.trials] == ["COMPLETE"]
+    """
+    subprocess.run(script(tmp_path, body), env=environment(), check=True, timeout=120)

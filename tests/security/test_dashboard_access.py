@@ -380,3 +380,26 @@ def test_no_provider_is_asked_without_tls_and_no_cookie_is_signed_with_a_word(
         write(given | changed, "auth.okta")
         with pytest.raises(ConfigurationError, match=why):
             sign_in.provider()
+
+
+def test_a_provider_without_tls_is_asked_only_where_the_settings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "oidc.toml"
+    monkeypatch.setenv("HOPAAS_OIDC_FILE", str(file))
+
+    def provider(
+        insecure: str, issuer: str = "http://id.example.org/x", back: str = "https://lab.example.org/x"
+    ) -> Any:
+        urls = f'server_metadata_url = "{issuer}"\nredirect_uri = "{back}"\n'
+        file.write_text(f'[auth]\ncookie_secret = "{"c" * 32}"\n{insecure}\n{urls}')
+        return sign_in.provider()
+
+    assert "insecure" not in provider("insecure = true"), "Streamlit is not told"
+    for wrong in ("", "insecure = false", 'insecure = "true"', "insecure = 1"):
+        with pytest.raises(ConfigurationError, match="insecure"):
+            provider(wrong)
+    with pytest.raises(ConfigurationError, match="server_metadata_url"):
+        provider("insecure = true", issuer="file:///etc/passwd")
+    with pytest.raises(ConfigurationError, match="redirect_uri"):
+        provider("insecure = true", back="http://lab.example.org/x")

@@ -18,6 +18,7 @@ from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyControl, StudyRegistered, StudySet
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreCorrupt
+from hopaas_p2p.net.proxies import parse_proxy
 from hopaas_p2p.net.trust import authorities
 from hopaas_p2p.open import open_store
 from hopaas_p2p.ports.limits import time_left
@@ -25,7 +26,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.provenance import batch_job
-from hopaas_p2p.runtime.settings import Settings
+from hopaas_p2p.runtime.settings import Settings, read_proxy
 from hopaas_p2p.stores.base import Outgoing, append
 from tests.support.processes import cli as cli_process
 
@@ -63,6 +64,19 @@ def test_a_login_file_without_an_address_is_one_line_and_not_shown(tmp_path: Pat
         file.write_text(content)
         with pytest.raises(ConfigurationError, match=f"^{file} does not hold the address of a relay"):
             read_password(file)
+
+
+def test_a_proxy_with_a_line_break_or_a_nul_in_it_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "proxy"
+    file.touch(mode=0o600)
+    for content in ("http://ann:s3cret@h\0:1", "http://ann:s3cret@h:1\nhttp://b:1", "http://ann:s3cret@h:1\x01"):
+        file.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"this is not one line of text$") as refused:
+            read_proxy(file)
+        assert "s3cret" not in str(refused.value)
+        with pytest.raises(ConfigurationError, match="HTTPS_PROXY cannot be parsed") as refused:
+            parse_proxy(content)
+        assert "s3cret" not in str(refused.value)
 
 
 def test_a_key_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:

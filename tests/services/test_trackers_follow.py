@@ -221,6 +221,31 @@ def test_whatever_a_tracker_raises_training_goes_on(
     )
 
 
+@pytest.mark.parametrize("where", ["close", "start"])
+def test_an_error_around_the_exports_is_one_line_and_training_goes_on(
+    peers: Callable[[], Study],
+    notebook: Notebook,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread\nor anything else")
+
+    monkeypatch.setattr(Pen, "close", fail) if where == "close" else monkeypatch.setattr(
+        follow._ExportThread, "start", fail
+    )
+    study = peers()
+    exports = BackgroundExports(study, [Pen(notebook)], every=0.05)
+    study.optimize(lambda _trial: 1.0)
+    exports.close()
+    assert study.state.counts[1] == 8
+    (said,) = (one.message for one in caplog.records if one.levelno == logging.WARNING)
+    assert said.startswith("notebook")
+    assert "can't start new thread" in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("error", [TrackerUnreachable("no route from here"), ConfigurationError("no login")])
 def test_one_that_cannot_use_its_tracker_lets_another_export(
     peers: Callable[[], Study], notebook: Notebook, error: Exception

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -523,3 +524,28 @@ def test_a_run_has_the_mark_that_trackers_keep_from_other_versions() -> None:
     )  # fmt: skip
     assert run.mark == "4a93556d3d5727c607f5322c"
     assert len({run.mark, *(run._replace(**other).mark for other in ({"end": 8}, {"files": ()}, {"note": ""}))}) == 4
+
+
+@pytest.mark.parametrize(
+    "there",
+    [b"garbage\n", b"\xff\xfe\n", b"[1]\n", b'{"op_code": 99, "worker_id": "x"}\n', b'{"op_code": 4, "wor', b"{}\n\0"],
+)
+def test_a_damaged_journal_in_the_place_of_an_export_is_one_line_and_stays(tmp_path: Path, there: bytes) -> None:
+    target = tmp_path / "x.journal"
+    target.write_bytes(there)
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    with pytest.raises(InvalidInput, match="damaged") as refused:
+        export_study(study, target)
+    assert len(str(refused.value).splitlines()) == 1
+    assert target.read_bytes() == there
+    study.close()
+
+
+def test_a_sparse_journal_in_the_place_of_an_export_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "x.journal"
+    target.touch()
+    os.truncate(target, 5 << 30)
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
+    with pytest.raises(InvalidInput, match=r"far larger than what is in it\. Remove it, or name another file"):
+        export_study(study, target)
+    study.close()
