@@ -371,26 +371,21 @@ class LogSession(Generic[S]):
         last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
             return
-        if last is not None and (last.seq > self.sequence or not self._explains(last)):
-            self.duplicated = True
-            return
+        if last is not None:
+            # a snapshot holds verdicts, but no bytes: another process with the same name usually got other verdicts
+            sent = next((one.commit.records for one in self.in_flight if one.commit.seq == last.seq), None)
+            fits = sent is None or (len(sent) == len(last.verdicts) and all(map(self._fits, sent, last.verdicts)))
+            if last.seq > self.sequence or not fits:
+                self.duplicated = True
+                return
         while last is not None and self.in_flight and self.in_flight[0].commit.seq <= last.seq:
             # for a commit that was decided while this process was not reading, only that fact is known
             latest = self.in_flight[0].commit.seq == last.seq
             self.settle(last.verdicts if latest else ())
         self.joined = True
 
-    def _explains(self, last: LastCommit) -> bool:
-        """Whether the verdicts that a snapshot holds for this writer's last commit fit the one that this session sent.
-
-        A snapshot holds verdicts, but no bytes. Another process with the same name usually got other verdicts.
-        """
-        sent = next((one.commit for one in self.in_flight if one.commit.seq == last.seq), None)
-        if sent is None:
-            return True
-        return len(sent.records) == len(last.verdicts) and all(map(self._fits, sent.records, last.verdicts))
-
     def _fits(self, record: object, verdict: Verdict) -> bool:
+        """Whether the log can have given this verdict on this record."""
         state = self.state
         if not verdict.accepted or not isinstance(state, State):
             return True

@@ -59,6 +59,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.peer.session import LogClient
+from hopaas_p2p.runtime.arguments import trial_number
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen, running
@@ -76,8 +77,9 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 def is_new(trial: LoggedTrial, record: Record) -> bool:
     """Whether this trial, which has just started, is the one that the record describes, and not one that came first."""
-    said = (1, 1, None, record.params, record.user, record.system) if isinstance(record, TrialCreate) else ()
-    return (trial.epoch, trial.attempt, trial.continues, trial.params, trial.user, trial.system) == said
+    if not isinstance(record, TrialCreate) or trial.epoch != 1 or trial.attempt != 1 or trial.continues is not None:
+        return False
+    return trial.params == record.params and trial.user == record.user and trial.system == record.system
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -158,14 +160,15 @@ class StudyHandle:
             raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more: it was deleted.") from None
         return self.log.session.state
 
-    def existing(self, number: int) -> LoggedTrial:
+    def existing(self, trial: Any) -> LoggedTrial:
         """The trial of this number, as it is now.
 
         Raises:
             NoSuchTrial: there is none.
+            InvalidInput: it is not the number of a trial.
 
         """
-        trials = self.refresh().trials
+        number, trials = trial_number(trial), self.refresh().trials
         if not 0 <= number < len(trials):
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}; it has {count(len(trials), 'trial')}")
         return trials[number]
@@ -273,7 +276,7 @@ class StudyHandle:
                         return owned.frozen
             except BaseException:
                 with log.lock:
-                    peer.abandon(log, pending)
+                    log.session.abandon(pending)
                     if owned is not None and self.view.owned.get(owned.frozen.number) is owned:
                         self._let_go(owned.frozen.number)
                 raise
