@@ -443,7 +443,7 @@ class LogSession(Generic[S]):
             chain = None if known is None else (known * BASE + int.from_bytes(payload[:4], "little")) % PRIME
         state.sum = chain
         self.joined = joined
-        if self._cursors and isinstance(state, State) and state.changed:
+        if isinstance(state, State) and state.changed:
             for ref in self._cursors:
                 if (cursor := ref()) is not None:
                     cursor |= state.changed
@@ -503,24 +503,17 @@ class LogSession(Generic[S]):
         return kept + [Placed(0, None, sent.outgoing) for sent in self.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
-        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses them."""
+        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses the commit."""
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
         if isinstance(error, StoreUnreachable):
             self.drafted_at, self.urgent_at = now, math.inf
-        elif isinstance(error, Denied):
-            self.give_up(_NO_GRANT)
-
-    def give_up(self, verdict: Verdict) -> None:
-        """Drop the commit in flight: the store does not accept it.
-
-        Records about a trial that ran here stay queued: its owner may have been made a viewer meanwhile, and the result
-        must still be kept.
-        """
-        records = self.in_flight[0].commit.records if self.in_flight else ()
-        if records and not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
-            for pending in self.in_flight.pop(0).pending:
-                pending.decide(verdict)
+        elif isinstance(error, Denied) and self.in_flight:
+            records = self.in_flight[0].commit.records
+            # a result must still be kept: the owner of a trial that ran here may have been made a viewer meanwhile
+            if not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
+                for pending in self.in_flight.pop(0).pending:
+                    pending.decide(_NO_GRANT)
 
     # --- readers ---
 

@@ -120,8 +120,6 @@ class StudyHandle:
         """Distributions that are their parameters' first in the log."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
         """Queued ends of trials, each of which its thread will await with the next exchange."""
-        self.asked: dict[int, AskedTrial] = {}
-        """Trials whose objects are watched."""
         self._idle_since: float | None = None
         """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
@@ -776,7 +774,6 @@ class StudyHandle:
     def _let_go(self, number: int) -> None:
         """The trial no longer belongs to this process: the log's version counts."""
         with self.log.lock:
-            self.asked.pop(number, None)
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
@@ -835,7 +832,7 @@ class StudyHandle:
         """Release this trial if its object is collected before it has ended."""
         owned = self.view.owned.get(number)
         if owned is not None:  # otherwise another thread, which was interrupted, gave it back
-            asked = self.asked[number] = AskedTrial(trial, self.peer.forgotten.append)
+            owned.asked = asked = AskedTrial(trial, self.peer.forgotten.append)
             asked.release = partial(self.release_forgotten, number, owned.lease)
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
