@@ -85,7 +85,6 @@ class CachedStudy(CachedLog):
         self.deleted = self.heard_of = False
         """Whether it was deleted; whether the store announces new commits."""
         self.heartbeats_due = 0.0
-        self._news = replica.session.cursor()  # without a reader, changes would accumulate
 
     @property
     def detector(self) -> FailureDetector:
@@ -96,7 +95,6 @@ class CachedStudy(CachedLog):
         """Make a frame from the replica, if it has anything new."""
         with self.replica.lock:
             state, before = self.replica.state, self.frame
-            self._news.clear()
             if state.define is not None and (before is None or before.lsn != state.lsn):
                 self.frame = Frame(self.listing, state, before)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
     from hopaas_p2p.core.state import State
     from hopaas_p2p.files.artifacts import StudyArtifacts
@@ -32,8 +31,6 @@ class StudyLike(Protocol):
     def state(self) -> State: ...
     @property
     def space(self) -> dict[str, BaseDistribution]: ...
-    @property
-    def best_trial(self) -> FrozenTrial: ...
     def is_over(self) -> bool: ...
     def artifacts(self) -> StudyArtifacts: ...
 

@@ -15,7 +15,7 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.table import Selection
+from hopaas_p2p.analysis.table import Mask
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
@@ -44,30 +44,31 @@ def _body(frame: Frame, chosen: str) -> None:
     if not frame.columns.complete(objective).any():
         theme.nothing("No trial is complete yet. Charts appear when the first one is.")
         return
-    _CHARTS[chosen](frame, Selection(objective, shown=None if mask.all() else mask))
+    _CHARTS[chosen](frame, objective, None if mask.all() else mask)
 
 
-def _computed(frame: Frame, selection: Selection, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
-    """A view's result for the selection, computed once for all sessions with the same selection."""
-    key = (view.__name__, *_key(selection), names, *sorted(options.items()))
-    return frame.once(lambda _frame: view(frame.columns, *names, selection=selection, **options), *key)
+def _computed(frame: Frame, shown: Mask | None, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
+    """A view's result for the trials shown, computed once for all sessions that show the same ones."""
+    key = (view.__name__, _key(shown), names, *sorted(options.items()))
+    return frame.once(lambda _frame: view(frame.columns, *names, shown=shown, **options), *key)
 
 
-def _key(selection: Selection) -> tuple[Any, ...]:
-    return (selection.objective, b"" if selection.shown is None else selection.shown.tobytes())
+def _key(shown: Mask | None) -> bytes:
+    return b"" if shown is None else shown.tobytes()
 
 
-def _history(frame: Frame, selection: Selection) -> None:
+def _history(frame: Frame, objective: int, shown: Mask | None) -> None:
     along = theme.segments("Horizontal axis", list(charts.ALONG), names=charts.ALONG.__getitem__, key="along")
-    draw(_computed(frame, selection, charts.history, along=along), key="history", empty=_NOTHING)
+    draw(_computed(frame, shown, charts.history, objective=objective, along=along), key="history", empty=_NOTHING)
 
 
-def _importance(frame: Frame, selection: Selection) -> None:
-    found = frame.once(lambda one: importance(one.state, one.columns, selection), "importance", *_key(selection))
+def _importance(frame: Frame, objective: int, shown: Mask | None) -> None:
+    key = "importance", objective, _key(shown)
+    found = frame.once(lambda one: importance(one.state, one.columns, objective, shown), *key)
     draw(charts.importance(found), key="importance", empty=found.note)
 
 
-def _slice(frame: Frame, selection: Selection) -> None:
+def _slice(frame: Frame, objective: int, shown: Mask | None) -> None:
     names = list(frame.columns.parameters)
     chosen = st.multiselect(
         "Parameters", names, default=names[:2], key="slices", max_selections=_SLICES, bind="query-params"
@@ -75,23 +76,23 @@ def _slice(frame: Frame, selection: Selection) -> None:
     places = st.columns(2) if len(chosen) > 1 else [st.container()]
     for at, name in enumerate(chosen):
         with places[at % len(places)]:
-            chart = _computed(frame, selection, charts.slice_, name)
+            chart = _computed(frame, shown, charts.slice_, name, objective=objective)
             draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
 
 
-def _parallel(frame: Frame, selection: Selection) -> None:
+def _parallel(frame: Frame, objective: int, shown: Mask | None) -> None:
     names = list(frame.columns.parameters)
     chosen = tuple(
         st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
     )
-    chart = _computed(frame, selection, charts.parallel, *chosen)
+    chart = _computed(frame, shown, charts.parallel, *chosen, objective=objective)
     if chart is None:
         theme.nothing("Choose at least one parameter.")
         return
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
 
 
-def _pareto(frame: Frame, selection: Selection) -> None:
+def _pareto(frame: Frame, _objective: int, shown: Mask | None) -> None:
     objectives = range(len(frame.columns.directions))
     first, second = 0, 1
     if len(objectives) > 2:
@@ -99,14 +100,14 @@ def _pareto(frame: Frame, selection: Selection) -> None:
         first = left.selectbox("Across", objectives, format_func=named, key="first", bind="query-params")
         others = [at for at in objectives if at != first]
         second = right.selectbox("Up", others, format_func=named, key="second", bind="query-params")
-    draw(_computed(frame, selection, charts.pareto, first=first, second=second), key="pareto", empty=_NOTHING)
+    draw(_computed(frame, shown, charts.pareto, first=first, second=second), key="pareto", empty=_NOTHING)
 
 
 _BRUSH: Final = (
     "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials on "
     "every page, set a range in the filter."
 )
-_CHARTS: Final[dict[str, Callable[[Frame, Selection], None]]] = {
+_CHARTS: Final[dict[str, Callable[[Frame, int, Mask | None], None]]] = {
     "History": _history,
     "Pareto front": _pareto,
     "Importance": _importance,

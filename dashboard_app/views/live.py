@@ -49,10 +49,10 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
     }
 
 
-def running(state: State, *, most: int = _ROWS) -> list[Trial]:
-    """The running trials, oldest first; at most `most` of them."""
+def running(state: State) -> list[Trial]:
+    """The running trials, oldest first; at most 40 of them."""
     trials = (state.trials[number] for number in state.running)
-    return sorted(trials, key=lambda one: (one.start or 0, one.number))[:most]
+    return sorted(trials, key=lambda one: (one.start or 0, one.number))[:_ROWS]
 
 
 def steps_of_a_trial(columns: TrialTable) -> int | None:
@@ -61,13 +61,13 @@ def steps_of_a_trial(columns: TrialTable) -> int | None:
     return int(np.median(whole)) if len(whole) else None
 
 
-def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Event]:
+def events(state: State, columns: TrialTable) -> list[Event]:
     """The latest events, newest first."""
     best: set[int] = set()
     if len(columns.directions) == 1:
         best = set(records(columns.end, columns.cost(), columns.complete()).tolist())
     found: list[Event] = []
-    for trial in _newest(state, columns.end, most):
+    for trial in _newest(state, columns.end):
         if is_last_lease(trial):
             continue  # its end is the loss of its lease, see below
         kind, text = trial.state.name.lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
@@ -77,11 +77,11 @@ def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Ev
         elif trial.state is TrialState.PRUNED:
             text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
         found.append(((trial.end or 0) / 1e6, trial.number, kind, text))
-    for trial in _newest(state, np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan), most):
+    for trial in _newest(state, np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan)):
         site, host = place(state, trial.owner)
         text = f"started at {site} on {host}" + (f", attempt {trial.attempt}" if trial.attempt > 1 else "")
         found.append(((trial.start or 0) / 1e6, trial.number, "started", text))
-    return sorted([*found, *_losses(state)], key=lambda one: (-one[0], -one[1]))[:most]
+    return sorted([*found, *_losses(state)], key=lambda one: (-one[0], -one[1]))[:_EVENTS]
 
 
 def _losses(state: State) -> Iterator[Event]:
@@ -95,8 +95,8 @@ def _losses(state: State) -> Iterator[Event]:
             yield tenure.end / 1e6, trial.number, kind, text
 
 
-def _newest(state: State, times: Floats, most: int) -> list[Trial]:
+def _newest(state: State, times: Floats) -> list[Trial]:
     known = np.flatnonzero(np.isfinite(times))
-    if len(known) > most:
-        known = known[np.argpartition(times[known], -most)[-most:]]
+    if len(known) > _EVENTS:
+        known = known[np.argpartition(times[known], -_EVENTS)[-_EVENTS:]]
     return [state.trials[int(row)] for row in known]

@@ -27,7 +27,7 @@ from hopaas_p2p.analysis.chart import (
     value_axis,
 )
 from hopaas_p2p.analysis.importance import Importance
-from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Mask, Parameter, Selection, TrialTable
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, Parameter, TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -71,7 +71,8 @@ def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
 
 def history(
     columns: TrialTable,
-    selection: Selection = EVERYTHING,
+    objective: int = 0,
+    shown: Mask | None = None,
     *,
     along: Along = "number",
     most: int = MOST,
@@ -82,15 +83,15 @@ def history(
     The best so far is among the trials shown. Compute-hours are those of the whole study. `ignored` lists earlier
     studies that no longer count, each with the trial that decided it.
     """
-    x, objective = positions(columns, along), selection.objective
-    complete = columns.selected(selection) & np.isfinite(x)
+    x = positions(columns, along)
+    complete = columns.complete(objective, shown) & np.isfinite(x)
     if not complete.any():
         return None
     y = columns.values[:, objective]
     best_rows = records(x, columns.cost(objective), complete)
     single = len(columns.directions) == 1
     pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & single
-    pruned = pruned if selection.shown is None else pruned & selection.shown
+    pruned = pruned if shown is None else pruned & shown
     place = x * 1000 if along == "time" else x
     name = columns.objectives[objective]
     value, far = value_axis(name, np.concatenate([y[complete], columns.last[pruned]]), columns.worst(objective))
@@ -128,12 +129,11 @@ def history(
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
 
 
-def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int = 0, second: int = 1) -> Chart | None:
+def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, second: int = 1) -> Chart | None:
     """Two of the objectives plotted against each other, with the trials on the front of all objectives marked."""
     if len(columns.directions) < 2:
         return None
-    finite = columns.complete(first) & columns.complete(second)
-    mask = finite if selection.shown is None else finite & selection.shown
+    mask = columns.complete(first, shown) & columns.complete(second)
     rows, front = np.flatnonzero(mask), columns.front(mask)
     if not len(rows):
         return None
@@ -166,9 +166,11 @@ def importance(found: Importance) -> Chart | None:
     return Chart("Importance", [bars], x, ChartAxis(choices=names), alt, found.note, height)
 
 
-def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *, most: int = _SLICE) -> Chart | None:
+def slice_(
+    columns: TrialTable, name: str, objective: int = 0, shown: Mask | None = None, *, most: int = _SLICE
+) -> Chart | None:
     """The value over one parameter."""
-    mask, objective = columns.selected(selection, name), selection.objective
+    mask = columns.complete(objective, shown) & np.isfinite(columns.params[name])
     rows = np.flatnonzero(mask)
     if not len(rows):
         return None
@@ -198,14 +200,13 @@ def value_text(one: Parameter, value: float) -> str:
     return one.choices[int(value)] if 0 <= value < len(one.choices) else "?"
 
 
-def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING) -> Chart | None:
+def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask | None = None) -> Chart | None:
     """One line per trial across the parameters to its value, the best one last.
 
     If there are too many trials, half of the lines are the best trials, the others an even sample of the rest. A
     missing parameter leaves a gap.
     """
-    objective = selection.objective
-    ordered = columns.ranked(objective, columns.selected(selection))
+    ordered = columns.ranked(objective, columns.complete(objective, shown))
     count = len(ordered)
     if not count or not names:
         return None

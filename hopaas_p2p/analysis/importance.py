@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis.chart import spread
-from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Selection, TrialTable
+from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
 from hopaas_p2p.core.state import State
 from hopaas_p2p.translate import external, to_optuna
 
@@ -47,9 +47,9 @@ class _Selected(optuna.Study):
         return self._chosen
 
 
-def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHING) -> Importance:
-    """Parameter importance for one objective, over the complete trials of the selection."""
-    rows, objective = np.flatnonzero(trials.selected(selection) & ~trials.infeasible), selection.objective
+def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask | None = None) -> Importance:
+    """Parameter importance for one objective, over the complete trials, or those of them shown."""
+    rows = np.flatnonzero(trials.complete(objective, shown) & ~trials.infeasible)
     if len(rows) < _FEWEST:
         which = "complete and feasible" if trials.infeasible.any() else "complete"
         return Importance((), f"Needs {_FEWEST} {which} trials; there are {len(rows)}.")

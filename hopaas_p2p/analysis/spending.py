@@ -87,14 +87,11 @@ def _pace(ledger: Ledger, what: str) -> float | None:
     """The amount of a resource that the running trials use per hour."""
     total = 0.0
     for lease in list(ledger.open.values()):
-        known = lease.heard > lease.start or lease.used is not None
-        hours = max(1, lease.heard - lease.start) / HOUR
-        if known:
-            account = Account(lease.site, lease.user, "running", lease.cost(), 1)
-        else:  # it has not reported its use yet: count all of its devices
-            hours, hour = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
-            account = Account(lease.site, lease.user, "running", hour, 1)
-        amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(account.cost, what)
+        hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
+        if lease.heard <= lease.start and lease.used is None:  # it has not reported its use yet: count all its devices
+            hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
+        account = Account(lease.site, lease.user, "running", cost, 1)
+        amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(cost, what)
         total += amount / hours
     return total or None
 

@@ -47,17 +47,6 @@ class Parameter(NamedTuple):
     whole: bool = False
 
 
-class Selection(NamedTuple):
-    """A selection: some of the trials, and one of the objectives."""
-
-    objective: int = 0
-    shown: Mask | None = None
-    """The selected trials; None selects all."""
-
-
-EVERYTHING: Final = Selection()
-
-
 class TrialTable:
     """Grows with its study. Only one thread may use it while it is being updated.
 
@@ -194,17 +183,10 @@ class TrialTable:
                 kept = np.vstack([kept, costs[at]])
         return np.sort(rows[front])
 
-    def complete(self, objective: int = 0) -> Mask:
-        """COMPLETE trials with a finite value, which a chart can show."""
+    def complete(self, objective: int = 0, shown: Mask | None = None) -> Mask:
+        """COMPLETE trials, or those of them shown, with a finite value, which a chart can show."""
         complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
-        return complete
-
-    def selected(self, selection: Selection, *names: str) -> Mask:
-        """Which complete trials of the selection have these parameters."""
-        mask = self.complete(selection.objective)
-        for name in names:
-            mask &= np.isfinite(self.params[name])
-        return mask if selection.shown is None else mask & selection.shown
+        return complete if shown is None else complete & shown
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
         """The rows of the COMPLETE trials, or of those shown: best first, infeasible ones last, otherwise by number."""

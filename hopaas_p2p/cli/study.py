@@ -172,7 +172,6 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
         "rungs": [*(one["text"] for one in data["rungs"][-_ROWS:]), data["next"]] if data["rungs"] else "",
         "checkpoints": f"{files['count']}, {output.size(files['bytes'])}" if files["count"] else "",
         "spent": output.aligned([heads, *shown], right=heads[3:]) if found.rows else "",
-        "other samplers": [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()],
         "best means": [f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"]],
         "seen at": list(data["seen_at"].values()),
         "tags": ", ".join(data["tags"]),

@@ -17,7 +17,7 @@ from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
-from hopaas_p2p.study.method import SearchMethod, chosen_by, in_words, other_samplers
+from hopaas_p2p.study.method import SearchMethod, chosen_by, in_words
 from hopaas_p2p.trackers import links
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "rungs": [place._asdict() | {"text": configurations.in_words(place, brackets=brackets)} for place in counts],
         "next": configurations.next_in_words(state),
         "checkpoints": {"count": len(sizes), "bytes": sum(sizes.values())},
-        "other_samplers": other_samplers(state),
         "means": [group._asdict() | {"text": str(group)} for group in groups],
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
         "seen_at": links(study.storage.get_study_system_attrs(study.study_id)),

@@ -76,6 +76,7 @@ from hopaas_p2p.core.state import (
     NEVER_PAUSING,
     PRUNED,
     RUNNING,
+    TAKES_A_PLACE,
     TRANSITIONS,
     WAITING,
     LastCommit,
@@ -108,7 +109,6 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 
 _ACCEPTED: Final = Verdict(True)
 _UNKNOWN: Final[dict[str, str]] = {}  # a peer that has not introduced itself
-_TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 _ENDS: Final = TRANSITIONS[RUNNING, TrialFinish].to
 _LATE_LEASES: Final = 4
 """Leases of a trial, besides its last, that may produce a late result: each such result copies all that the trial had.
@@ -307,7 +307,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
             return _instead(state, trial, found, commit)
     elif to is RUNNING:
         why = refused(state, commit.owner)
-    elif to in _TAKES_A_PLACE and not state.has_room():
+    elif to in TAKES_A_PLACE and not state.has_room():
         why = "budget"
     elif to is WAITING and len(state.waiting) >= MAX_WAITING:
         why = "queue"
@@ -436,7 +436,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     if record.state not in _ENDS or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
-    if word is None and trial.state is WAITING and record.state in _TAKES_A_PLACE and not state.has_room(trial.number):
+    if word is None and trial.state is WAITING and record.state in TAKES_A_PLACE and not state.has_room(trial.number):
         word = "budget"
     if word is None:
         if record.paused and record.state is PRUNED:

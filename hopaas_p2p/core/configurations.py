@@ -25,10 +25,9 @@ from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.standings import Key, Ranking, RungStanding, TrialChain, Worth, remove
-from hopaas_p2p.core.state import Pausing, Trial
+from hopaas_p2p.core.state import TAKES_A_PLACE, Pausing, Trial
 
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
-_TAKES: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def follows(trial: Trial) -> int | None:
@@ -96,7 +95,7 @@ class Configurations(Pausing):
             chain.failures += 1
         if number >= chain.last:
             chain.last, chain.failed, chain.infeasible = number, failed, not trial.feasible
-        chain.takes = chain.takes or trial.state in _TAKES
+        chain.takes = chain.takes or trial.state in TAKES_A_PLACE
         reached, chain.values = self._merged(chain, chain.values, trial)
         if trial.paused and number > chain.continued:
             chain.paused, chain.paused_rungs = number, reached

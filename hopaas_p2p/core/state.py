@@ -45,6 +45,8 @@ COMPLETE: Final = TrialState.COMPLETE
 PRUNED: Final = TrialState.PRUNED
 FAIL: Final = TrialState.FAIL
 WAITING: Final = TrialState.WAITING
+TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
+"""States of a finished trial that takes a place in the budget."""
 
 
 class LateFinish:

@@ -33,7 +33,7 @@ from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput, NoSuchFile, StoreCorrupt, waits_for
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import process, settings
-from hopaas_p2p.runtime.arguments import shown, trial_number
+from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.runtime.atomic import replace_atomically, scratch, sha256_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class StudyArtifacts:
         path = existing_file(source, "a file is named by its path")
         handle = self._handle
         handle.refresh()
-        trial = None if trial is None else handle.existing(trial_number(trial)).number
+        trial = None if trial is None else handle.existing(trial).number
         name = safe_name(str(filename or path.name))
         with waits_for(str(path)):
             guessed, encoding = mimetypes.guess_type(name)  # the first time, it reads the system's files

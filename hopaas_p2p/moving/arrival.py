@@ -13,12 +13,12 @@ from hopaas_p2p.core.attributes import COPIED, EXPORTER, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
-from hopaas_p2p.core.state import REFUSALS, State, definition_of
+from hopaas_p2p.core.state import REFUSALS, TAKES_A_PLACE, State, definition_of
 from hopaas_p2p.core.validity import widened_distributions
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
 from hopaas_p2p.moving.files import Fetch, copy_files, named_files
-from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
+from hopaas_p2p.moving.records import StudyRecords, linked, origin, renamed
 from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import msgspec
 
 from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIED, COPIES, REPLICATE, REUSED
 from hopaas_p2p.core.names import study_and_number
-from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate
 from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.core.state import TAKES_A_PLACE
 from hopaas_p2p.errors import NoSuchStudy
 from hopaas_p2p.files.artifacts import json_or_none
 
@@ -30,7 +31,6 @@ _LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed
 """System attributes of a trial that name other trials."""
 _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20})(:.*)", re.DOTALL)
 _BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:tag:.*)", re.DOTALL)
-TAKES_A_PLACE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Renumber = Callable[[int], int | None]
 """Maps a trial's number, or id, to the one it has elsewhere; None if it is not there."""

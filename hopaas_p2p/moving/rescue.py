@@ -595,7 +595,7 @@ HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
 """Seconds to wait for live peers, which hand over their state when they next look for a request."""
 
 
-def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> set[str]:
+def ask_live_peers(store: Store, uuid: str, *, within: float) -> set[str]:
     """Ask the peers of a study for their states; returns the keys of their answers. Blocks for up to `within` seconds.
 
     An active peer looks for such a request once a minute.
@@ -607,7 +607,7 @@ def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[f
     deadline = time.monotonic() + within
     try:
         while not (found := set(artifacts.keys(prefix)) - before) and time.monotonic() < deadline:
-            sleep(_WATCH)
+            time.sleep(_WATCH)
     finally:
         store.beat(Beat(request_name(uuid), NO_REQUEST))
     return found

@@ -9,7 +9,7 @@ from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.table import Selection, TrialTable
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
@@ -38,7 +38,14 @@ class Plot:
 
     def history(self, objective: int = 0) -> NotebookChart:
         """The value of every trial, and the best so far."""
-        return self._drawn("History", lambda state, table: charts.history(table, _of(state, objective)))
+
+        def drawn(_state: State, table: TrialTable) -> Chart | None:
+            count = len(table.directions)
+            if not 0 <= objective < count:
+                raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
+            return charts.history(table, objective)
+
+        return self._drawn("History", drawn)
 
     def intermediate(self) -> NotebookChart:
         """Reports by step: the best trial, the running ones, and a sample of the others."""
@@ -73,13 +80,6 @@ class Plot:
         if not isinstance(found, Html):
             found = f'<p class="none">{safe(found or "There is nothing to draw yet.")}</p>'
         return NotebookChart(f'<div class="head">{safe(title)}</div>{found}')
-
-
-def _of(state: State, objective: int) -> Selection:
-    count = len(state.define.directions) if state.define else 1
-    if not 0 <= objective < count:
-        raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
-    return Selection(objective)
 
 
 def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:

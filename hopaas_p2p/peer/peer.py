@@ -298,15 +298,10 @@ class Peer:
                 log.session.queued.append(pending)
             _ = self.await_commit(log, pending, within=min(self.store_wait, within))
         except BaseException:
-            self.abandon(log, pending)
+            with log.lock:
+                log.session.abandon(pending)
             raise
         return pending
-
-    @staticmethod
-    def abandon(log: LogClient[State], pending: PendingCommit) -> None:
-        """Withdraw unsent records, and release the trials that start, or have started, nevertheless."""
-        with log.lock:
-            log.session.abandon(pending)
 
     def put(self, log: LogClient[Any], *records: Record, owner: str | None = None) -> PendingCommit:
         """Queue records without waiting. A peer's first records are preceded by its introduction."""

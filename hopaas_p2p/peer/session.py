@@ -371,26 +371,21 @@ class LogSession(Generic[S]):
         last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
             return
-        if last is not None and (last.seq > self.sequence or not self._explains(last)):
-            self.duplicated = True
-            return
+        if last is not None:
+            # a snapshot holds verdicts, but no bytes: another process with the same name usually got other verdicts
+            sent = next((one.commit.records for one in self.in_flight if one.commit.seq == last.seq), None)
+            fits = sent is None or (len(sent) == len(last.verdicts) and all(map(self._fits, sent, last.verdicts)))
+            if last.seq > self.sequence or not fits:
+                self.duplicated = True
+                return
         while last is not None and self.in_flight and self.in_flight[0].commit.seq <= last.seq:
             # for a commit that was decided while this process was not reading, only that fact is known
             latest = self.in_flight[0].commit.seq == last.seq
             self.settle(last.verdicts if latest else ())
         self.joined = True
 
-    def _explains(self, last: LastCommit) -> bool:
-        """Whether the verdicts that a snapshot holds for this writer's last commit fit the one that this session sent.
-
-        A snapshot holds verdicts, but no bytes. Another process with the same name usually got other verdicts.
-        """
-        sent = next((one.commit for one in self.in_flight if one.commit.seq == last.seq), None)
-        if sent is None:
-            return True
-        return len(sent.records) == len(last.verdicts) and all(map(self._fits, sent.records, last.verdicts))
-
     def _fits(self, record: object, verdict: Verdict) -> bool:
+        """Whether the log can have given this verdict on this record."""
         state = self.state
         if not verdict.accepted or not isinstance(state, State):
             return True
@@ -448,7 +443,7 @@ class LogSession(Generic[S]):
             chain = None if known is None else (known * BASE + int.from_bytes(payload[:4], "little")) % PRIME
         state.sum = chain
         self.joined = joined
-        if self._cursors and isinstance(state, State) and state.changed:
+        if isinstance(state, State) and state.changed:
             for ref in self._cursors:
                 if (cursor := ref()) is not None:
                     cursor |= state.changed
@@ -508,24 +503,17 @@ class LogSession(Generic[S]):
         return kept + [Placed(0, None, sent.outgoing) for sent in self.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
-        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses them."""
+        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses the commit."""
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
         if isinstance(error, StoreUnreachable):
             self.drafted_at, self.urgent_at = now, math.inf
-        elif isinstance(error, Denied):
-            self.give_up(_NO_GRANT)
-
-    def give_up(self, verdict: Verdict) -> None:
-        """Drop the commit in flight: the store does not accept it.
-
-        Records about a trial that ran here stay queued: its owner may have been made a viewer meanwhile, and the result
-        must still be kept.
-        """
-        records = self.in_flight[0].commit.records if self.in_flight else ()
-        if records and not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
-            for pending in self.in_flight.pop(0).pending:
-                pending.decide(verdict)
+        elif isinstance(error, Denied) and self.in_flight:
+            records = self.in_flight[0].commit.records
+            # a result must still be kept: the owner of a trial that ran here may have been made a viewer meanwhile
+            if not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
+                for pending in self.in_flight.pop(0).pending:
+                    pending.decide(_NO_GRANT)
 
     # --- readers ---
 

@@ -18,7 +18,7 @@ from hopaas_p2p.analysis.facts import glance, json_number, last_metrics, row_of,
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchStudy, NoSuchTrial, NotYourTrial, StudyDeleted
 from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.ports.verbs import VERBS, Reply, TrialVerbs
@@ -136,8 +136,8 @@ class LocalPeer:
     def trial(self, study: str, trial: int) -> Reply:
         """Show one trial with its last 50 reports, as [step, value]."""
         opened = self._study(study)
-        state = opened.state
-        found = _existing(state, trial, study)
+        found = opened.handle.existing(trial)
+        state = opened.handle.state
         reports = [[step, json_number(value)] for step, value in sorted(found.reports.items())]
         metrics = {key: json_number(value) for key, value in last_metrics(found).items()}
         return fitted(
@@ -326,12 +326,6 @@ def _short(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _short(one) for key, one in value.items()}
     return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
-
-
-def _existing(state: State, number: int, name: str) -> Trial:
-    if not 0 <= number < len(state.trials):
-        raise NoSuchTrial(f"the study {name!r} has no trial {number}")
-    return state.trials[number]
 
 
 def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:

@@ -20,7 +20,7 @@ from hopaas_p2p.analysis.replicates import replicates
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.svg import legend, svg
-from hopaas_p2p.analysis.table import Selection, TrialTable
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import PRUNER, REPLICATE, SAMPLER
 from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, WAITING, State
@@ -105,7 +105,7 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
         yield gantt.title, figure(gantt)
     objectives = range(min(len(trials.directions), _OBJECTIVES))
     ignored = [(one.name, one.until) for one in learned if one.until is not None]
-    histories = [charts.history(trials, Selection(at), most=_DOTS, ignored=ignored) for at in objectives]
+    histories = [charts.history(trials, at, most=_DOTS, ignored=ignored) for at in objectives]
     for chart in (charts.pareto(trials), *histories, charts.curves(state, trials)):
         if chart is not None:
             yield chart.title, figure(chart)

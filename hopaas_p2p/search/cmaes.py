@@ -42,7 +42,10 @@ class UnitCube:
 
     def point(self, params: Mapping[str, Any]) -> Floats:
         """The point of these parameters, or the nearest point of the cube."""
-        point = np.array([_place(one, float(params[name])) for name, one in self.space.items()])
+        point = []
+        for name, one in self.space.items():
+            (low, high), value = _range(one), float(params[name])
+            point.append(((math.log(max(value, 1e-300)) if one.log else value) - low) / (high - low))
         return np.asarray(np.clip(point, 0.0, 1.0))
 
     def params(self, point: Floats) -> dict[str, Any]:
@@ -54,11 +57,6 @@ def _range(one: FloatDistribution | IntDistribution) -> tuple[float, float]:
     half = 0.0 if one.step is None else one.step / 2
     low, high = one.low - half, one.high + half
     return (math.log(low), math.log(high)) if one.log else (low, high)
-
-
-def _place(one: FloatDistribution | IntDistribution, value: float) -> float:
-    low, high = _range(one)
-    return ((math.log(max(value, 1e-300)) if one.log else value) - low) / (high - low)
 
 
 def value_at(one: FloatDistribution | IntDistribution, place: float) -> Any:

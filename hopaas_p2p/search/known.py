@@ -235,7 +235,21 @@ def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
     if count > np.count_nonzero(complete):
         return np.sort(ranked_rows(trials, maximize=maximize)[:count])
     values = trials.values[:, 0]
-    return _smallest(complete, np.where(complete, -values if maximize else values, np.inf), count)
+    costs = np.where(complete, -values if maximize else values, np.inf)
+    rows, minima = None, np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
+    if 0 < count < len(minima):  # only costs up to the largest of the smallest group minima can be among the smallest
+        limit = np.partition(minima, count - 1)[count - 1]
+        rows = np.flatnonzero(costs <= limit) if np.isfinite(limit) else None
+    if rows is None:
+        rows = np.flatnonzero(complete)
+    costs = costs[rows]
+    if count == 0 or count == len(rows):
+        return rows[:count]
+    limit = np.partition(costs, count - 1)[count - 1]
+    below = np.flatnonzero(costs < limit)
+    equal = np.flatnonzero(costs == limit)[: count - len(below)]
+    chosen: Ints = rows[np.sort(np.concatenate([below, equal]))]
+    return chosen
 
 
 def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
@@ -250,27 +264,3 @@ def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
     infeasible = np.flatnonzero(((role == COMPLETE) | (role == PRUNED)) & (violation > 0))
     infeasible = infeasible[np.argsort(violation[infeasible], kind="stable")]
     return np.concatenate([complete, pruned[np.lexsort((values, steps))], infeasible])
-
-
-def _smallest(candidates: Mask, costs: Floats, count: int) -> Ints:
-    """The rows of the smallest costs among these candidates, ascending; the first ones among equals."""
-    rows = _promising(costs, count)
-    if rows is None:
-        rows = np.flatnonzero(candidates)
-    costs = costs[rows]
-    if count == 0 or count == len(rows):
-        return rows[:count]
-    limit = np.partition(costs, count - 1)[count - 1]
-    below = np.flatnonzero(costs < limit)
-    equal = np.flatnonzero(costs == limit)[: count - len(below)]
-    chosen: Ints = rows[np.sort(np.concatenate([below, equal]))]
-    return chosen
-
-
-def _promising(costs: Floats, count: int) -> Ints | None:
-    """Rows that include the smallest costs: those not above the largest of the `count` smallest group minima."""
-    minima = np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
-    if not 0 < count < len(minima):
-        return None
-    limit = np.partition(minima, count - 1)[count - 1]
-    return np.flatnonzero(costs <= limit) if np.isfinite(limit) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import numpy.ma  # noqa: F401  # otherwise a thread would at its first pruning, and a child forked meanwhile would hang
@@ -50,27 +49,23 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(complete) >= self._enough_complete:
             return super().prune(study, trial)
-        step = trial.last_step
-        if step is None or not self._is_due(step, trial.intermediate_values):
+        step, reported = trial.last_step, trial.intermediate_values
+        if step is None or step < self._warmup:
+            return False
+        due = (step - self._warmup) // self._interval * self._interval + self._warmup
+        if max((one for one in reported if one != step), default=-1) >= due:  # the decision was made at that report
             return False
         others = study.get_trials(deepcopy=False, states=_COMPARED)
         values = [value for one in others if one.number != trial.number and (value := _at(one, step)) is not None]
         if len(values) < self._fewest:
             return False
-        reports = np.array(list(trial.intermediate_values.values()), dtype=float)
+        reports = np.array(list(reported.values()), dtype=float)
         values = [value for value in values if not math.isnan(value)]
         if np.isnan(reports).all() or not values:
             return bool(values)
         if study.direction == StudyDirection.MAXIMIZE:
             return bool(np.nanmax(reports) < np.percentile(values, 100 - self._kept))
         return bool(np.nanmin(reports) > np.percentile(values, self._kept))
-
-    def _is_due(self, step: int, steps: Iterable[int]) -> bool:
-        """Whether this is the first report since a pruning decision was last due."""
-        if step < self._warmup:
-            return False
-        due = (step - self._warmup) // self._interval * self._interval + self._warmup
-        return max((one for one in steps if one != step), default=-1) < due
 
 
 def _at(trial: FrozenTrial, step: int) -> float | None:

@@ -137,11 +137,6 @@ def describe(kind: Kind, given: object) -> Method:
     return {"class": name, "arguments": arguments}
 
 
-def names(kind: Kind) -> list[str]:
-    """The classes that can be stored."""
-    return sorted(_CLASSES[kind])
-
-
 def in_words(method: Mapping[str, Any] | None) -> str:
     """A sampler or pruner for people: `TPESampler(multivariate=True)`."""
     if method is None:

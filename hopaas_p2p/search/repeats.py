@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
@@ -40,7 +41,10 @@ class Tried:
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self._space = space
         self._names = tuple(space)
-        self._axes = [_axis(one) for one in space.values()]
+        axes = [_axis(one) for one in space.values()]
+        self._lows = tuple([low - step / 2 for low, _, step in axes])
+        self._highs = tuple([high + step / 2 for _, high, step in axes])
+        self._stepped = [(place, low, step) for place, (low, _, step) in enumerate(axes) if step]
         self._choices = [name for name, one in space.items() if isinstance(one, CategoricalDistribution)]
         self._numbers: dict[Key, int] = {}
         self._outside: dict[Key, int] = {}
@@ -83,13 +87,13 @@ class Tried:
             rows = rows[~np.isin(rows, foreign)]
             values = [params[starts[rows] + names.index(name)] for name in self._names]
             keys, inside = list(values), np.ones(len(rows), dtype=bool)
-            for place, (low, high, step) in enumerate(self._axes):
-                inside &= (low - step / 2 <= values[place]) & (values[place] <= high + step / 2)
-                if step:
-                    exact = (values[place] - low) / step
-                    keys[place] = np.rint(exact)
-                    with np.errstate(invalid="ignore"):  # infinities, which are outside
-                        inside &= np.abs(exact - keys[place]) <= _SAME * np.maximum(1.0, exact)
+            for column, low, high in zip(values, self._lows, self._highs, strict=True):
+                inside &= (low <= column) & (column <= high)
+            for place, low, step in self._stepped:
+                exact = (values[place] - low) / step
+                keys[place] = np.rint(exact)
+                with np.errstate(invalid="ignore"):  # infinities, which are outside
+                    inside &= np.abs(exact - keys[place]) <= _SAME * np.maximum(1.0, exact)
             for numbers, columns, chosen in ((self._numbers, keys, inside), (self._outside, values, ~inside)):
                 found = zip(*[column[chosen].tolist() for column in columns], strict=True)
                 for key, number in zip(found, (block.first + rows[chosen]).tolist(), strict=True):
@@ -134,16 +138,15 @@ class Tried:
     def _place(self, params: Params) -> tuple[dict[Key, int], Key]:
         """The key under which a configuration's number is kept. Raises KeyError if a parameter is missing."""
         values = tuple(map(params.__getitem__, self._names))
-        key = []
-        for value, (low, high, step) in zip(values, self._axes, strict=True):
-            if not low - step / 2 <= value <= high + step / 2:
-                return self._outside, values
-            if not step:
-                key.append(value)
-                continue
-            exact = (value - low) / step
-            key.append(round(exact))
-            if abs(exact - key[-1]) > _SAME * max(1.0, exact):
+        if not (all(map(operator.le, self._lows, values)) and all(map(operator.le, values, self._highs))):
+            return self._outside, values
+        if not self._stepped:
+            return self._numbers, values
+        key = list(values)
+        for place, low, step in self._stepped:
+            exact = (values[place] - low) / step
+            key[place] = round(exact)
+            if abs(exact - key[place]) > _SAME * max(1.0, exact):
                 return self._outside, values
         return self._numbers, tuple(key)
 

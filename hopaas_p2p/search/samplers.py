@@ -220,7 +220,10 @@ class TPESampler(OptunaTPE):
             if joint and not self.grouped and self._repeats == "avoid":
                 return self._best_new(model, own)
             candidates = model.below.sample(self.random_state, self.candidate_count)
-            place = self._best(model, candidates)
+            comparison = self._comparison(model, candidates)
+            place = None if comparison is None else comparison.best()
+            if place is None:  # it is too close for the faster computation
+                place = int(np.argmax(self._scores(model, candidates)))
             return {name: one.to_external_repr(candidates[name][place].item()) for name, one in space.items()}
 
     # --- the model ---
@@ -244,12 +247,6 @@ class TPESampler(OptunaTPE):
             ranked = ranked[present[ranked]]
         below = self.estimator(columns.observations(space, best[present[best]]), space)
         return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
-
-    def _best(self, model: _Model, candidates: dict[str, Floats]) -> int:
-        """The index of the candidate with the best likelihood ratio of better trials to others, as in Optuna."""
-        comparison = self._comparison(model, candidates)
-        best = None if comparison is None else comparison.best()
-        return int(np.argmax(self._scores(model, candidates))) if best is None else best
 
     def _order(self, model: _Model, candidates: dict[str, Floats]) -> Iterator[int]:
         """The indices of the candidates by their likelihood ratio of better trials to others, the best first."""

@@ -52,6 +52,8 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """What was last set on it; unsent as long as the session has it."""
     resumed_from: int | None = None
     """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""
+    asked: object = None
+    """The `handle.AskedTrial` that notices when its object is collected."""
     shared: bool = False
     """Whether another process, to which the trial was passed, was seen to write to it too."""
     metrics: dict[str, dict[int, float]] = {}

@@ -59,6 +59,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.peer.session import LogClient
+from hopaas_p2p.runtime.arguments import trial_number
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen, running
@@ -76,8 +77,9 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 def is_new(trial: LoggedTrial, record: Record) -> bool:
     """Whether this trial, which has just started, is the one that the record describes, and not one that came first."""
-    said = (1, 1, None, record.params, record.user, record.system) if isinstance(record, TrialCreate) else ()
-    return (trial.epoch, trial.attempt, trial.continues, trial.params, trial.user, trial.system) == said
+    if not isinstance(record, TrialCreate) or trial.epoch != 1 or trial.attempt != 1 or trial.continues is not None:
+        return False
+    return trial.params == record.params and trial.user == record.user and trial.system == record.system
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -118,8 +120,6 @@ class StudyHandle:
         """Distributions that are their parameters' first in the log."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
         """Queued ends of trials, each of which its thread will await with the next exchange."""
-        self.asked: dict[int, AskedTrial] = {}
-        """Trials whose objects are watched."""
         self._idle_since: float | None = None
         """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
@@ -156,14 +156,15 @@ class StudyHandle:
         if self.log.session.deleted:
             raise StudyDeleted(f"No study with study_id {self.study_id} exists any more: {self.name!r} was deleted.")
 
-    def existing(self, number: int) -> LoggedTrial:
+    def existing(self, trial: Any) -> LoggedTrial:
         """The trial of this number, as it is now.
 
         Raises:
             NoSuchTrial: there is none.
+            InvalidInput: it is not the number of a trial.
 
         """
-        trials = self.refresh().trials
+        number, trials = trial_number(trial), self.refresh().trials
         if not 0 <= number < len(trials):
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}; it has {count(len(trials), 'trial')}")
         return trials[number]
@@ -271,7 +272,7 @@ class StudyHandle:
                         return owned.frozen
             except BaseException:
                 with log.lock:
-                    peer.abandon(log, pending)
+                    log.session.abandon(pending)
                     if owned is not None and self.view.owned.get(owned.frozen.number) is owned:
                         self._let_go(owned.frozen.number)
                 raise
@@ -772,7 +773,6 @@ class StudyHandle:
     def _let_go(self, number: int) -> None:
         """The trial no longer belongs to this process: the log's version counts."""
         with self.log.lock:
-            self.asked.pop(number, None)
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
@@ -831,7 +831,7 @@ class StudyHandle:
         """Release this trial if its object is collected before it has ended."""
         owned = self.view.owned.get(number)
         if owned is not None:  # otherwise another thread, which was interrupted, gave it back
-            asked = self.asked[number] = AskedTrial(trial, self.peer.forgotten.append)
+            owned.asked = asked = AskedTrial(trial, self.peer.forgotten.append)
             asked.release = partial(self.release_forgotten, number, owned.lease)
 
     def release_forgotten(self, number: int, lease: Lease) -> None:

@@ -28,11 +28,12 @@ class StudyReader:
         with handle.lock:
             state, view = handle.state, handle.view
             view.catch_up(state)
-            count, blocks = len(state.trials), []
-            numbers: set[int] = set(changed)
+            count, numbers = len(state.trials), set(changed)
+            blocks: list[ReadBlock] = []
             if state is not self._state:
-                closed = sorted(state.trials.closed)
-                blocks = [self._block(index, state) for index in closed]
+                for columns in [state.trials.closed[index].columns() for index in sorted(state.trials.closed)]:
+                    apart = [columns.first + place for place, rare in columns.rare.items() if rare.dists or rare.system]
+                    blocks.append(ReadBlock(columns, [view.trial(number) for number in apart]))
                 numbers = {one for index in state.trials.open for one in range(index * BLOCK, (index + 1) * BLOCK)}
             own = set(view.owned)
             numbers |= own | self._own
@@ -40,8 +41,3 @@ class StudyReader:
             reset, self._state, self._own = state is not self._state, state, own
             changed.clear()
             return Changes(reset, count, blocks, trials, view.dists)
-
-    def _block(self, index: int, state: State) -> ReadBlock:
-        columns, view = state.trials.closed[index].columns(), self._handle.view
-        numbers = [columns.first + place for place, rare in columns.rare.items() if rare.dists or rare.system]
-        return ReadBlock(columns, [view.trial(number) for number in numbers])

@@ -324,9 +324,7 @@ class Storage(BaseStorage):
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """Like Optuna's."""
-        if not 0 <= trial_number < len(self.state(study_id).trials):
-            raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
-        return first_id(study_id) + trial_number
+        return first_id(study_id) + self.handle(study_id).existing(trial_number).number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
         """Like Optuna's."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, StudyControl, TrialFinish, TrialSet, TrialTakeOver
@@ -27,76 +29,68 @@ def audit(study: Study) -> list[dict[str, Any]]:
 
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
-    commit = codec.decode(entry.payload)
-    if isinstance(commit, codec.Garbage):
-        apply(state, entry.lsn, commit, entry.stamp)
-        return [_line(state, entry, None, "unreadable", None, commit.why, "malformed")]
-    last = state.writers.get(commit.writer)
-    verdicts = apply(state, entry.lsn, commit, entry.stamp)
-    if last is not None and verdicts is last.verdicts:
-        verdicts = ()
-    if not verdicts and commit.records:
-        return [_line(state, entry, commit, "repeated", None, "", "duplicate")]
-    return [_record(state, entry, commit, *pair) for pair in zip(commit.records, verdicts, strict=True)]
-
-
-def _record(state: State, entry: Entry, commit: Commit, record: object, verdict: Verdict) -> dict[str, Any]:
-    if isinstance(record, Opaque):
-        return _line(state, entry, commit, "unknown", None, "", verdict.refusal)
-    kind = record.__struct_config__.tag  # type: ignore[attr-defined]
-    number = verdict.number if verdict.number is not None else getattr(record, "number", None)
-    return _line(state, entry, commit, kind, number, _detail(record), verdict.refusal)
-
-
-def _detail(record: object) -> str:
-    match record:
-        case StudyControl(status, budget, limits):
-            moved = "" if budget is None else f"budget {'lifted' if budget < 0 else budget}"
-            limited = "" if limits is None else f"limits {words(limits) or 'lifted'}"
-            return " ".join(part for part in (status, moved, limited) if part)
-        case TrialFinish(_, _, state, values, reason):
-            numbers = ", ".join(f"{value:.6g}" for value in values or ())
-            return " ".join(part for part in (state.name, numbers, _first_line(reason)) if part)
-        case TrialTakeOver(_, _, state, values, reason, by):
-            numbers = ", ".join(f"{value:.6g}" for value in values or ())
-            return " ".join(part for part in (state.name, numbers, f"by {by}", _first_line(reason)) if part)
-        case TrialSet(_, _, params, _, reports, user, system, metrics=metrics):
-            counts = {
-                "parameters": len(params),
-                "reports": len(reports),
-                "metrics": len(metrics),
-                "attributes": len(user) + len(system),
-            }
-            return ", ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in counts.items() if count)
-        case PeerJoin(info):
-            return f"{info.get('site', '?')} pid {info.get('pid', '?')}"
-    return _first_line(getattr(record, "reason", None) or getattr(record, "name", None))
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").partition("\n")[0]
-
-
-def _line(
-    state: State, entry: Entry, commit: Commit | None, kind: str, number: int | None, detail: str, refusal: str | None
-) -> dict[str, Any]:
-    said = state.peers.get(commit.writer) or state.peers.get(commit.owner) if commit else None
-    claimed = f"{said.get('user', '?')}@{said.get('host', '?')}" if said else None
-    person = said.get("on_behalf_of") if said else None
-    return {
+    """Apply the entry, and describe it."""
+    decoded = codec.decode(entry.payload)
+    commit = decoded if isinstance(decoded, Commit) else None
+    last = None if commit is None else state.writers.get(commit.writer)
+    verdicts = apply(state, entry.lsn, decoded, entry.stamp)
+    if isinstance(decoded, codec.Garbage):
+        found = [_content("unreadable", None, decoded.why, "malformed")]
+    elif not verdicts or (last is not None and verdicts is last.verdicts):
+        found = [_content("repeated", None, "", "duplicate")] if decoded.records else []
+    else:
+        found = [_described(*pair) for pair in zip(decoded.records, verdicts, strict=True)]
+    said: Mapping[str, str] = {}
+    if commit is not None:
+        said = state.peers.get(commit.writer) or state.peers.get(commit.owner) or {}
+    about = {
         "lsn": entry.lsn,
         "time": to_iso(entry.stamp.at or (commit.at if commit else None)),
         "clock": "store" if entry.stamp.at else "peer",
         "author": entry.stamp.author or None,
-        "claimed": claimed,
-        "on_behalf_of": person,
+        "claimed": f"{said.get('user', '?')}@{said.get('host', '?')}" if said else None,
+        "on_behalf_of": said.get("on_behalf_of"),
         "writer": commit.writer if commit else None,
         "owner": commit.owner if commit else None,
-        "kind": kind,
-        "trial": number,
-        "detail": detail,
-        "refused": refusal,
     }
+    return [about | one for one in found]
+
+
+def _content(kind: str, trial: int | None, detail: str, refused: str | None) -> dict[str, Any]:
+    return {"kind": kind, "trial": trial, "detail": detail, "refused": refused}
+
+
+def _described(record: object, verdict: Verdict) -> dict[str, Any]:
+    if isinstance(record, Opaque):
+        return _content("unknown", None, "", verdict.refusal)
+    kind = record.__struct_config__.tag  # type: ignore[attr-defined]
+    number = verdict.number if verdict.number is not None else getattr(record, "number", None)
+    parts: list[str | None]
+    match record:
+        case StudyControl(status, budget, limits):
+            moved = "" if budget is None else f"budget {'lifted' if budget < 0 else budget}"
+            parts = [status, moved, "" if limits is None else f"limits {words(limits) or 'lifted'}"]
+        case TrialFinish(_, _, state, values, reason) | TrialTakeOver(_, _, state, values, reason):
+            by = f"by {record.by}" if isinstance(record, TrialTakeOver) else ""
+            numbers = ", ".join(f"{value:.6g}" for value in values or ())
+            parts = [state.name, numbers, by, _first_line(reason)]
+        case TrialSet(_, _, params, _, reports, user, system, metrics=metrics):
+            counts = {
+                "parameter": len(params),
+                "report": len(reports),
+                "metric": len(metrics),
+                "attribute": len(user) + len(system),
+            }
+            parts = [", ".join(count(number, what) for what, number in counts.items() if number)]
+        case PeerJoin(info):
+            parts = [f"{info.get('site', '?')} pid {info.get('pid', '?')}"]
+        case _:
+            parts = [_first_line(getattr(record, "reason", None) or getattr(record, "name", None))]
+    return _content(kind, number, " ".join(part for part in parts if part), verdict.refusal)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
 
 
 def author(line: dict[str, Any]) -> str:

@@ -14,13 +14,13 @@ from optuna.distributions import BaseDistribution
 from hopaas_p2p.core.attributes import LEARNED
 from hopaas_p2p.core.priors import BELIEF, MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import Distribution
+from hopaas_p2p.core.state import TAKES_A_PLACE
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.search.priors import Prior, Taught, stored_priors
 from hopaas_p2p.translate import to_optuna
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
 
 LearnFrom = str | Sequence["str | Prior"]
@@ -88,20 +88,18 @@ def find_priors(
 def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
     """The priors from this store's newest studies that share a parameter with this space, and are finished or large."""
     found: list[PriorRecord] = []
-    for listing in reversed(storage.listings()[-2 * MOST_PRIORS :]):
+    for listing in [one for one in reversed(storage.listings()[-2 * MOST_PRIORS :]) if one.name != but]:
         with contextlib.suppress(HopaasError):  # deleted, not readable by this user, or without anything to learn
-            if listing.name != but and _ended_or_large(storage.state(listing.study_id)):
+            state = storage.state(listing.study_id)
+            count = sum(state.counts[one] for one in TAKES_A_PLACE)
+            ended = count > 0 and (state.status == "stopped" or count >= (state.budget or _LARGE))
+            if ended or count >= _LARGE:
                 one = _of_study(storage, listing.name)
                 if not space or Taught(_optuna(space), [one]).priors:
                     found.append(one)
         if len(found) == MOST_PRIORS:
             break
     return found
-
-
-def _ended_or_large(state: State) -> bool:
-    count = sum(state.counts[one] for one in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
-    return count >= _LARGE or (count > 0 and (state.status == "stopped" or count >= (state.budget or _LARGE)))
 
 
 def _of_study(storage: Storage, name: str) -> Prior:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -113,10 +112,10 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     changed it is not known.
     """
     while True:  # a member of a population may have thousands of trials before this one
-        copied, earlier = copied_trial(trial), _earlier(trial)
+        copied, earlier = copied_trial(trial), trial.retry_of if trial.continues is None else trial.continues
         if copied is not None:
             return f"perturbed from trial {copied}"
-        if earlier is None:
+        if earlier is None or not 0 <= earlier < trial.number:
             break
         trial = state.trials[earlier]
     if "fixed_params" in trial.system:
@@ -126,26 +125,6 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
         return "imported" if trial.end is not None else ""
     own, shared = state.peers.get(owner, {}).get("sampler"), SearchMethod.stored(state.system).sampler
     return own or ("the default sampler" if shared is None else in_words(shared))
-
-
-def _earlier(trial: LoggedTrial) -> int | None:
-    """The trial that this one continues or retries."""
-    earlier = trial.retry_of if trial.continues is None else trial.continues
-    return earlier if earlier is not None and 0 <= earlier < trial.number else None
-
-
-def other_samplers(state: State) -> dict[str, int]:
-    """Samplers that some peers use instead of the study's, and the number of trials from each."""
-    if not any("sampler" in info for info in state.peers.values()):
-        return {}
-    study = in_words(SearchMethod.stored(state.system).sampler)
-    chosen: list[str] = []  # each trial is visited once, not again for those that continue it
-    for trial in state.trials:
-        earlier = None if copied_trial(trial) is not None else _earlier(trial)
-        chosen.append(chosen_by(trial, state) if earlier is None else chosen[earlier])
-    counts = Counter(chosen)
-    said = {info["sampler"] for info in state.peers.values() if "sampler" in info}
-    return {name: count for name, count in counts.items() if name in said and name != study}
 
 
 def in_words(value: registry.Method | Fidelity | str | int | None) -> str:

@@ -103,16 +103,21 @@ class Proposer:
             if not draws_early(study.sampler, study.pruner):
                 return None
             handle.look_before_sampling()
-            for _ in range(_MOST_REUSED):
+            for reused in itertools.count():
                 trial = self._draw()
                 same = self._take(trial.record.params)
                 if same is None:
-                    return self._as_asked(trial)
-                if not self._reuse(trial, same):
+                    break
+                if reused == _MOST_REUSED or not self._reuse(trial, same):
+                    trial = self._drawn_again(trial)
                     break
                 if handle.next_or_raise(within=within) is not NEW:  # the recorded value may have changed that
                     return None
-            return self._as_asked(self._drawn_again(trial))
+            params, values = cached_trial(trial).params, trial.record.params
+            params.update(values)  # the sampler may have drawn others, or numbers of numpy's
+            for name in self._translated:
+                params[name] = self._space[name].to_external_repr(values[name])
+            return trial
         except NoWork as none:
             if none.refusal != "space":
                 raise
@@ -160,14 +165,6 @@ class Proposer:
             sample(trial, self._space)
         finally:
             del suggestions[trial_id]
-        return trial
-
-    def _as_asked(self, trial: Trial) -> Trial:
-        """Give a suggestion the record's parameters: the sampler may have drawn others, or numbers of numpy's."""
-        params, values = cached_trial(trial).params, trial.record.params
-        params.update(values)
-        for name in self._translated:
-            params[name] = self._space[name].to_external_repr(values[name])
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:

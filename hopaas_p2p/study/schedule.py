@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hopaas_p2p.analysis.facts import best
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import FROM_START, TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.arguments import trial_number
 from hopaas_p2p.study_like import StudyLike
 
 
@@ -82,19 +82,14 @@ class Schedule(NamedTuple):
 def schedule_of(study: StudyLike, number: int | None) -> Schedule:
     """The schedule that led to this trial; see `Study.schedule`."""
     state = study.state
-    told = "no trial has reported anything" if number is None else f"there is no trial {number}"
-    if number is not None:
-        number = trial_number(number)
-    elif state.define is not None and len(state.define.directions) > 1:
+    if number is None and state.define is not None and len(state.define.directions) > 1:
         raise InvalidInput("of several objectives no trial is the best: give a trial")
-    else:
-        try:
-            number = study.best_trial.number
-        except ValueError:
-            number = _furthest(state)
-    if number is None or not 0 <= number < len(state.trials):
-        raise InvalidInput(told)
-    trial, zero = state.trials[number], first_id(study.study_id)
+    if number is None:
+        top = best(state)
+        number = _furthest(state) if top is None else top.number
+        if number is None:
+            raise InvalidInput("no trial has reported anything")
+    trial, zero = study.handle.existing(number), first_id(study.study_id)
     entries = [
         ScheduleEntry(
             None if one.after == FROM_START else one.after + 1,
@@ -102,10 +97,10 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
             one.trial,
             study.storage.get_trial(zero + one.trial).params,
         )
-        for one in segments(state.trials, number)
+        for one in segments(state.trials, trial.number)
     ]
     value = trial.values[0] if trial.values else _last_report(trial)
-    return Schedule(number, None if value is None or math.isnan(value) else value, tuple(entries))
+    return Schedule(trial.number, None if value is None or math.isnan(value) else value, tuple(entries))
 
 
 def _furthest(state: State) -> int | None:

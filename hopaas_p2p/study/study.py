@@ -1107,7 +1107,7 @@ class Study(optuna.Study):
         None when the policy's attempts are used up. With `epoch`, a running trial is requeued only if that is still
         its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
-        trial = self._trial(number)
+        trial = self.handle.existing(number)
         number = trial.number
         if epoch is not None:
             self._running(number)
@@ -1119,12 +1119,8 @@ class Study(optuna.Study):
         self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
-    def _trial(self, number: int) -> LoggedTrial:
-        """The trial of this number, as it is now."""
-        return self.handle.existing(trial_number(number))
-
     def _running(self, number: int) -> LoggedTrial:
-        trial = self._trial(number)
+        trial = self.handle.existing(number)
         if trial.state is not records.TrialState.RUNNING:
             raise InvalidInput(f"trial {number} is {trial.state.name}, not RUNNING")
         return trial
@@ -1147,7 +1143,8 @@ class Study(optuna.Study):
             trial: its number. None: the best one or, before any is complete, the best of those that have run longest.
 
         Raises:
-            InvalidInput: there is no such trial, or none has reported anything.
+            NoSuchTrial: there is no such trial.
+            InvalidInput: none has reported anything.
 
         """
         return schedule_of(self, trial)
@@ -1168,7 +1165,7 @@ class Study(optuna.Study):
 
     def provenance(self, number: int) -> dict[str, str]:
         """Where and with what a trial ran: host, site, user, pid, batch job, GPU, git commit, package versions."""
-        return self.state.peers.get(self._trial(number).owner or "", {})
+        return self.state.peers.get(self.handle.existing(number).owner or "", {})
 
     def artifacts(self) -> StudyArtifacts:
         """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""

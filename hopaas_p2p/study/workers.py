@@ -98,19 +98,14 @@ def take_part(
     except HopaasError:
         raise
     except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
-        return _travelling(error)
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301  # made this moment, here
+        except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
+            return HopaasError(describe(error))
+        return error
     finally:
         study.close()
     return None
-
-
-def _travelling(error: Exception) -> BaseException:
-    """The error, or one with the same text if it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301  # made this moment, here
-    except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
-        return HopaasError(describe(error))
-    return error
 
 
 class WatchedWorkers:
@@ -210,7 +205,10 @@ class WatchedWorkers:
             future = self._executor.submit(take_part, *given)
         except RuntimeError as error:  # it was shut down
             raise WorkersLost(f"the executor takes no more workers: {error}") from error
-        _watch_newest(self._executor)
+        if isinstance(self._executor, ProcessPoolExecutor):
+            # it watches only the processes that it had when it last woke up, and `submit` wakes it before it starts one
+            with contextlib.suppress(AttributeError, OSError), self._executor._shutdown_lock:
+                self._executor._executor_manager_thread_wakeup.wakeup()
         self._futures[number] = future
 
     # --- what happens to them ---
@@ -355,16 +353,6 @@ def _size(executor: Any) -> int:
     if callable(getattr(executor, "nthreads", None)):  # a client of dask.distributed
         return sum(executor.nthreads().values()) or 1
     raise InvalidInput("give the number of workers: optimize(…, on=executor, workers=20)")
-
-
-def _watch_newest(executor: Any) -> None:
-    """Let a process pool notice the death of its newest process, too.
-
-    It watches only the processes that it had when it last woke up, and `submit` wakes it before it starts a process.
-    """
-    if isinstance(executor, ProcessPoolExecutor):
-        with contextlib.suppress(AttributeError, OSError), executor._shutdown_lock:
-            executor._executor_manager_thread_wakeup.wakeup()
 
 
 def _error_of(future: Any) -> BaseException | None:

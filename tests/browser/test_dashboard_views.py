@@ -17,7 +17,7 @@ from hopaas_p2p.analysis import charts, echarts, failures, palette
 from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import Savings, missing, savings
-from hopaas_p2p.analysis.table import RUNNING, Selection, TrialTable
+from hopaas_p2p.analysis.table import RUNNING, TrialTable
 from hopaas_p2p.core.records import Float, TrialCreate, TrialRelease, TrialSet
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
@@ -164,7 +164,7 @@ def test_far_off_values_do_not_flatten_the_rest(scribe: Scribe) -> None:
 
 def test_history_of_what_is_shown_only() -> None:
     found = TrialTable.of(five().state)
-    chart = charts.history(found, Selection(shown=passing(found, sites=("south",))))
+    chart = charts.history(found, shown=passing(found, sites=("south",)))
     assert rows(chart, "best so far") == [(1, 5), (3, 2), (3, 2)]
 
 

@@ -38,7 +38,7 @@ from hopaas_p2p.core.records import (
     Until,
 )
 from hopaas_p2p.core.state import BLOCK
-from hopaas_p2p.study.method import other_samplers
+from hopaas_p2p.study.method import chosen_by
 from tests.support.dashboard_studies import COMPLETE, Scribe
 
 
@@ -440,8 +440,8 @@ def test_who_chose_a_trial_is_looked_for_once() -> None:
 
     sys.setprofile(look)
     try:
-        found = other_samplers(scribe.state)
+        found = chosen_by(scribe.state.trials[498], scribe.state)
     finally:
         sys.setprofile(None)
-    assert found == {}
+    assert found == "the default sampler"
     assert looks < 10_000

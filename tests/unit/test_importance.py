@@ -14,7 +14,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.table import Selection, TrialTable
+from hopaas_p2p.analysis.table import TrialTable
 
 
 def objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -50,7 +50,7 @@ def test_the_shares_are_those_of_optuna(seed: int, count: int) -> None:
             theirs = optuna.importance.get_param_importances(
                 study, evaluator=evaluator, target=functools.partial(_loss, at=at, direction=direction)
             )
-        assert dict(importance(state, TrialTable.of(state), Selection(objective=at)).shares) == pytest.approx(
+        assert dict(importance(state, TrialTable.of(state), objective=at).shares) == pytest.approx(
             theirs, rel=1e-6, abs=1e-12
         )
     storage.close()

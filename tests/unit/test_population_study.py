@@ -12,7 +12,7 @@ from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.fidelity import Population
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoSuchTrial, NoWork
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.spec.fidelity import in_words, parse
 from hopaas_p2p.study import Schedule, Study
@@ -118,7 +118,7 @@ def test_a_schedule_is_there_before_a_trial_is_complete(tmp_path: Path) -> None:
     found = study.schedule()
     assert found.entries[-1].last == 3
     assert study.schedule(0).entries[0].trial == 0
-    with pytest.raises(InvalidInput, match="no trial 99"):
+    with pytest.raises(NoSuchTrial, match="no trial 99"):
         study.schedule(99)
     with pytest.raises(InvalidInput, match="not a schedule"):
         Schedule.from_json("[]")

@@ -100,7 +100,7 @@ def test_nothing_else_is_made(method: dict[str, Any]) -> None:
 def test_every_class_can_be_made_and_described() -> None:
     """A new argument of Optuna's, or of ours, that is not found in the object would be lost without a word."""
     kinds: tuple[registry.Kind, ...] = ("sampler", "pruner")
-    for name in [name for kind in kinds for name in registry.names(kind)]:
+    for name in [name for kind in kinds for name in registry._CLASSES[kind]]:
         cls = registry._class(name)
         default = registry._made(cls, registry._REQUIRED.get(cls.__name__, {}))
         for key in registry._parameters(cls):
