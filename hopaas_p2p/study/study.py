@@ -380,12 +380,8 @@ class Loop:
 
     def _settle(self) -> None:
         """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
-        handle = self._study.handle
-        for number, verdict in handle.settle_deferred():
-            try:
-                handle.refused(number, verdict)
-            except (HopaasError, UpdateFinishedTrialError) as error:
-                _log.warning("%s", error)
+        for number, verdict in self._study.handle.settle_deferred():
+            _log.warning("%s", self._study.handle.refusal(number, verdict))
 
     def _run(self, trial: Trial) -> TrialState:
         """Run one trial to its end, which is queued; returns how it ended."""
@@ -417,7 +413,8 @@ class Loop:
             self._study._end(trial.number, values, state, reason=reason, defer=True)
         except LeaseLost as lost:  # another process gave it back
             _log.warning("%s", lost)
-        self._progress.ended(trial.number, word, values, reason)
+        else:
+            self._progress.ended(trial.number, word, values, reason)
 
 
 class Study(optuna.Study):
@@ -900,7 +897,8 @@ class Study(optuna.Study):
             from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 
             self._keep_to_method()  # a sampler may have been assigned
-            order = WorkOrder(open_study, self.storage.options, self.name, func, self._searcher.own, caught)
+            handle, own = self.handle, self._searcher.own
+            order = WorkOrder(open_study, self.storage.options, self.name, handle.uuid, func, own, caught)
             watched = WatchedWorkers(self, order, on, workers, n_trials, timeout)
             with sigterm_raises():
                 watched.run(called, quiet=self._quiet or show_progress_bar)
