@@ -28,15 +28,7 @@ from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
-_SYMBOLS: Final = {
-    "started": "▶",
-    "complete": "●",
-    "best": "★",
-    "pruned": "◆",
-    "fail": "✕",
-    "lost": "↺",
-    "returned": "↩",
-}
+_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕"}
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
     "paused": "No trial starts. Running trials continue.",
@@ -70,7 +62,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         theme.caption(" · ".join(budget_lines(spent)))
     theme.heading("Recent events")
     parts = [
-        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "")}</i>{theme.ago(at)}'
+        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "↺")}</i>{theme.ago(at)}'
         f"{theme.trial_link(frame.name, number, 'trial ')} <span>{safe(text)}</span></li>"
         for at, number, kind, text in views.events(frame.state, frame.columns)
     ]

@@ -16,12 +16,7 @@ Kind = Literal["error", "taken over", "returned", "withdrawn"]
 Key = tuple[Kind, str, str, str]
 """The common properties of a group of failures: kind, reason, site and node."""
 
-KINDS: Final[dict[Kind, str]] = {
-    "error": "error in the objective",
-    "taken over": "lease lost",
-    "returned": "returned by its owner",
-    "withdrawn": "withdrawn",
-}
+_WORDS: Final = {"error": "error in the objective", "taken over": "lease lost"}
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _WITHDRAWN: Final = ("withdrawn", "requeued by hand")
 _LONGEST: Final = 160
@@ -71,6 +66,6 @@ def cells(groups: dict[Key, list[Failure]], link: Callable[[int], str]) -> list[
     rows = []
     for (kind, alike, site, host), members in groups.items():
         reason = members[0].reason if len({one.reason for one in members}) == 1 else alike
-        final = sum(one.final for one in members)
-        rows.append([KINDS[kind], reason, site, host, f"{len(members):,}", f"{final:,}", link(members[0].number)])
+        counts = f"{len(members):,}", f"{sum(one.final for one in members):,}"
+        rows.append([_WORDS.get(kind, kind), reason, site, host, *counts, link(members[0].number)])
     return rows

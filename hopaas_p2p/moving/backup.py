@@ -225,7 +225,7 @@ def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[
                 continue
             try:
                 artifacts.get(key, path)
-            except (KeyError, StudyDeleted):
+            except KeyError:
                 continue  # removed meanwhile, as old checkpoints are
             archive.write(path, f"{_FILES}{key}", zipfile.ZIP_STORED)
             count += 1

@@ -480,7 +480,8 @@ class Peer:
             self.spool.arrived(session)
         if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # theirs are not sent along
             ttl = min(state.policy.ttl for state in [session.state, *self._active()])
-            self._have_beaten((self.uuid,), began, ttl, since=began)  # the log was read no earlier than it beat
+            since = self.clock() if self._unbroken else began  # nobody watched it before its first commit
+            self._have_beaten((self.uuid,), began, ttl, since=since)
             if not introduced:  # then no beat was sent: others count from this commit, and a first one follows
                 self._next_beat = began
         if session.snapshot_due and self.store.snapshots and introduced:

@@ -188,7 +188,7 @@ class SpoolSender:
                 _log.error("%s", error)
                 spool.remove(path)
             except HopaasError as error:  # it does not hold up the others
-                stays = spool.set_aside(path) if isinstance(error, StudyDeleted | NoSuchStudy) else path
+                stays = spool.set_aside(path) if isinstance(error, NoSuchStudy) else path
                 self._refused.add(stays)
                 _log.warning("%s was not sent and stays in the spool: %s", stays, error)
             else:

@@ -19,7 +19,7 @@ from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchStudy, NoSuchTrial, NotYourTrial, StudyDeleted
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, NoSuchStudy, NoSuchTrial, NotYourTrial
 from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.ports.verbs import VERBS, Reply, TrialVerbs
 from hopaas_p2p.spec.space import spec
@@ -249,7 +249,7 @@ class LocalPeer:
     def _return(self, key: tuple[str, int], verbs: TrialVerbs, reason: str) -> None:
         verbs.close()
         self._open.pop(key, None)
-        gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
+        gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial)
         with contextlib.suppress(*gone):  # taken over meanwhile, or its study was deleted
             verbs.trial.handle.release(verbs.trial.number, reason=reason)
 

@@ -157,7 +157,7 @@ def carry(
             waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anyone may end a waiting trial
             if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
-                handle.refused(ticket.number, verdict, end.values)
+                raise handle.refusal(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
         verbs = TrialVerbs(study, begin(Trial, study, handle.trial(ticket.number, now=True)))

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
 import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
@@ -280,7 +280,8 @@ class StudyHandle:
         if isinstance(record, TrialClaim):
             if refusal == "not waiting":
                 return None
-            self._refuse_finished(refusal == "finished", record.number)
+            if refusal == "finished":
+                raise AlreadyFinished(record.number)
         found = self.next_start()
         if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
@@ -290,7 +291,8 @@ class StudyHandle:
         """Start this WAITING trial; return whether this process was the one to start it."""
         with self.log.lock:
             trial = self.state.trials[number]
-            self._refuse_finished(trial.end is not None, number)
+            if trial.end is not None:
+                raise AlreadyFinished(number)
             if trial.state is records.TrialState.RUNNING:
                 return False
         return self.begin(TrialClaim(number)) is not None
@@ -406,7 +408,8 @@ class StudyHandle:
         owned = self.view.owned.get(number)
         if owned is None:
             trial = self.state.trials[number]
-            self._refuse_finished(trial.end is not None, number)
+            if trial.end is not None:
+                raise AlreadyFinished(number)
             if trial.state is records.TrialState.WAITING:
                 return None
             if not self.peer.is_mine(trial.owner):
@@ -416,15 +419,10 @@ class StudyHandle:
                 )
             owned = self._own(trial, begun=False)
         if owned.frozen.state is not _RUNNING:
-            self._refuse_finished(True, number)
+            raise AlreadyFinished(number)
         if owned.writer != self.peer.uuid:
             self._resend_all(number, owned)
         return owned
-
-    @staticmethod
-    def _refuse_finished(finished: bool, number: int) -> None:  # noqa: FBT001
-        if finished:
-            raise AlreadyFinished(f"Trial#{number} has already finished and can not be updated.")
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
         """Queue everything ever set on this trial: it is uncertain what the log has, and duplicates do no harm."""
@@ -458,7 +456,7 @@ class StudyHandle:
             owner = trial.owner if trial.end is None else None  # on whose behalf an operator writes it
             (verdict,) = self.peer.commit(self.log, TrialSet(number, trial.epoch, **content), owner=owner)
             if not verdict.accepted:
-                self.refused(number, verdict)
+                raise self.refusal(number, verdict)
         elif owned.lent:
             self.peer.send_if_possible(self.log, number)
 
@@ -652,7 +650,7 @@ class StudyHandle:
         if not verdict.accepted:
             for key in system:
                 attributes.pop(key, None)
-            self.refused(number, verdict)
+            raise self.refusal(number, verdict)
 
     def acknowledge_stop(self, number: int) -> None:
         """Show the others that the request to stop has arrived; sent with the next exchange."""
@@ -728,7 +726,7 @@ class StudyHandle:
             return
         verdict = Verdict(False, number, "fenced") if pending is None else self._settled(number, pending)
         if verdict is not None and not verdict.accepted:
-            self.refused(number, verdict, values)
+            raise self.refusal(number, verdict, values)
 
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
         """Wait until each end that this thread deferred is durable; return the trials and verdicts of the refused ones.
@@ -854,14 +852,15 @@ class StudyHandle:
             self.view.catch_up(self.state)
             return sorted(number for number, one in self.view.owned.items() if not one.frozen.state.is_finished())
 
-    def refused(self, number: int, verdict: Verdict, values: Sequence[float] | None = None) -> NoReturn:
-        """Raise the error for a refusal, as the owner of a trial sees it."""
+    def refusal(self, number: int, verdict: Verdict, values: Sequence[float] | None = None) -> Exception:
+        """The error for a refusal, as the owner of a trial sees it."""
         if verdict.refusal in ("fenced", "late"):
             kept_as = verdict.number if verdict.refusal == "late" else None
             kept = "" if kept_as is None else f"; its result is kept as trial {kept_as}"
-            raise LeaseLost(f"Trial {number} was {self.how_lost(number)}{kept}.", kept_as=kept_as)
-        self._refuse_finished(verdict.refusal == "finished", number)
-        raise InvalidInput(f"trial {number} was refused: {why_refused(self.state, verdict, values)}")
+            return LeaseLost(f"Trial {number} was {self.how_lost(number)}{kept}.", kept_as=kept_as)
+        if verdict.refusal == "finished":
+            return AlreadyFinished(number)
+        return InvalidInput(f"trial {number} was refused: {why_refused(self.state, verdict, values)}")
 
     def how_lost(self, number: int) -> str:
         """How this process lost the trial, in words that follow "the trial was"."""

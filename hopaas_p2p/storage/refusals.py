@@ -30,6 +30,9 @@ NO_WORK: Final = {
 class AlreadyFinished(UpdateFinishedTrialError, ValueError):
     """The trial is over. Optuna's storages raise the one, and its `Study.tell` the other."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(f"Trial#{number} has already finished and can not be updated.")
+
 
 def owner_only(study: str) -> str:
     """Why a user may not do something, and what to do about it."""

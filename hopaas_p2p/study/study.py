@@ -381,12 +381,8 @@ class Loop:
 
     def _settle(self) -> None:
         """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
-        handle = self._study.handle
-        for number, verdict in handle.settle_deferred():
-            try:
-                handle.refused(number, verdict)
-            except (HopaasError, UpdateFinishedTrialError) as error:
-                _log.warning("%s", error)
+        for number, verdict in self._study.handle.settle_deferred():
+            _log.warning("%s", self._study.handle.refusal(number, verdict))
 
     def _run(self, trial: Trial) -> TrialState:
         """Run one trial to its end, which is queued; returns how it ended."""
@@ -418,7 +414,8 @@ class Loop:
             self._study._end(trial.number, values, state, reason=reason, defer=True)
         except LeaseLost as lost:  # another process gave it back
             _log.warning("%s", lost)
-        self._progress.ended(trial.number, word, values, reason)
+        else:
+            self._progress.ended(trial.number, word, values, reason)
 
 
 class Study(optuna.Study):
@@ -905,7 +902,8 @@ class Study(optuna.Study):
             from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 
             self._keep_to_method()  # a sampler may have been assigned
-            order = WorkOrder(open_study, self.storage.options, self.name, func, self._searcher.own, caught)
+            handle, own = self.handle, self._searcher.own
+            order = WorkOrder(open_study, self.storage.options, self.name, handle.uuid, func, own, caught)
             watched = WatchedWorkers(self, order, on, workers, n_trials, timeout)
             with sigterm_raises():
                 watched.run(called, quiet=self._quiet or show_progress_bar)
@@ -955,13 +953,13 @@ class Study(optuna.Study):
         """Fail a trial that another rank of this program asked for, if it is not over."""
         with contextlib.suppress(HopaasError, UpdateFinishedTrialError):
             self.storage.peer.act_for(frozenset({owner}))
-            if self._trial(number).owner == owner:  # not given back meanwhile
+            if self.handle.existing(number).owner == owner:  # not given back meanwhile
                 self.tell(number, state="fail", reason=reason)
 
     def _lose(self, number: int, reason: str) -> None:
         """Take a trial away from this process as if its lease had expired, because another rank was killed."""
         with contextlib.suppress(HopaasError), self.storage.peer.in_a_hurry():
-            self.handle.say(TrialReclaim(number, self._trial(number).epoch, reason))
+            self.handle.say(TrialReclaim(number, self.handle.existing(number).epoch, reason))
 
     # --- decisions for all peers ---
 

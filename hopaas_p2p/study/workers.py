@@ -36,6 +36,7 @@ from hopaas_p2p.errors import (
     InvalidInput,
     NothingSucceeded,
     StoreUnreachable,
+    StudyDeleted,
     WorkersLost,
 )
 from hopaas_p2p.runtime.arguments import shown, whole
@@ -69,6 +70,7 @@ class WorkOrder(NamedTuple):
     open_study: Callable[..., Any]
     options: StorageOptions
     study: str
+    uuid: str
     objective: Objective
     own: tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]
     """The sampler and pruner; None for the study's."""
@@ -91,6 +93,8 @@ def take_part(
         Storage(order.options, open_peer(order.options)), order.study, sampler=sampler, pruner=pruner, create=False
     )
     try:
+        if study.handle.uuid != order.uuid:  # the executor began this worker late
+            raise StudyDeleted
         study._be_worker(about)
         study.optimize(order.objective, n_trials, timeout, catch=order.catch)
     except NothingSucceeded as error:

@@ -302,7 +302,7 @@ def test_lost_leases_stand_apart_from_errors_of_the_objective(scribe: Scribe) ->
     assert failures.cells({key: members[:1]}, str)[0][1] == "ValueError: loss 4 is nan at 0x1234", "all of them say so"
     assert sorted((row[0], row[2], row[5]) for row in others) == [  # a retry made up for them
         ("lease lost", "south", "0"),
-        ("returned by its owner", "north", "0"),
+        ("returned", "north", "0"),
     ]
 
 

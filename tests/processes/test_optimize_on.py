@@ -21,13 +21,21 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, NoWork, StoreUnreachable, WorkersLost
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    InvalidInput,
+    NothingSucceeded,
+    NoWork,
+    StoreUnreachable,
+    StudyDeleted,
+    WorkersLost,
+)
 from hopaas_p2p.storage.options import open_peer
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.trial import Trial
-from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
+from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder, take_part
 from tests.support.processes import campaign, environment, script, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
 
@@ -344,7 +352,9 @@ def test_what_is_no_executor_is_refused(study: Study, on: object, options: dict[
 @pytest.mark.parametrize("info", [{}, {"worker": "x"}, {"worker": "9" * 5000}])
 def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study, info: dict[str, str]) -> None:
     with ThreadPoolExecutor(1) as pool:
-        order = WorkOrder(hopaas_p2p.open_study, study.storage.options, study.name, quick, (None, None), ())
+        order = WorkOrder(
+            hopaas_p2p.open_study, study.storage.options, study.name, study.handle.uuid, quick, (None, None), ()
+        )
         watched = WatchedWorkers(study, order, pool, 1, None, None)
     asked = study.ask()
     trial = study.state.trials[asked.number]
@@ -355,10 +365,24 @@ def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study,
     study.tell(asked, 0.5)
 
 
+def test_a_worker_that_begins_when_another_study_has_the_name_runs_nothing_there(study: Study) -> None:
+    space, options = study.space, study.storage.options
+    order = WorkOrder(hopaas_p2p.open_study, options, study.name, study.handle.uuid, quick, (None, None), ())
+    study.storage.delete_study(study.study_id)
+    namesake = hopaas_p2p.open_study(study.storage, study.name, space=space)
+
+    with pytest.raises(StudyDeleted):
+        take_part(order, {}, 1, None, {})
+
+    assert namesake.trials == []
+
+
 def test_a_store_that_is_away_does_not_end_a_look_at_what_was_read_before(
     study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    order = WorkOrder(hopaas_p2p.open_study, study.storage.options, study.name, quick, (None, None), ())
+    order = WorkOrder(
+        hopaas_p2p.open_study, study.storage.options, study.name, study.handle.uuid, quick, (None, None), ()
+    )
     with ThreadPoolExecutor(1) as pool:
         watched = WatchedWorkers(study, order, pool, 1, None, None)
     study._be_worker({"crew": watched._crew, "worker": "0"})

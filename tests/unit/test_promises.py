@@ -191,6 +191,7 @@ def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
     monkeypatch.setattr(MemoryStore, "beat", arrive_late)
     monkeypatch.setattr(MemoryLog, "exchange", bring_a_beat)
     of_owner.session.suspended_until = time.now + TTL  # its log is not read meanwhile
+    of_owner.session.exchanged_at = time.now  # it had not changed a moment before
     owner._next_beat = 0.0
     owner.commit(other, TrialCreate())
     owner.tick()

@@ -685,7 +685,9 @@ def test_a_result_of_a_returned_trial_that_another_peer_runs_is_kept_and_nobody_
     assert said == "Trial 0 was returned (pre-empted: SIGTERM); its result is kept as trial 1."
 
 
-def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any) -> None:
+def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(
+    studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     study, other = studies(space=SPACE, budget=1), studies()
     began: list[int] = []
 
@@ -698,8 +700,13 @@ def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any)
             raise optuna.TrialPruned
         return 1.0
 
-    study.optimize(objective)
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(objective)
     assert (began, states(study)) == ([0, 0], ["COMPLETE"])
+    assert [one for one in caplog.messages if one.lower().startswith("trial 0")] == [
+        "Trial 0 was returned (interrupted).",
+        "trial 0: 1, best 1 (#0)",
+    ]
 
 
 def test_a_lease_that_is_lost_while_somebody_asks_whether_it_is_valid_is_not(
