@@ -140,10 +140,14 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "here": escaped(str(Path.cwd())),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
-        # JSON is YAML, so user input is written as JSON
-        "image": json.dumps(job.image),
-        "command": json.dumps([escaped(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
-        "env": "\n".join(f"            - {json.dumps(one)}" for one in env),
-        "requests": json.dumps({"cpu": str(job.cpus), **memory}),
-        "limits": json.dumps(memory | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})),
+        "image": _yaml(job.image),
+        "command": _yaml([escaped(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
+        "env": "\n".join(f"            - {_yaml(one)}" for one in env),
+        "requests": _yaml({"cpu": str(job.cpus), **memory}),
+        "limits": _yaml(memory | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})),
     }
+
+
+def _yaml(value: object) -> str:
+    """The value in YAML, which JSON is, except that it writes an emoji as two surrogates."""
+    return json.dumps(value, ensure_ascii=False).encode("ascii", "backslashreplace").decode()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
+from hopaas_p2p.runtime.ownership import doubt, open_named, opened, own_folder
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO does not block."""
@@ -49,6 +49,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         sync: the bytes are on disk before the name is.
 
     Raises:
+        PermissionError: another user's link is in the place of its directory.
         OSError: the draft cannot be created or renamed, or `path` is a device or a pipe; it names `path`. No draft is
             left behind.
 
@@ -94,7 +95,7 @@ def scratch(name: str = "file") -> Iterator[Path]:
 @contextlib.contextmanager
 def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
     """A folder of this user only: this one, or a new one in it while the block lasts; and a descriptor of this one."""
-    fd = os.open(path, FOLDER)
+    fd = open_named(path)
     try:
         folder = opened(fd, path)
         if doubt(os.fstat(fd), path) is None:

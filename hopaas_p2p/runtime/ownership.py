@@ -141,7 +141,7 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
     path = path if path.name else path.absolute()
     if mode is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    where, fd = path.parent, _open_named(path.parent)
+    where, fd = path.parent, open_named(path.parent)
     try:
         for name in (path.name, *below):
             where, above, fd = where / name, fd, -1
@@ -179,7 +179,7 @@ def named_folder(path: Path) -> Iterator[Path]:
         OSError: it does not exist.
 
     """
-    fd = _open_named(path)
+    fd = open_named(path)
     try:
         yield opened(fd, path)
     except OSError as error:
@@ -190,7 +190,7 @@ def named_folder(path: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-def _open_named(path: Path) -> int:
+def open_named(path: Path) -> int:
     """A descriptor of a folder that is not behind another user's link: the link that is checked is the one followed."""
     if path.parent == _OPENED:
         return os.open(path, FOLDER)
@@ -216,7 +216,7 @@ def opened(fd: int, path: Path) -> Path:
 
 
 def check_target(path: Path) -> None:
-    """Before a library writes to a file by name, following links, check that a link there is this user's own.
+    """Before a library writes to a file by name, following links, check that a link there or above is this user's own.
 
     For files that are changed in place, such as a database; for new contents, use `atomic.replace_atomically`.
 
@@ -225,6 +225,7 @@ def check_target(path: Path) -> None:
         OSError: something that is not a regular file is there.
 
     """
+    os.close(open_named(path.parent))
     if path.is_symlink():
         _check_owner(path.lstat(), path)
     if path.exists() and not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -97,8 +98,9 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def number(value: Any, what: str) -> float | int:
-    """The value, if it is a number that fits in 64 bits."""
-    fits = isinstance(value, float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
+    """The value, if it is a finite number that fits in 64 bits."""
+    whole = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+    fits = math.isfinite(value) if isinstance(value, float) else whole
     if isinstance(value, bool) or not fits:
         raise InvalidInput(f"{what} = {repr(value)[:80]}: give a number")
     return value  # type: ignore[no-any-return]  # seen above

@@ -222,9 +222,8 @@ class FrozenTrialCache:
 
     def build(self, trial: Trial, state: State) -> FrozenTrial:
         """Optuna's view of a trial. Shares the dictionaries of a finished one, which never change again."""
-        said, reports = trial.params, trial.reports  # plain dictionaries, except for very large ones
-        params: dict[str, Any] = said if isinstance(said, dict) else flat(said)  # a float is what Optuna shows of it
-        running = trial.end is None
+        params: dict[str, Any] = flat(trial.params)  # a float is what Optuna shows of it
+        reports, running = flat(trial.reports), trial.end is None
         distributions, special = self._shape(trial, params, state) if params else ({}, [])
         if special:
             params = dict(params)
@@ -246,7 +245,7 @@ class FrozenTrialCache:
             dict(distributions) if running else distributions,
             self._attributes(trial.user) if trial.user else {},
             self._attributes(trial.system) if trial.system else {},
-            dict(reports) if running else reports if isinstance(reports, dict) else flat(reports),
+            dict(reports) if running else reports,
         )
 
     def _shape(

@@ -57,8 +57,10 @@ def sweep(*parameters: str, method: str = "grid") -> str:
         sweep("{min: 0, max: 1, distribution: q_uniform, q: 5e-324}", method="random"),
         sweep("{min: 0, max: 1, distribution: q_uniform, q: 1e-300}", method="random"),
         sweep("{min: 0, max: " + "9" * 4000 + "}"),
+        sweep("{min: 0, max: 9, distribution: q_uniform, q: .inf}", method="random"),
+        sweep("{min: 0, max: 9}", method="random") + "early_terminate: {type: hyperband, min_iter: 1e400}",
     ],
-    ids=["laughs", "itself", "merges", "deep", "least q", "tiny q", "digits"],
+    ids=["laughs", "itself", "merges", "deep", "least q", "tiny q", "digits", "infinite q", "infinite rung"],
 )
 def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"

@@ -266,6 +266,33 @@ def test_a_file_is_not_fetched_through_a_link_of_another_user(study: Study, plac
         assert "got is a link, and belongs to" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "study report --to got/of.html",
+        "study export --to got/of.csv",
+        "study export --to got/of.study",
+        "study export --to sqlite:///got/of.db",
+        "study export --to sqlite:///got/there.db",
+        "admin spool export got/of.spool",
+        "admin backup ../store got/of.backup",
+    ],
+)
+def test_no_file_is_written_to_a_folder_behind_a_link_of_another_user(
+    words: str, study: Study, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "there.db").touch()
+    (place / "got").symlink_to(tmp_path / "target")
+    give_away(place / "got")
+    options = ("--store", "../store", "--study", study.name) if words.startswith("study") else ()
+    done = run(*words.split(), *options, cwd=place)
+    assert done.returncode != 0, done.stdout
+    assert "got is a link, and belongs to" in done.stderr
+    (there,) = (tmp_path / "target").iterdir()
+    assert there.stat().st_size == 0
+
+
 def swapping(monkeypatch: pytest.MonkeyPatch, where: object, name: str, folder: Path, home: Path) -> None:
     """At the first call of this function, another user puts a link in the place of the folder."""
     real = getattr(where, name)

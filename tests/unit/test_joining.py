@@ -331,6 +331,17 @@ def test_kubernetes_puts_no_variable_into_what_an_invitation_or_a_command_says()
     assert [pod["command"][-1], pod["env"][0]["value"]] == ["north $$(KUBERNETES_SERVICE_HOST) $$$$"] * 2
 
 
+def test_kubernetes_gets_a_text_with_an_emoji_as_it_is() -> None:
+    import yaml
+
+    said = "st\U0001f600\x85\u2028é"
+    made = yaml.safe_load(
+        written("kubernetes", image="me/train:1", environment={"HOPAAS_SITE": "st\U0001f600"}, command=("echo", said))
+    )
+    pod = made["spec"]["template"]["spec"]["containers"][0]
+    assert [pod["command"][-1], pod["env"][0]["value"]] == [said, "st\U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("system", "more", "why"),
     [
