@@ -9,7 +9,8 @@ on its own monotonic clock; the same beat for a whole ttl is silence, and a recl
 could not look for a while starts over: the same cause may have kept the owner from sending any. Where each
 beat costs a request, it does not read the beats of owners whose commits have arrived since its last look. An owner
 trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
-they saw no earlier than that.
+they saw no earlier than that. If its next beat arrives later than that, it trusts the lease again only once the log
+was read after the beat had arrived. An observer reads the log and the beats of silent owners again before it reclaims.
 """
 
 from __future__ import annotations

@@ -9,9 +9,6 @@ from hopaas_p2p.core.attributes import COPIED
 from hopaas_p2p.core.records import PastLease, TrialCreate
 from hopaas_p2p.core.state import State, Trial
 
-HowEnded = Literal["returned", "taken over"]
-"""Whether the owner gave its trial back, or lost it: to an observer, an operator, or a late result."""
-
 
 def is_last_lease(trial: Trial) -> bool:
     """Whether the last lease in the history is the trial's last: it ended when the trial did."""
@@ -19,8 +16,11 @@ def is_last_lease(trial: Trial) -> bool:
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 
 
-def past_leases(trial: Trial) -> list[tuple[PastLease, HowEnded]]:
-    """The history, oldest first, and how each lease ended: a trial goes on after its return only."""
+def past_leases(trial: Trial) -> list[tuple[PastLease, Literal["returned", "taken over"]]]:
+    """The history, oldest first, and how each lease ended: a trial goes on after its return only.
+
+    It is taken over by an observer, an operator, or a late result.
+    """
     returned = len(trial.history) - is_last_lease(trial)
     return [(past, "returned" if at < returned else "taken over") for at, past in enumerate(trial.history)]
 
