@@ -126,10 +126,8 @@ def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: floa
     """Like `connect`, through this proxy or directly."""
     deadline = time.monotonic() + timeout
     hurried = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
-    with closed_on_error(hurried):
-        left = remaining(deadline)
     made = socket.socket(hurried.family, hurried.type, hurried.proto, hurried.detach())
-    made.settimeout(left)
+    made.settimeout(max(0.001, deadline - time.monotonic()))
     configure(made)
     return made
 

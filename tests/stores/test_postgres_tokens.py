@@ -108,9 +108,9 @@ def test_a_token_file_that_cannot_be_read_for_a_moment_does_not_end_optimize(
     file.write_text(":".join(place.token("ann")))
     monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(file))
     study = place.study(f"postgresql://127.0.0.1:{place.server.port}/store")
-    before, really_open, failed = len(study.trials), Path.open, []
+    before, really_open, failed = len(study.trials), os.open, []
 
-    def fails_twice(path: Path, *arguments: Any, **named: Any) -> Any:
+    def fails_twice(path: str | Path, *arguments: Any, **named: Any) -> Any:
         if path == file and len(failed) < 2:
             failed.append(path)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -118,7 +118,7 @@ def test_a_token_file_that_cannot_be_read_for_a_moment_does_not_end_optimize(
 
     def objective(trial: hopaas_p2p.Trial) -> float:
         if trial.number == before:
-            monkeypatch.setattr(Path, "open", fails_twice)
+            monkeypatch.setattr(os, "open", fails_twice)
             place.server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'ann%'")
         return 1.0
 

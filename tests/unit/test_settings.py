@@ -151,12 +151,12 @@ def test_a_token_file_that_cannot_be_read_for_a_moment_is_waited_for(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", fail)
+        patch.setattr(os, "open", fail)
         with pytest.raises(ConfigurationError if code == errno.EACCES else StoreUnreachable, match=os.strerror(code)):
             token(env)
     assert token(env) == Secret("sesame")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", fail)
+        patch.setattr(os, "open", fail)
         with pytest.raises(StoreUnreachable, match=os.strerror(code)):
             token(env)
 
