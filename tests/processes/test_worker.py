@@ -128,7 +128,9 @@ def test_a_command_that_breaks_fails_with_its_last_words(study: Study, tmp_path:
 def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> None:
     work(tmp_path, ["sh", "-c", "kill -9 $$"], "--max-trials", "1", code=1)
 
-    assert (study.state.trials[0].reason or "").startswith("the command was ended by SIGKILL; was it out of memory?")
+    assert (study.state.trials[0].reason or "").startswith(
+        "the command was ended by SIGKILL; did it run out of memory?"
+    )
 
 
 def test_a_command_learns_how_to_print_two_values(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_text_does_not_become_code(command: list[str]) -> None:
     ],
 )
 def test_a_text_that_stands_between_two_other_texts_is_not_between_quotes(word: str, *, quoted: bool) -> None:
-    with contextlib.nullcontext() if quoted else pytest.raises(DoesNotFit, match="stands between quotes"):
+    with contextlib.nullcontext() if quoted else pytest.raises(DoesNotFit, match="or be quoted"):
         fill_in([word], {"x": "eval+v49.50", "y": "name"}, 1)
 
 
