@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+_HEAD: Final = 64 << 10  # bytes of an answer's head, which `http.client` would otherwise read without end
 _SLOWEST: Final = 16 << 10  # bytes per second, after the time of silence
 
 
@@ -17,20 +18,16 @@ class AnswerBytes(io.RawIOBase):
     Args:
         receive: reads into a buffer, as `socket.recv_into` does.
         silence: seconds within which the first byte must arrive; later bytes at 16 KiB/s at least.
-        room: the maximum number of bytes; None for no limit. May be changed while the answer is read.
         end: called when the answer is closed.
 
     """
 
     def __init__(
-        self,
-        receive: Callable[[Any], int | None],
-        silence: float,
-        *,
-        room: int | None = None,
-        end: Callable[[], None] | None = None,
+        self, receive: Callable[[Any], int | None], silence: float, *, end: Callable[[], None] | None = None
     ) -> None:
-        self._receive, self._end, self.room = receive, end, room
+        self._receive, self._end = receive, end
+        self.room: int | None = _HEAD
+        """The most bytes that may still come; None for no limit. To be set once the head was read."""
         self._deadline = time.monotonic() + silence
 
     def makefile(self, _mode: str) -> io.BufferedReader:
