@@ -31,7 +31,6 @@ _URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re
 _ANGLES: Final = str.maketrans("<>", "«»")
 """Chat programs take what is between < and > for links and mentions; other receivers would show escapes as they are."""
 _TIMEOUT: Final = 10.0  # seconds for a whole message
-_LARGEST_ANSWER: Final = 1 << 16  # bytes of its head, which is all that is read
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
 Send = Callable[[dict[str, Any]], int]
@@ -131,7 +130,7 @@ def webhook(url: Secret) -> Send:
     def send(message: dict[str, Any]) -> int:
         body = json.dumps(message).encode()
         try:
-            return post(url.reveal(), body, headers, seconds=_TIMEOUT, room=_LARGEST_ANSWER)
+            return post(url.reveal(), body, headers, seconds=_TIMEOUT)
         except HopaasError as error:  # some services' secret is in the name of the host
             raise type(error)(str(error).replace(server_of(url.reveal()).host, "its host")) from None
 

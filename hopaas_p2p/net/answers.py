@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.net import proxies, trust
 
+_HEAD: Final = 64 << 10  # bytes of an answer's head, which `http.client` would otherwise read without end
 _SLOWEST: Final = 16 << 10  # bytes per second, after the time of silence
 _latest: Final = ContextVar("latest", default=math.inf)
 
@@ -35,7 +36,6 @@ class AnswerBytes(io.RawIOBase):
     Args:
         receive: reads into a buffer, as `socket.recv_into` does.
         silence: seconds within which the first byte must arrive; later bytes at 16 KiB/s at least.
-        room: the maximum number of bytes; None for no limit. May be changed while the answer is read.
         end: called when the answer is closed.
         wait: is told how many seconds `receive` may take, as `socket.settimeout`.
 
@@ -46,11 +46,12 @@ class AnswerBytes(io.RawIOBase):
         receive: Callable[[Any], int | None],
         silence: float,
         *,
-        room: int | None = None,
         end: Callable[[], None] | None = None,
         wait: Callable[[float], None] | None = None,
     ) -> None:
-        self._receive, self._end, self._wait, self.room = receive, end, wait, room
+        self._receive, self._end, self._wait = receive, end, wait
+        self.room: int | None = _HEAD
+        """The most bytes that may still come; None for no limit. To be set once the head was read."""
         self._silence, self._latest = silence, _latest.get()
         self._deadline = min(time.monotonic() + silence, self._latest)
 
@@ -80,7 +81,7 @@ class AnswerBytes(io.RawIOBase):
         super().close()
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float, room: int) -> int:
+def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> int:
     """Send this to an http or https URL, which no log and no error shows; returns the status of the answer.
 
     Follows no redirect. All of it takes at most `seconds`.
@@ -90,7 +91,6 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float, r
         body: what to send.
         headers: those to send with it.
         seconds: when to give up.
-        room: bytes that the head of the answer may have.
 
     Raises:
         HopaasError: there is no connection to the server.
@@ -114,7 +114,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float, r
         asking.sock.settimeout(proxies.remaining(deadline))
         asking.request("POST", target, body, headers)
         with within(proxies.remaining(deadline)):
-            coming = AnswerBytes(asking.sock.recv_into, seconds, room=room, wait=asking.sock.settimeout)
+            coming = AnswerBytes(asking.sock.recv_into, seconds, wait=asking.sock.settimeout)
         answer = http.client.HTTPResponse(coming, method="POST")  # type: ignore[arg-type]
         with contextlib.closing(answer):
             answer.begin()

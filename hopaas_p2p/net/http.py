@@ -24,7 +24,6 @@ CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
 READ: Final = 4.0
 """Seconds of silence after which a small request counts as lost; the log finds out what happened to it."""
-_HEAD: Final = 1 << 18  # bytes that may precede the end of an answer's head
 _LARGEST_ANSWER: Final = 16 << 20  # bytes of a completely read answer; a page of a listing has at most 4 MB
 _BRIEFLY: Final[dict[str, Any]] = {
     "backoff_factor": 1.0,
@@ -69,8 +68,7 @@ def _prompt(connection: Any) -> Any:
 
         def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
             raw = sock.makefile("rb", buffering=0)  # keeps the socket open if the connection is closed earlier
-            limits = {"room": _HEAD, "end": raw.close, "wait": sock.settimeout}
-            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, **limits)
+            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, end=raw.close, wait=sock.settimeout)
             return http.client.HTTPResponse(self.coming, **options)  # type: ignore[arg-type]
 
     return Prompt

@@ -47,7 +47,6 @@ _AVOIDED_FOR: Final = 60.0  # seconds
 _LONGEST_REST: Final = 60.0
 _FRESHNESS: Final = 1.0  # seconds: a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
-_HEAD: Final = 64 << 10  # bytes of an answer's, which `http.client` would read on through for ever
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """The errors of reading and writing when no byte has moved for too long."""
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
@@ -104,10 +103,6 @@ class RemoteAddress(NamedTuple):
         return None if secret is None else Secret(f"{role or self.user or ''}:{secret.reveal()}")
 
 
-class ServerBusy(StoreUnreachable):
-    """The server asks clients to retry later."""
-
-
 class _Line:
     """One connection to one server; one thread at a time."""
 
@@ -144,7 +139,7 @@ class _Line:
             self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + source.read(_PIECE))
             while piece := source.read(_PIECE):
                 self._socket.sendall(piece)
-        coming = AnswerBytes(self._socket.recv_into, self._silence, room=_HEAD)
+        coming = AnswerBytes(self._socket.recv_into, self._silence)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
             answer.begin()
@@ -273,7 +268,7 @@ class Connections:
         for server in order:
             wait = _busy_until.get(server, now) - now
             if wait > 0:
-                failure = ServerBusy(f"the server {server} asked to retry in {wait:.0f} s")
+                failure = StoreUnreachable(f"the server {server} asked to retry in {wait:.0f} s")
                 continue
             try:
                 line = _Line(server, self.address.path)
@@ -317,7 +312,7 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
         with contextlib.suppress(ValueError):
             rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
             _busy_until[server] = time.monotonic() + rest
-        raise ServerBusy(f"{answered}: it cannot serve this now")
+        raise StoreUnreachable(f"{answered}: it cannot serve this now")
     if status == 401 and version is not None:
         if token is None:
             raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")

@@ -184,8 +184,7 @@ class Service:
         except ValueError as error:  # a text with a character that no database accepts
             return protocol.refused(InvalidInput(str(error)))
         except Exception as error:  # noqa: BLE001  # the other callers go on
-            event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
-            return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
+            return protocol.refused(_failed(error, request.call))
 
     def _refused(self, error: HopaasError) -> bytes:
         """The answer with this error; for callers with tokens of their own, without the place of the store."""
@@ -256,11 +255,19 @@ class ListedService(Service):
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
         if found is None:  # perhaps a new one; a known token is looked up again when its request is carried out
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._access.read)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._read_access)
             found = self._access.token(*token)
         if found is None:
             return TokenStatus(valid=False)
         return TokenStatus(valid=True, expires=found.expires)
+
+    def _read_access(self) -> None:
+        try:
+            self._access.read()
+        except HopaasError:
+            raise
+        except Exception as error:
+            raise _failed(error, "status") from error  # a future would never end with a StopIteration
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
@@ -343,6 +350,12 @@ class ListedService(Service):
             store.remove_beat(beat.peer)
         else:
             store.beat(Beat(beat.peer, beat.value[:_BEAT] + mark))
+
+
+def _failed(error: Exception, what: str) -> StoreUnreachable:
+    """An error of the server's own, noted in its log, as callers see it."""
+    event("failed", level=logging.ERROR, why=type(error).__name__, request=what)
+    return StoreUnreachable(f"the server failed: {type(error).__name__}; see its log")
 
 
 def _places(url: str) -> list[str]:

@@ -38,7 +38,7 @@ from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append
 from tests.support.processes import SPACE, cli, until
-from tests.support.served import Serve
+from tests.support.served import Serve, forget_servers
 
 
 def _commit(writer: str, about: str = "") -> Outgoing:
@@ -520,6 +520,20 @@ def test_a_commit_of_a_peer_that_is_behind_is_one_exchange_with_a_directory(
     for since in (2, 1, 4):
         append(log, _commit(f"behind-{since}"), since)
     assert calls == [2, 1, 4]
+
+
+@pytest.mark.parametrize("what", [(FolderLog, "exchange"), (AccessList, "read")])
+def test_an_iterator_that_runs_out_in_the_server_is_an_error_of_one_request_and_not_a_wait_without_end(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, what: tuple[type, str]
+) -> None:
+    url = str(tmp_path / "store")
+    open_store(url).close()
+    log = serve(url).log("uuid-of-s")
+    with monkeypatch.context() as patch, pytest.raises(StoreUnreachable):
+        patch.setattr(*what, lambda *_: next(iter(())))
+        log.exchange(None, 0)
+    forget_servers()  # one of them asked to come back later
+    append(log, _commit("first"))
 
 
 def test_a_server_does_not_remember_whose_a_peer_was(site: Site) -> None:

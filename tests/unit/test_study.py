@@ -40,7 +40,6 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.ports.ticket import ticket_of
-from hopaas_p2p.remote.client import ServerBusy
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
@@ -355,7 +354,7 @@ def test_the_end_of_a_study_that_the_store_has_not_answered_is_queued(
 ) -> None:
     with contextlib.closing(hopaas_p2p.open_storage(tmp_path, patience=0.0)) as storage:
         study_id = hopaas_p2p.open_study(storage, "study").study_id
-        busy = ServerBusy("busy")  # one error, raised again and again
+        busy = StoreUnreachable("busy")  # one error, raised again and again
 
         def away(*_args: object, **_more: object) -> None:
             raise busy

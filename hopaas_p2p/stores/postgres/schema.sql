@@ -150,14 +150,6 @@ BEGIN
     RETURN v_token.username;
 END $$;
 
--- Whether the session's login is an administrator: a member of the role that owns this schema.
-CREATE OR REPLACE FUNCTION hopaas.is_administrator() RETURNS boolean
-LANGUAGE sql STABLE AS $$ SELECT pg_has_role(session_user, current_user, 'MEMBER') $$;
-
--- Whether the user was invited to one study.
-CREATE OR REPLACE FUNCTION hopaas.is_guest(p_user text) RETURNS boolean
-LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) $$;
-
 -- A guest gets no grant but for the study that it was invited to; so it creates none either.
 CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -172,15 +164,17 @@ END $$;
 CREATE OR REPLACE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants
 FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
 
--- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog.
+-- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog. A login
+-- that is a member of the role that owns this schema is an administrator's, who owns all.
 CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE v_role text;
 BEGIN
     SELECT role INTO v_role FROM hopaas.grants WHERE log = p_log AND username = p_user;
-    RETURN CASE WHEN v_role = 'owner' OR hopaas.is_administrator() THEN 'owner'
+    RETURN CASE WHEN v_role = 'owner' OR pg_has_role(session_user, current_user, 'MEMBER') THEN 'owner'
                 WHEN v_role IS NOT NULL OR p_uuid <> 'catalog' THEN v_role
-                WHEN hopaas.is_guest(p_user) THEN 'viewer' ELSE 'worker' END;
+                WHEN EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) THEN 'viewer'
+                ELSE 'worker' END;
 END $$;
 
 -- The caller in the log of this uuid, if its role there is at least p_least.
