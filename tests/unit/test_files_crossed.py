@@ -7,7 +7,7 @@ import pytest
 from tests.support.crossing import ask_and_tell, files_of
 
 
-@pytest.mark.parametrize(("space", "asking", "telling"), [(False, (11, 60), (11, 60)), (True, (14, 77), (11, 60))])
+@pytest.mark.parametrize(("space", "asking", "telling"), [(False, (11, 60), (11, 60)), (True, (14, 76), (11, 60))])
 def test_an_ask_and_a_tell_on_a_directory_cross_few_files_and_functions(
     *, space: bool, asking: tuple[int, int], telling: tuple[int, int]
 ) -> None:
