@@ -198,7 +198,7 @@ class Peer:
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
         """Also send beats for the owner of this trial of a study, for as long as the trial runs."""
-        if (owner, uuid, number) not in self._adopted:
+        if (owner, uuid, number) not in self._adopted and not self.visits:
             self._adopted.add((owner, uuid, number))
             self._next_beat = 0.0  # nobody may have beaten for it for a while
             self.jobs.wake(self._beating)
@@ -681,9 +681,10 @@ class Peer:
         return math.inf
 
     def _active(self) -> list[State]:
-        """The states of the studies in which this peer takes part."""
-        logs = list(self.logs.values())
-        return [log.state for log in logs if log.session.introduced and not log.session.deleted]
+        """The states of the studies in which this peer takes part, or continues another peer's trial."""
+        continued = {uuid for _, uuid, _ in list(self._adopted)}
+        logs = [log for uuid, log in list(self.logs.items()) if log.session.introduced or uuid in continued]
+        return [log.state for log in logs if not log.session.deleted]
 
     def _beat_if_due(self, now: float) -> float:
         """Overwrite the beats of all for whom this peer acts, if a third of ttl has passed since the last."""

@@ -228,6 +228,30 @@ def test_a_trial_that_comes_to_a_process_has_no_valid_lease_before_that_process_
     assert heir.lease_valid(of_heir, heir.uuid)
 
 
+def test_a_process_that_only_reports_on_a_trial_which_came_to_it_keeps_its_lease(store: Store) -> None:
+    time = _Time()
+    _define(store)
+    dead, of_dead = _peer(store, time)
+    dead.commit(of_dead, TrialCreate())
+    heir, of_heir = _peer(store, time)
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    heir.act_for(frozenset({dead.uuid}))
+    heir.pull(of_heir)
+    heir.adopt(dead.uuid, "study", 0)
+
+    while time.now < 3 * TTL:
+        time.now += 1.0
+        heir.tick()
+        observer.tick()
+
+    observer.pull(of_observer)
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
+    heir.pull(of_heir)
+    assert heir.lease_valid(of_heir, dead.uuid)
+    assert heir.uuid not in of_observer.state.peers
+
+
 def test_an_owner_that_comes_back_while_an_observer_reads_the_log_again_keeps_its_trial(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
