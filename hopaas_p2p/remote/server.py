@@ -42,6 +42,7 @@ from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
+from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -53,6 +54,7 @@ _SIDE_BY_SIDE: Final = 8
 """Calls per token, each on its own connection in Postgres; and per log and kind, because a log may be locked there."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 1_000
+_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits to be looked at once more
 _SUMS: Final = 256  # remembered per log
 _LOOK_EVERY: Final = 1.0  # seconds between looks for commits that came another way, for a waiting caller
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
@@ -75,6 +77,8 @@ class Service:
 
     def __init__(self, open_one: Callable[[Token], Store]) -> None:
         self.store = open_one(OWN)
+        if isinstance(self.store, ObjectBackedStore):
+            self.store.logs_kept = _LOGS_KEPT  # each is used under its turn
         self._open = open_one
         self._free: dict[Token, list[Store]] = {}
         """If a handle is a connection, the idle ones of each token. Otherwise all requests share one."""

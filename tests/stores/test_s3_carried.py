@@ -77,7 +77,7 @@ def written(store: S3Store, count: int, writers: int) -> list[Entry]:
 def expecting(log: BucketLog, commits: float | None, monkeypatch: pytest.MonkeyPatch, *, hurried: bool = False) -> None:
     """Let looks expect so many new commits."""
 
-    def search(now: float) -> EndSearch:
+    def search(now: float, behind: int = 0) -> EndSearch:
         return EndSearch(commits, hurried=hurried)
 
     monkeypatch.setattr(log.scheduler, "search", search)

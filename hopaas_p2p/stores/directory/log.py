@@ -119,8 +119,10 @@ class FolderLog(WriteOnceLog[Directory]):
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         self._check_tombstone(found.data)
         payload, before, stamp = codec.detach(found.data)
-        if payload != mine:
-            self.scheduler.saw(payload, found.modified, time.monotonic())
+        if lsn > self._seen:
+            self._seen = lsn
+            if payload != mine:
+                self.scheduler.saw(payload, found.modified, time.monotonic())
         if self._recent:
             self._keep(lsn, found.data)
         self.history.follow(lsn, payload, before)

@@ -32,7 +32,6 @@ from hopaas_p2p.stores.objects.store import FORMAT, META, ObjectBackedStore, uui
 
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """The errors of `read_regular` for something that is not a file."""
-_LOGS: Final = 1000  # remembered at a time
 _LOOK_EVERY: Final = 1.0  # seconds between reads of a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
 _SWEEP_EVERY: Final = 86_400.0  # seconds
@@ -59,7 +58,10 @@ class DirectoryStore(ObjectBackedStore[Directory]):
 
     """
 
+    logs_kept = 1000
+
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
+        super().__init__()
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError as error:
@@ -68,8 +70,6 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self._root = self.path / "v1"
         self._proven = False
         self._sweep_at = time.monotonic()
-        self._logs: dict[str, FolderLog] = {}
-        """The most recently used logs, the newest at the end."""
         try:
             self._prepare(create=create)
         except StoreAway:
@@ -138,12 +138,8 @@ class DirectoryStore(ObjectBackedStore[Directory]):
 
     # --- logs ---
 
-    def _log(self, root: str) -> FolderLog:
-        known = self._logs.pop(root, None)
-        log = self._logs[root] = known or FolderLog(self, root)
-        if len(self._logs) > _LOGS:  # the least recently used ones are dropped
-            self._logs.pop(next(iter(self._logs)), None)
-        return log
+    def _new_log(self, root: str) -> FolderLog:
+        return FolderLog(self, root)
 
     def prove(self, root: str) -> bool:
         with reaching(self._root / META):

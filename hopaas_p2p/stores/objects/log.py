@@ -23,6 +23,7 @@ and for network file systems `directory.files`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from abc import abstractmethod
@@ -138,7 +139,7 @@ class History:
         self._began, self._known = self.clocks(), self.last
         woke = self.slept(now=self._began)
         if since and woke:
-            self._check_retained(since)
+            self.check_retained(since)
         self.contradicted = False
         if outgoing is not None and outgoing.chain is not None:
             self.chain = since, outgoing.chain
@@ -171,7 +172,7 @@ class History:
     def end(self, since: int) -> None:
         """End the exchange: a peer that slept during it may have written where `gc` has been. Raises like `begin`."""
         if self.slept(self._began):
-            self._check_retained(since)
+            self.check_retained(since)
         self.last = self._known
 
     def slept(self, then: Clocks | None = None, now: Clocks | None = None) -> bool:
@@ -179,7 +180,8 @@ class History:
         then, now = then or self._known, now or self.clocks()
         return then is None or max(abs(now.wall - then.wall), now.boot - then.boot) > self._asleep
 
-    def _check_retained(self, since: int) -> None:
+    def check_retained(self, since: int) -> None:
+        """Check, for a peer that has read up to `since`, that no later commits were removed. Raises like `begin`."""
         if self.truncation_point() > since:
             raise BehindRetention
 
@@ -237,8 +239,8 @@ class WriteScheduler:
     def reached_head(self, others: int, now: float) -> None:
         """Everything was read up to the end of the log: `others` commits since the last time."""
 
-    def won(self, now: float, took: float) -> None:
-        """A write of this peer became a commit."""
+    def won(self, now: float, took: float, writer: str = "") -> None:
+        """A write of this peer, or of a server for this writer, became a commit."""
 
     def lost(self, now: float, took: float) -> None:
         """A write of this peer came second."""
@@ -300,6 +302,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._has_beginning = False
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
+        self._seen = 0
+        """The highest lsn that the log is known to have, whoever asked: the scheduler counts each commit once."""
         self._recent: dict[int, bytes] = {}
         """Objects of the current range, for its pack; empty in a process that has not written here."""
         self._size = 0
@@ -346,7 +350,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             self._prove()
         deadline = time.monotonic() + self._timeout
         if self.history.begin(since, outgoing):
-            self._head = BEHIND
+            self._head, self._has_beginning = BEHIND, False
         if outgoing is None:
             receipt = ExchangeResult(*self._look(since, deadline, certain=True))
         else:
@@ -364,7 +368,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     def wait_turn(self, since: int) -> ExchangeResult:
         self._prove()
         if self.history.begin(since):
-            self._head = BEHIND
+            self._head, self._has_beginning = BEHIND, False
         if self.looks_if_behind and since != self._head:
             return ExchangeResult([])  # the next exchange begins with a read
         receipt = self._await_turn(since, time.monotonic() + self._timeout)
@@ -379,10 +383,11 @@ class WriteOnceLog(Log, Generic[Objects]):
         Raises like `exchange`, but not before the deadline.
         """
         entries: list[Entry] = []
+        counted = max(since, self._seen)
         if self._read_on(since, entries, deadline, certain=certain):
             return entries, True
         self._head = since + len(entries)
-        self.scheduler.reached_head(len(entries), time.monotonic())
+        self.scheduler.reached_head(max(self._head - counted, 0), time.monotonic())
         if certain:
             self.history.saw_end()
         return entries, False
@@ -479,7 +484,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def _append(self, outgoing: Outgoing, since: int, deadline: float) -> ExchangeResult:
         entries, payload = list[Entry](), outgoing.payload
-        look, losses = since != self._head if self.looks_if_behind else None, 0
+        look, losses = since != self._head if self.looks_if_behind else (since < self._seen or None), 0
         while True:
             if look or not self.scheduler.at_once:
                 found = self._await_turn(since + len(entries), deadline, look=look)
@@ -491,7 +496,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
             entry, created = self._decide(since + len(entries) + 1, outgoing, deadline)
             entries.append(entry)
-            self._head = entry.lsn
+            self._head = self._seen = entry.lsn
             if created:
                 return ExchangeResult(entries)
             if entry.payload == payload:  # it was already there, and others may follow it
@@ -553,7 +558,10 @@ class WriteOnceLog(Log, Generic[Objects]):
             else:
                 if not self.scheduler.at_once:
                     now = time.monotonic()
-                    (self.scheduler.lost if data is None else self.scheduler.won)(now, now - began)
+                    if data is None:
+                        self.scheduler.lost(now, now - began)
+                    else:
+                        self.scheduler.won(now, now - began, outgoing.writer)
             if data is not None:
                 self.history.wrote(lsn, payload, before, data)
                 if lsn % TIDY_EVERY == 0:
@@ -613,7 +621,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             found = self.objects.get(key, limit=_MAX_SNAPSHOT)
             if found is not None and len(found.data) == found.size:
                 self.history.last = self.history.clocks()
-                self._head, self.history.snapshot = BEHIND, lsn
+                self._head, self._seen, self.history.snapshot = BEHIND, max(self._seen, lsn), lsn
                 return lsn, found.data
         return None
 
@@ -646,21 +654,18 @@ class WriteOnceLog(Log, Generic[Objects]):
     def salvage(self) -> Iterator[Entry]:
         self.store.find()
         held: dict[int, list[bytes]] = {}
-        for lsn, data in self._pieces():
-            there = opened(data)
-            _add(held.setdefault(lsn, []), there.stored)
-            with contextlib.suppress(BrokenChain):
-                for copy in PiggybackedCommits().copies(lsn, there):
-                    _add(held.setdefault(copy.lsn, []), codec.attach(copy.payload, copy.before))
-            yield from self._let_go(held, lsn - self.scatter)
-        yield from self._let_go(held, math.inf)
-
-    def _let_go(self, held: dict[int, list[bytes]], up_to: float) -> Iterator[Entry]:
-        """The commits of these lsns, for which nothing more will come."""
-        for lsn in sorted(one for one in held if one <= up_to):
-            for data in held.pop(lsn):
-                if data != TOMBSTONE:
-                    yield self._entry(lsn, Found(data, len(data)))
+        for lsn, data in itertools.chain(self._pieces(), [(math.inf, TOMBSTONE)]):
+            if isinstance(lsn, int):
+                there = opened(data)
+                _add(held.setdefault(lsn, []), there.stored)
+                with contextlib.suppress(BrokenChain):
+                    for copy in PiggybackedCommits().copies(lsn, there):
+                        _add(held.setdefault(copy.lsn, []), codec.attach(copy.payload, copy.before))
+            for complete in sorted(one for one in held if one <= lsn - self.scatter):  # nothing more will come
+                for stored in held.pop(complete):
+                    if stored != TOMBSTONE:
+                        payload, before, stamp = codec.detach(stored)
+                        yield Entry(complete, payload, stamp, before)
 
     def removed_up_to(self) -> int:
         self.store.find()

@@ -61,6 +61,8 @@ class CrowdScheduler(WriteScheduler):
         self._write = min(0.05, self.slot_bounds[1])
         self._look = 0.0
         self._recent: deque[Sight] = deque(maxlen=256)
+        self._own: deque[tuple[str, float]] = deque(maxlen=256)
+        """Whose commits this process wrote, and when: several writers', if it is a server."""
         self._alone, self._run = 0, _ALONE[0]
 
     def saw(self, payload: bytes, modified: float, now: float) -> None:
@@ -75,8 +77,9 @@ class CrowdScheduler(WriteScheduler):
             self._seconds = self._seconds * fading + elapsed
         self._head_at = now
 
-    def won(self, now: float, took: float) -> None:
+    def won(self, now: float, took: float, writer: str = "") -> None:
         self.reached_head(0, now)
+        self._own.append((writer, now))
         self._alone += 1
         self._write = min(max(0.7 * self._write + 0.3 * took, self.slot_bounds[0]), self.slot_bounds[1])
 
@@ -107,7 +110,8 @@ class CrowdScheduler(WriteScheduler):
     def flush_interval(self, now: float) -> float:
         sights = tuple(self._recent)  # another thread may be in the middle of an exchange
         crowd = {sight.writer for sight in sights if now - sight.seen <= _CROWD}
-        return min(len(crowd) * self._slot / _SHARE, _LONGEST_INTERVAL)
+        served = {writer for writer, at in tuple(self._own) if now - at <= _CROWD}
+        return min((len(crowd) + max(len(served) - 1, 0)) * self._slot / _SHARE, _LONGEST_INTERVAL)
 
 
 class SpreadScheduler(CrowdScheduler):
@@ -117,8 +121,8 @@ class SpreadScheduler(CrowdScheduler):
     look_when = 0.6  # a lost write costs one call to the server, a read two or three
     _away_until = 0.0
 
-    def won(self, now: float, took: float) -> None:
-        super().won(now, took)
+    def won(self, now: float, took: float, writer: str = "") -> None:
+        super().won(now, took, writer)
         others = {sight.writer for sight in self._recent if now - sight.seen <= _LATELY_SEEN}
         slots = GAP if self._lets_go() else len(others)
         self._away_until = now + slots * self._slot * self._rng.uniform(0.7, 1.3)

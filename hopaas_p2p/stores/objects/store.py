@@ -71,6 +71,12 @@ class ObjectBackedStore(Store, Generic[Objects]):
     """Logs, beats and artifacts as objects; subclasses define which objects, and how their logs are stored."""
 
     objects: Objects
+    logs_kept: int = 0
+    """How many of the most recently used logs it keeps: one thread at a time may use all that `log` gives for a uuid.
+    """
+
+    def __init__(self) -> None:
+        self._logs: dict[str, Log] = {}
 
     def catalog(self) -> Log:
         return self._log("studies/")
@@ -80,9 +86,19 @@ class ObjectBackedStore(Store, Generic[Objects]):
             raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
         return self._log(f"study/{uuid}/")
 
-    @abstractmethod
     def _log(self, root: str) -> Log:
-        """The log under this folder."""
+        if not self.logs_kept:
+            return self._new_log(root)
+        known = self._logs.pop(root, None)
+        log = self._logs[root] = known or self._new_log(root)
+        if len(self._logs) > self.logs_kept:
+            for oldest in list(self._logs)[: -self.logs_kept]:  # another thread may be here, too
+                self._logs.pop(oldest, None)
+        return log
+
+    @abstractmethod
+    def _new_log(self, root: str) -> Log:
+        """A handle on the log under this folder."""
 
     def find(self) -> object:
         """Check, before the first read, that this is a store. Raises ConfigurationError and NewerFormat."""

@@ -85,7 +85,8 @@ class BucketLog(WriteOnceLog[Bucket]):
         return super()._look(since, deadline, certain=True)  # no cache in between
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        search, known, size, hole = self.scheduler.search(time.monotonic()), since, 0, 0
+        search = self.scheduler.search(time.monotonic(), behind=max(self._seen - since, 0))
+        known, size, hole = since, 0, 0
         while offsets := search.following():
             lsns = [since + offset for offset in offsets]
             window = self._at(lsns, deadline)
@@ -105,10 +106,15 @@ class BucketLog(WriteOnceLog[Bucket]):
                 if enough or size >= RECEIPT or commits[-1].lsn < lsn:
                     return True
                 known = lsn
+        if since + len(entries) < self._seen:  # another caller has read what this one does not find
+            self._has_beginning = False
+            if since:
+                self.history.check_retained(since)
         if hole > since + len(entries):
             self._read_up_to_hole(since + len(entries) + 1)
         if not since and not entries:
             self._check_beginning(deadline)
+        self._seen = since + len(entries)
         return False
 
     def _completed(self, known: int, pieces: list[Entry], deadline: float) -> tuple[list[Entry], int]:
@@ -161,15 +167,17 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
         """Note consecutive commits that were read; they are assumed to have been written evenly up to this moment."""
-        first = self._modified or last
+        first, seen = self._modified or last, self._seen
         for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
-            if payload != mine:
-                self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
             read, total = self.history.chain
             known = before if before is not None or read != lsn - 1 else total
             self.history.follow(lsn, payload, before)
+            if lsn <= seen:  # another caller was here
+                continue
+            if payload != mine:
+                self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
             self._carriable(lsn, payload, known, stamp)
-        self._modified = last
+            self._seen, self._modified = lsn, last
         return entries
 
     def _carriable(self, lsn: int, payload: bytes, before: int | None, stamp: Stamp) -> None:

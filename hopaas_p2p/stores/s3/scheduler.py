@@ -40,8 +40,8 @@ class TurnScheduler(CrowdScheduler):
 
     # --- what was seen ---
 
-    def won(self, now: float, took: float) -> None:
-        super().won(now, took)
+    def won(self, now: float, took: float, writer: str = "") -> None:
+        super().won(now, took, writer)
         self._beaten = 0
         before = self._recent[-1] if self._recent else Sight(ME, 0.0, now)
         self._recent.append(Sight(ME, before.modified + now - before.seen, now))
@@ -60,13 +60,14 @@ class TurnScheduler(CrowdScheduler):
 
     # --- how far to look ---
 
-    def search(self, now: float) -> EndSearch:
-        """How to look for the end of the log."""
+    def search(self, now: float, behind: int = 0) -> EndSearch:
+        """How to look for the end of the log, as a reader that lacks this many of the commits seen here."""
         if self._head_at is None:
             return EndSearch(None)
         known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
         expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
-        return EndSearch(expected, hurried=self._busy >= _FULL)  # commits that others write during a search come first
+        hurried = self._busy >= _FULL  # commits that others write during a search come first
+        return EndSearch(expected, behind=behind, hurried=hurried)
 
     # --- whose turn it is ---
 

@@ -29,13 +29,15 @@ class EndSearch:
 
     Args:
         expected: how many commits are probably new; None if unknown, as on the first read.
+        behind: how many certainly are, besides.
         hurried: whether to request several at once, because commits that arrive during the search come first. An end
             seen some rounds ago is then requested again, as long as that does not make the search endless.
 
     """
 
-    def __init__(self, expected: float | None, *, hurried: bool = False) -> None:
-        self._expected = None if expected is None or expected > _FAR else expected
+    def __init__(self, expected: float | None, *, behind: int = 0, hurried: bool = False) -> None:
+        self._expected = None if expected is None or expected + behind > _FAR else expected
+        self._behind = behind
         self._hurried = hurried and self._expected is not None
         self._known = 0
         self._free: int | None = None
@@ -100,11 +102,11 @@ class EndSearch:
             offset, before = offset + 1, chance
         return offset - 1 if offset > self._known + 1 and before - share < share - chance else offset
 
-    @staticmethod
-    def _reached(expected: float, offset: int | None) -> float:
+    def _reached(self, expected: float, offset: int | None) -> float:
         """The probability that the log has reached this offset."""
         if offset is None:
             return 0.0
+        offset -= self._behind
         if offset <= 0:
             return 1.0
         deviation = math.sqrt(_SPREAD * expected + 0.05)

@@ -56,6 +56,7 @@ class S3Store(ObjectBackedStore[Bucket]):
     freshness = 5.0
 
     def __init__(self, url: str, *, create: bool = True) -> None:
+        super().__init__()
         address = parse(url)
         self.url = address.url
         self.objects = Bucket(address)
@@ -67,7 +68,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         """The server's interruptions up to its last proof."""
         self._refusal: ConfigurationError | BrokenChain | None = None
 
-    def _log(self, root: str) -> BucketLog:
+    def _new_log(self, root: str) -> BucketLog:
         return BucketLog(self, root)
 
     def after_fork(self) -> None:
