@@ -56,10 +56,10 @@ def mcp(session: CliSession, allow_actions: bool, silence: float) -> None:
 
     The agent's program starts it, and speaks to it over stdio. It needs the package mcp.
     """
-    from hopaas_p2p.ports.mcp import serve
+    from hopaas_p2p.ports.mcp import server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
-        serve(peer, actions=allow_actions)
+        server(peer, actions=allow_actions).run("stdio")
 
 
 @contextlib.contextmanager
