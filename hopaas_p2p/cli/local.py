@@ -14,8 +14,7 @@ import click
 
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.atomic import state_folder, write_private
-from hopaas_p2p.runtime.ownership import secret_if_any
+from hopaas_p2p.runtime.atomic import secret_if_any, state_folder, write_private
 
 if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
