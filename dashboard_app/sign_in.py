@@ -112,9 +112,7 @@ def provider() -> dict[str, Any]:
             f"HOPAAS_OIDC_FILE: cookie_secret has fewer than {_SECRET} characters. Make one: "
             "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
-    insecure = auth.pop("insecure", False)
-    if not isinstance(insecure, bool):
-        raise ConfigurationError("HOPAAS_OIDC_FILE: insecure must be true or false")
+    insecure = auth.pop("insecure", False) is True
     for section in _sections(auth):
         for name in ("server_metadata_url", "redirect_uri"):
             url, issuer = str(section.get(name, "https:")).lower(), name == "server_metadata_url"

@@ -20,7 +20,7 @@ from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.joining.login_node import can_be_relayed, start
 from hopaas_p2p.ports import batch
-from hopaas_p2p.runtime.ownership import read_named
+from hopaas_p2p.runtime.atomic import read_named
 from hopaas_p2p.runtime.settings import joined_names, variable
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import click
 
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.atomic import state_folder, write_private
-from hopaas_p2p.runtime.ownership import secret_if_any
+from hopaas_p2p.runtime.atomic import secret_if_any, state_folder, write_private
 
 if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
@@ -56,10 +55,10 @@ def mcp(session: CliSession, allow_actions: bool, silence: float) -> None:
 
     The agent's program starts it, and speaks to it over stdio. It needs the package mcp.
     """
-    from hopaas_p2p.ports.mcp import serve
+    from hopaas_p2p.ports.mcp import server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
-        serve(peer, actions=allow_actions)
+        server(peer, actions=allow_actions).run("stdio")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
 _INTERVAL: Final = 5.0  # seconds between two updates of a tracker
+_FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow would retry for minutes by default; `study export` retries itself."""
 
 
 @command(study="argument")
@@ -82,6 +85,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
     """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
     from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
 
+    for name, value in _FEW_RETRIES.items():
+        os.environ.setdefault(name, value)
     tracker = MLflow(to) if kind == "mlflow" else WandB(to)
     study = session.study()
     export_ = Export(study, tracker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +91,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         os.environ["HOPAAS_SITE"] = site
     given["grace"] = parse_duration(given["grace"])
     try:
-        with waits_for("this node"), handled(PREEMPTIONS, _leave):
+        with waits_for("this node"), handled(PREEMPTIONS, lambda *_: sys.exit(_AGAIN)):
             from hopaas_p2p.ports.worker import Worker
 
             study = session.study()
@@ -105,10 +106,6 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         output.say(reason, always=True)
     session.show({"trials": [{"number": number, "state": state} for number, state in ran]}, lambda: None)
     return code, ran
-
-
-def _leave(_signal: int, _frame: object) -> None:
-    raise SystemExit(_AGAIN)
 
 
 def _seconds(time_limit: str | None) -> float | None:

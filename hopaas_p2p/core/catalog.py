@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -36,17 +36,6 @@ class Listing(NamedTuple):
     name: str
 
 
-class Stored(Protocol):
-    """A commit as the directory log holds it."""
-
-    @property
-    def lsn(self) -> int: ...
-    @property
-    def payload(self) -> bytes: ...
-    @property
-    def stamp(self) -> Stamp: ...
-
-
 class Catalog(LogState):
     """The studies after commits 1..lsn of the directory log."""
 
@@ -59,8 +48,8 @@ class Catalog(LogState):
         self.uuids: set[str] = set()
         """The uuids of all studies that ever existed: none is used twice."""
 
-    def replay(self, entries: Iterable[Stored]) -> None:
-        """Apply these commits, each judged by who wrote it."""
+    def replay(self, entries: Iterable[Any]) -> None:
+        """Apply these entries of the directory log, each judged by who wrote it."""
         for entry in entries:
             self.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
 

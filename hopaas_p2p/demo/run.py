@@ -29,6 +29,7 @@ from hopaas_p2p.demo.progress import EventReader
 from hopaas_p2p.demo.screen import Screen
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.report import write_report
+from hopaas_p2p.runtime.interrupts import handled
 from hopaas_p2p.study import Study
 
 _INTERVAL: Final = 0.1  # seconds between two reads of the study
@@ -44,8 +45,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
         ConfigurationError: the store cannot be used.
 
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # lets the `with` blocks end the peers
-    try:
+    with handled([signal.SIGTERM], signal.default_int_handler):  # lets the `with` blocks end the peers
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
         study = _new_study(store, trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
@@ -74,8 +74,6 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
                 say(f"  {command}")
             say("In a browser, with the extra hopaas-p2p[dashboard]:")
             say(f"  {dashboard(store)}")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _new_study(store: str, budget: int) -> Study:

@@ -25,7 +25,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput, explained
 from hopaas_p2p.open import names_servers, open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
-from hopaas_p2p.runtime.ownership import read_named
+from hopaas_p2p.runtime.atomic import read_named
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.postgres.connect import PostgresAddress

@@ -67,15 +67,18 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     file = rest.removeprefix("/") if is_sqlite else "" if scheme else url
     if file and not create and not Path(file).is_file():
         raise InvalidInput(f"there is no file {file}")
-    if is_sqlite and not create:
-        _check_tables(file)
-    with contextlib.ExitStack() as stack:
+    with _foreign(url), contextlib.ExitStack() as stack:
+        if is_sqlite and not create:
+            _check_tables(file)
         if file and create and os.path.lexists(file):
             try:
                 check_target(Path(file))
-                _check_whole(Path(file), in_lines=not scheme)
+                if is_mostly_holes(Path(file).resolve()):
+                    raise OSError(f"{file} is far larger than what is in it")
             except OSError as error:
                 raise InvalidInput(f"{error}. Remove it, or name another file") from None
+            if not scheme:
+                _check_lines(Path(file))
         elif file and create:
             draft = str(stack.enter_context(replace_atomically(Path(file))))
             rest = f"/{draft}" if is_sqlite else rest
@@ -101,19 +104,24 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
             raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
 
 
-def _check_whole(file: Path, *, in_lines: bool) -> None:
-    """Raises OSError if a file to add to is mostly holes, or its last line is incomplete, which Optuna passes over."""
-    if is_mostly_holes(file.resolve()):
-        raise OSError(f"{file} is far larger than what is in it")
-    with file.open("rb") as read:
-        size = read.seek(0, os.SEEK_END)
-        read.seek(max(0, size - _LONGEST_LINE))
-        *_, last, rest = [b"", *read.read().split(b"\n")] if in_lines else [b"", b""]
+@contextlib.contextmanager
+def _foreign(url: str) -> Iterator[None]:
+    """In this block, whatever Optuna's storages raise on foreign data becomes an InvalidInput."""
     try:
-        if rest or (last and not json.loads(last)):
-            raise ValueError
-    except ValueError:
-        raise OSError(f"the last line of {file} is damaged") from None
+        yield
+    except (HopaasError, OSError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {shown(str(error))}"
+        raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
+
+
+def _check_lines(file: Path) -> None:
+    """Raises ValueError if a journal's last line is incomplete, which Optuna would pass over."""
+    with file.open("rb") as read:
+        read.seek(max(0, file.stat().st_size - _LONGEST_LINE))
+        *_, last, rest = [b"{}", *read.read().split(b"\n")]
+    json.loads(b"" if rest else last)
 
 
 def _bounded(file: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:
@@ -152,7 +160,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
         StoreUnreachable: the database does not answer.
 
     """
-    with _foreign(url), _opened(url, create=True) as storage:
+    with _opened(url, create=True) as storage:
         try:
             directions = [StudyDirection[one.upper()] for one in source.define.directions]
             study_id = storage.create_new_study(directions, source.define.name)
@@ -200,23 +208,6 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
         StoreUnreachable: the database does not answer.
 
     """
-    with _foreign(url):
-        return _loaded(url, name)
-
-
-@contextlib.contextmanager
-def _foreign(url: str) -> Iterator[None]:
-    """In this block, whatever Optuna's storages raise on foreign data becomes an InvalidInput."""
-    try:
-        yield
-    except (HopaasError, OSError):
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {shown(str(error))}"
-        raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
-
-
-def _loaded(url: str, name: str | None) -> StudyRecords:
     from hopaas_p2p.storage.optuna_internals import trial_id_of
 
     with _opened(url, create=False) as storage:

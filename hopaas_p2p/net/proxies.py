@@ -74,6 +74,13 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The login for an HTTP proxy, if there is one."""
+        if self.login is None:
+            return {}
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(self.login.reveal().encode()).decode()}"}
+
 
 def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection[str] = TUNNELLING) -> Proxy | None:
     """The proxy that the environment names for this server, or None for a direct connection.
@@ -125,8 +132,27 @@ def connect(server: ServerAddress, *, timeout: float) -> socket.socket:
 def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: float) -> socket.socket:
     """Like `connect`, through this proxy or directly."""
     deadline = time.monotonic() + timeout
-    hurried = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
-    made = socket.socket(hurried.family, hurried.type, hurried.proto, hurried.detach())
+    try:
+        hurried = _dial(server if proxy is None else proxy.address, deadline)
+        if proxy is not None:
+            with closed_on_error(hurried):
+                (_ask_socks if proxy.scheme in _SOCKS else _request_tunnel)(hurried, proxy, server)
+    except http.client.HTTPException as error:
+        said = str(error) or type(error).__name__
+        raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now") from None
+    except OSError as error:
+        if proxy is not None:
+            raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({error.strerror or error})") from None
+        if isinstance(error, socket.gaierror):
+            raise StoreUnreachable(
+                f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only "
+                "a proxy can be reached, set HTTPS_PROXY=http://host:port"
+            ) from None
+        raise StoreUnreachable(
+            f"{server} cannot be reached from here ({error.strerror or error}). Check the address, and whether this "
+            "site needs HTTPS_PROXY"
+        ) from None
+    made = socket.socket(fileno=hurried.detach())
     made.settimeout(max(0.001, deadline - time.monotonic()))
     configure(made)
     return made
@@ -187,34 +213,6 @@ def _dial(server: ServerAddress, deadline: float) -> _Hurried:
     raise failure
 
 
-def _connect_directly(server: ServerAddress, deadline: float) -> _Hurried:
-    try:
-        return _dial(server, deadline)
-    except socket.gaierror as error:
-        raise StoreUnreachable(
-            f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
-            "proxy can be reached, set HTTPS_PROXY=http://host:port"
-        ) from None
-    except OSError as error:
-        raise StoreUnreachable(
-            f"{server} cannot be reached from here ({error.strerror or error}). Check the address, and whether this "
-            "site needs HTTPS_PROXY"
-        ) from None
-
-
-def _connect_by(proxy: Proxy, server: ServerAddress, deadline: float) -> _Hurried:
-    try:
-        made = _dial(proxy.address, deadline)
-        with closed_on_error(made):
-            (_ask_socks if proxy.scheme in _SOCKS else _request_tunnel)(made, proxy, server)
-        return made
-    except http.client.HTTPException as error:
-        said = str(error) or type(error).__name__
-        raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now") from None
-    except OSError as error:
-        raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({error.strerror or error})") from None
-
-
 def _ask_socks(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
     from python_socks import ProxyError, ProxyType
     from python_socks.sync import Proxy as Dialler
@@ -236,10 +234,8 @@ def _ask_socks(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None
 
 def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
     """Ask an HTTP proxy for a tunnel, and read the whole head of its answer: the bytes after it are the server's."""
-    lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
-    if proxy.login is not None:
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.reveal().encode()).decode()}")
-    made.sendall("\r\n".join([*lines, "", ""]).encode())
+    lines = [f"{name}: {value}" for name, value in {"Host": str(server), **proxy.headers}.items()]
+    made.sendall("\r\n".join([f"CONNECT {server} HTTP/1.1", *lines, "", ""]).encode())
     with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:
         answer.begin()
     said = f"{answer.status} {answer.reason}"

@@ -43,10 +43,7 @@ def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     end = env.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
         return max(0.0, int(end) - time.time()), f"Slurm job {batch_job(env).get('job', '?')}"
-    found = job_ad(env)
-    if found is None:
-        return None
-    ad, began = found
+    ad, began = job_ad(env)
     limits = [ad[name] for name in _FIRM if ad.get(name, 0) > 0]
     if not limits:
         return None

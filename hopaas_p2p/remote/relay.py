@@ -24,8 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress, server_of
-from hopaas_p2p.runtime.atomic import write_private
-from hopaas_p2p.runtime.ownership import secret_if_any
+from hopaas_p2p.runtime.atomic import secret_if_any, write_private
 from hopaas_p2p.runtime.settings import Secret
 
 _log: Final = logging.getLogger("hopaas_p2p")

@@ -9,15 +9,17 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.ownership import doubt, open_named, opened, own_folder
 
-READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 """How to open a file where others may write: no link is followed, and a FIFO does not block."""
 _CHUNK: Final = 1 << 20  # bytes read at once
+_LARGEST_TEXT: Final = 1 << 20  # bytes of a file of settings, or of a secret
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
 """A file's size may be up to _SMALL + _RATIO times the bytes that it occupies."""
@@ -130,15 +132,16 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
     status = os.fstat(fd)
     written = flags & os.O_ACCMODE != os.O_RDONLY
     if not stat.S_ISREG(status.st_mode):
-        why = "is not a regular file"
+        pipe = ", but a pipe. Put the text into a file of mode 600, and name that"
+        why = f"{path} is not a regular file{pipe * (named and stat.S_ISFIFO(status.st_mode))}"
     elif written and (status.st_uid, status.st_nlink) != (os.geteuid(), 1):
-        why = "belongs to somebody else, or has another hard link"
+        why = f"{path} belongs to somebody else, or has another hard link"
     else:
         if flags & os.O_TRUNC:
             os.ftruncate(fd, 0)
         return fd
     os.close(fd)
-    raise OSError(errno.EINVAL, why, str(path))
+    raise OSError(errno.EINVAL, why)
 
 
 def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
@@ -150,13 +153,86 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
     """
     fd = open_regular(path, named=named)
     try:
-        size = os.fstat(fd).st_size
-        found = b"" if size > limit else read_fd(fd, limit + 1)
-        if max(size, len(found)) > limit:
-            raise OSError(errno.EFBIG, f"has {max(size, len(found))} bytes; at most {limit} are allowed", str(path))
-        return found
+        return _contents(fd, path, limit)
     finally:
         os.close(fd)
+
+
+def _contents(fd: int, path: str | Path, limit: int) -> bytes:
+    size = os.fstat(fd).st_size
+    found = b"" if size > limit else read_fd(fd, limit + 1)
+    if max(size, len(found)) > limit:
+        raise OSError(errno.EFBIG, f"has {max(size, len(found))} bytes; at most {limit} are allowed", str(path))
+    return found
+
+
+def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
+    """The text of one of this user's files.
+
+    Args:
+        path: the file.
+        link: whether it may be a link. Even a planted link leads to a file that the user wrote.
+        owners: the users who may have written it; by default this user.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read, is too large, or is not a regular file.
+        PermissionError: somebody else may have written it; the message says who or how.
+        UnicodeDecodeError: it is not text.
+
+    """
+    if not link and path.is_symlink():
+        raise PermissionError(f"{path} is a link")
+    fd = open_regular(path, named=link)
+    try:
+        why = doubt(os.fstat(fd), path, owners=set(owners))
+        for folder in {path.resolve().parent, path.parent.resolve()}:  # for the file, and for a link to it
+            why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
+        if why:
+            raise PermissionError(why)
+        return _contents(fd, path, _LARGEST_TEXT).decode()
+    finally:
+        os.close(fd)
+
+
+def read_named(path: Path) -> str:
+    """The text of a file of settings or of a secret that the user named, whoever wrote it.
+
+    Raises:
+        OSError: it cannot be read, is too large, or is not a regular file.
+        UnicodeDecodeError: it is not text.
+
+    """
+    return read_regular(path.expanduser(), limit=_LARGEST_TEXT, named=True).decode()
+
+
+def read_secret(path: Path) -> str:
+    """The text of a file that belongs to this user and only this user can read, without surrounding spaces.
+
+    Raises:
+        OSError, UnicodeDecodeError: as in `read_own`; PermissionError also if others can read it.
+
+    """
+    text = read_own(path).strip()
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise PermissionError(f"{path} can be read by others (chmod 600 {path})")
+    return text
+
+
+def secret_if_any(path: Path, what: str) -> str | None:
+    """The same; None if there is no such file.
+
+    Raises:
+        ConfigurationError: it cannot be used; the message says why, and that it is `what`.
+
+    """
+    with explained(f"the {what} {path} cannot be used"):
+        try:
+            return read_secret(path)
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise ConfigurationError(f"the {what} must be readable by you only: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

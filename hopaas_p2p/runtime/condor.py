@@ -14,13 +14,13 @@ _LARGEST: Final = 16 << 20  # bytes
 _ATTRIBUTE: Final = re.compile(rb"^(\w+)\s*=\s*(\d{1,18})\s*$", re.MULTILINE)
 
 
-def job_ad(env: Mapping[str, str] = os.environ) -> tuple[dict[str, int], float] | None:
-    """The job's whole numbers, by name in lower case, and when this node wrote them; None outside of HTCondor."""
+def job_ad(env: Mapping[str, str] = os.environ) -> tuple[dict[str, int], float]:
+    """The job's whole numbers, by name in lower case, and when this node wrote them; none outside of HTCondor."""
     try:
         text = read_regular(env["_CONDOR_JOB_AD"], limit=_LARGEST, named=True)
         began = Path(env["_CONDOR_JOB_AD"]).stat().st_mtime
     except (KeyError, OSError):
-        return None
+        return {}, 0.0
     return {name.decode().lower(): int(number) for name, number in _ATTRIBUTE.findall(text)}, began
 
 

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, explained, waits_for
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.ownership import read_named, read_own
+from hopaas_p2p.runtime.atomic import read_named, read_own
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]

@@ -84,8 +84,8 @@ def _cores(env: Mapping[str, str]) -> str:
 
 def _provisioned(env: Mapping[str, str], what: str) -> int | None:
     """What an HTCondor job got, or else asked for; None outside of HTCondor."""
-    found = job_ad(env)
-    return None if found is None else found[0].get(f"{what}provisioned", found[0].get(f"request{what}", 0))
+    ad, _ = job_ad(env)
+    return ad.get(f"{what}provisioned", ad.get(f"request{what}", 0 if ad else None))
 
 
 Share = tuple[dict[str, str], frozenset[int]]

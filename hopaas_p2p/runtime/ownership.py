@@ -14,109 +14,16 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
-
-from hopaas_p2p.errors import ConfigurationError, explained
+from typing import Final
 
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder in order to create, open or rename something in it."""
 _ITSELF: Final = FOLDER & ~os.O_DIRECTORY | os.O_NOFOLLOW
 """How to open a folder, or the link in its place."""
 _OPENED: Final = Path("/proc/self/fd")
-_LARGEST: Final = 1 << 20
-"""Bytes of a file of settings, or of a secret."""
 _ACL: Final = "system.posix_acl_access"
-
-
-def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
-    """The text of one of this user's files.
-
-    Args:
-        path: the file.
-        link: whether it may be a link. Even a planted link leads to a file that the user wrote.
-        owners: the users who may have written it; by default this user.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read, is too large, or is not an ordinary file.
-        PermissionError: somebody else may have written it; the message says who or how.
-        UnicodeDecodeError: it is not text.
-
-    """
-    if not link and path.is_symlink():
-        raise PermissionError(f"{path} is a link")
-    with _ordinary(path, 0 if link else os.O_NOFOLLOW) as file:
-        why = doubt(os.fstat(file.fileno()), path, owners=set(owners))
-        for folder in {path.resolve().parent, path.parent.resolve()}:  # for the file, and for a link to it
-            why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
-        if why:
-            raise PermissionError(why)
-        return _text(file, path)
-
-
-def read_named(path: Path) -> str:
-    """The text of a file of settings or of a secret that the user named, whoever wrote it.
-
-    Raises:
-        OSError: it cannot be read, is too large, or is not an ordinary file.
-        UnicodeDecodeError: it is not text.
-
-    """
-    path = path.expanduser()
-    with _ordinary(path, of_pipe=", but a pipe. Put the text into a file of mode 600, and name that") as file:
-        return _text(file, path)
-
-
-@contextlib.contextmanager
-def _ordinary(path: Path, flags: int = 0, *, of_pipe: str = "") -> Iterator[BinaryIO]:
-    """An ordinary file, opened to be read: a pipe or a device could block, or have no end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError(f"{path} is not a regular file{of_pipe if stat.S_ISFIFO(mode) else ''}")
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor
-            yield file
-    finally:
-        os.close(descriptor)
-
-
-def _text(file: BinaryIO, path: Path) -> str:
-    data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, the largest allowed size", str(path))
-    return data.decode()
-
-
-def read_secret(path: Path) -> str:
-    """The text of a file that belongs to this user and only this user can read, without surrounding spaces.
-
-    Raises:
-        OSError, UnicodeDecodeError: as in `read_own`; PermissionError also if others can read it.
-
-    """
-    text = read_own(path).strip()
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise PermissionError(f"{path} can be read by others (chmod 600 {path})")
-    return text
-
-
-def secret_if_any(path: Path, what: str) -> str | None:
-    """The same; None if there is no such file.
-
-    Raises:
-        ConfigurationError: it cannot be used; the message says why, and that it is `what`.
-
-    """
-    with explained(f"the {what} {path} cannot be used"):
-        try:
-            return read_secret(path)
-        except FileNotFoundError:
-            return None
-        except PermissionError as error:
-            raise ConfigurationError(f"the {what} must be readable by you only: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

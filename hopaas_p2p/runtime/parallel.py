@@ -1,15 +1,17 @@
-"""Makes several calls at once, each of which waits for a server."""
+"""Calls that wait for a server: several at once, and one that may never return."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 _Given = TypeVar("_Given")
 _Result = TypeVar("_Result")
+_P = ParamSpec("_P")
 
 
 def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: int) -> list[_Result]:
@@ -49,3 +51,17 @@ def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: i
     if errors:
         raise errors[min(errors)]
     return [results[place] for place in range(len(items))]
+
+
+def within(seconds: float, do: Callable[_P, _Result], *args: _P.args, **named: _P.kwargs) -> _Result:
+    """The result of this call. If it takes longer, raises TimeoutError, and leaves the call to a thread."""
+    future = Future[_Result]()
+
+    def work() -> None:
+        try:
+            future.set_result(do(*args, **named))
+        except BaseException as error:  # noqa: BLE001  # raised in the caller
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="hopaas-within", daemon=True).start()
+    return future.result(seconds)

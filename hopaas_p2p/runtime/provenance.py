@@ -78,8 +78,8 @@ def batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    found = job_ad(env)
-    return {} if found is None else {"batch": "htcondor", "job": job_name(found[0])}
+    ad, _ = job_ad(env)
+    return {"batch": "htcondor", "job": job_name(ad)} if ad else {}
 
 
 @functools.cache

@@ -27,8 +27,7 @@ from typing import Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.arguments import near, shortened, shown
-from hopaas_p2p.runtime.atomic import write_private
-from hopaas_p2p.runtime.ownership import read_own, read_secret
+from hopaas_p2p.runtime.atomic import read_own, read_secret, write_private
 from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"

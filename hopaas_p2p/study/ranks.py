@@ -86,12 +86,14 @@ class Ranks:
 
     def linger(self, error: Exception) -> None:
         """If another rank's end may have caused this error, give the launcher time to end this process, too."""
-        if type(error) is not RuntimeError and type(error).__module__ not in _OF_OTHERS:
+        if _is_on_all(error) or (type(error) is not RuntimeError and type(error).__module__ not in _OF_OTHERS):
             return
         end = time.monotonic() + _ENDING
         while time.monotonic() < end:
-            if not self._is_there():
-                raise SystemExit("the launcher of this training has ended")
+            try:
+                self._look()
+            except RuntimeError:
+                raise SystemExit("the launcher of this training has ended") from None
             time.sleep(_BREATH)
 
     def meet(self) -> bool:
@@ -117,9 +119,8 @@ class Ranks:
             raise error
         return value
 
-    def _is_there(self) -> bool:
-        """Whether the launcher's channel still exists."""
-        return True
+    def _look(self) -> None:
+        """Raise RuntimeError if the launcher's channel no longer exists."""
 
     def _broadcast(self, data: bytes) -> bytes:
         return data
@@ -161,11 +162,8 @@ class _StoreRanks(Ranks):
                 )
         return self._together
 
-    def _is_there(self) -> bool:
-        with contextlib.suppress(RuntimeError):
-            self._store.check(["begun"])
-            return True
-        return False
+    def _look(self) -> None:
+        self._store.check(["begun"])
 
     def _broadcast(self, data: bytes) -> bytes:
         number, self._sent = self._sent, self._sent + 1
@@ -282,10 +280,8 @@ class RankedTrial:
         The parts are gathered on the first rank, which briefly holds all of them, into one checkpoint.
         """
         if each_rank:
-            parts = self.ranks.gather(
-                "trial.checkpoint", source if isinstance(source, bytes) else Path(source).read_bytes()
-            )
-            source = _PARTS + msgspec.msgpack.encode(parts)
+            part = source if isinstance(source, bytes) else Path(source).read_bytes()
+            source = _PARTS + msgspec.msgpack.encode(self.ranks.gather("trial.checkpoint", part))
         how = {} if wait else {"wait": False}
         self.ranks.call("checkpoint", lambda: self._first.checkpoint(source, step=step, **how))
 
@@ -343,23 +339,19 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
             among.broadcast(_NEXT, trial.storage.peer.uuid)
             return _to_its_end(objective, RankedTrial(trial, among))
         except Exception as error:
-            if not _is_on_all(error):
-                try:
-                    among.linger(error)
-                except interruptions():
-                    lose(trial.number, describe(error))
-                    raise
+            try:
+                among.linger(error)
+            except interruptions():
+                lose(trial.number, describe(error))
+                raise
             raise
 
-    try:
+    def finish() -> None:
+        among.broadcast(_NEXT, None)
+        among.gather(_END, None)  # with this process, the channel may end
+
+    with _in_step(finish):
         yield run
-    except Exception as error:
-        if _is_on_all(error):
-            among.broadcast(_NEXT, None)
-            among.gather(_END, None)
-        raise
-    among.broadcast(_NEXT, None)
-    among.gather(_END, None)  # with this process, the channel may end
 
 
 def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
@@ -381,14 +373,20 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
 def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
     """Run the objective on this rank, and wait until it has ended on all."""
+    with _in_step(lambda: trial.ranks.gather(_END, None)):  # a failed rank never arrives: the launcher ends this one
+        return objective(trial)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _in_step(finish: Callable[[], Any]) -> Iterator[None]:
+    """Call this after the block, unless an error has ended the block on this rank only."""
     try:
-        value = objective(trial)  # type: ignore[arg-type]
+        yield
     except Exception as error:
         if _is_on_all(error):
-            trial.ranks.gather(_END, None)
+            finish()
         raise
-    trial.ranks.gather(_END, None)  # a failed rank never arrives, and the launcher ends this one
-    return value
+    finish()
 
 
 def _is_on_all(error: Exception) -> bool:

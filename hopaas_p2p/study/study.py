@@ -890,11 +890,8 @@ class Study(optuna.Study):
             among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
             raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
-        devices = (
-            among.gather("study.optimize", (platform.node(), metering.devices(), metering.visible()))
-            if among.size > 1
-            else []
-        )
+        here = platform.node(), metering.devices(), metering.visible()
+        devices = among.gather("study.optimize", here) if among.size > 1 else []
         if among.rank > 0:
             follow(func, among, self._fail_for)
             return

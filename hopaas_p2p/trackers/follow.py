@@ -47,15 +47,12 @@ class BackgroundExports:
 
     def __init__(self, study: StudyLike, trackers: Sequence[Tracker], *, every: float = 5.0) -> None:
         self._pid = os.getpid()
-        self._threads: list[_ExportThread] = []
-        for tracker in trackers:
-            thread = _ExportThread(study, tracker, every)
+        self._threads = [_ExportThread(study, one, every) for one in trackers]
+        for thread in self._threads:
             try:
                 thread.start()
             except RuntimeError as error:
                 _log.warning("%s is not kept current: %s; %s", thread.tracker, first_line(error), thread.cure)
-            else:
-                self._threads.append(thread)
         atexit.register(self.close)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -73,7 +70,7 @@ class BackgroundExports:
         deadline = time.monotonic() + _SHUTDOWN_TIMEOUT
         for thread in self._threads:
             thread.ending.set()
-        for thread in self._threads:
+        for thread in filter(_ExportThread.is_alive, self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 _log.warning("%s has not received the last updates of this study: %s", thread.tracker, thread.cure)

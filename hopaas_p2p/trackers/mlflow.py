@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, Denied
-from hopaas_p2p.net import http
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
+from hopaas_p2p.runtime.parallel import within
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, first_line, new_files
 from hopaas_p2p.trackers.view import PREFIX, REPORT, STUDY, RunView
 
 if TYPE_CHECKING:
-    import requests
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
@@ -46,10 +44,9 @@ _STATUS: Final = {
     "PRUNED": "KILLED",
     "FAIL": "FAILED",
 }
-_TIMEOUT: Final = 5.0  # seconds of silence, for the request that checks whether the server is up
-_HEALTH: Final = 10.0, 1 << 20
-_LIMITS: Final = 300.0, 64 << 20
-"""The most seconds and bytes of an answer, also to that request; a page of 1,000 runs has some 10 MB."""
+_SILENCE: Final = 5.0  # seconds, for the request that checks whether the server is up
+_HEALTH: Final = 10.0  # seconds for the whole of that request, of whose answer only the head is read
+_LONGEST: Final = 300.0  # seconds for any other call
 _PAGE: Final = 1000
 _MOST_PAGES: Final = 1000
 _MOST_METRICS: Final = 1000 - 100 - 100  # MLflow's limits for one batch: 1000 in all, 100 tags, 100 parameters
@@ -76,17 +73,15 @@ class _Run:
     """The reports and metrics that it has, by step; None if MLflow must be asked."""
 
 
-_session: Final[ContextVar[requests.Session | None]] = ContextVar("session", default=None)
-"""With which an export of this thread asks MLflow's server; MLflow's own sessions have no limits."""
+class _Bounded:
+    """MLflow's client, whose calls might never return."""
 
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
 
-@functools.cache
-def _bound_answers() -> None:
-    """Make MLflow's client use `_session` if there is one; other calls in this process are not affected."""
-    from mlflow.utils import request_utils
-
-    usual = request_utils._get_request_session
-    request_utils._get_request_session = lambda *args, **options: _session.get() or usual(*args, **options)
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return method if name == "log_artifact" else partial(within, _LONGEST, method)  # a file may take hours
 
 
 class MLflow:
@@ -136,9 +131,7 @@ class MLflow:
                 from mlflow import MlflowClient
             except ImportError:
                 raise ConfigurationError(f"MLflow is not installed: {extras.install('mlflow')}") from None
-            _bound_answers()
-            self._session = http.session(*_LIMITS)
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self._client = cast("MlflowClient", _Bounded(MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)))
         return self._client
 
     def begin(self, study: RunView) -> dict[int | None, str]:
@@ -146,9 +139,9 @@ class MLflow:
             if urlsplit(self.uri).scheme in ("http", "https"):  # MLflow's client would retry for minutes
                 import requests
 
-                # MLflow has its own TLS settings, and logins that may lead where this does not
-                with contextlib.suppress(requests.exceptions.SSLError, requests.TooManyRedirects):
-                    http.session(*_HEALTH).get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
+                options: dict[str, Any] = {"timeout": _SILENCE, "allow_redirects": False, "stream": True}
+                with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has its own TLS settings
+                    within(_HEALTH, requests.get, self.uri.rstrip("/") + "/health", **options).close()
             self._study = study.tags[STUDY]
             self._experiment = self._find_experiment(self._experiment_name or study.name)
             self._runs = {}
@@ -290,7 +283,6 @@ class MLflow:
         from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import MlflowException
 
-        before = _session.set(self._session)
         try:
             yield
         except MlflowException as error:
@@ -300,12 +292,10 @@ class MLflow:
             if error.error_code in _DENIED:
                 raise Denied(f"MLflow at {redacted(self.uri)} denies access: {message}") from None
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {message}") from None
-        except (requests.RequestException, ParseError) as error:
+        except (requests.RequestException, ParseError, TimeoutError) as error:
             raise TrackerUnreachable(
                 f"MLflow at {redacted(self.uri)} does not answer: {type(error).__name__}"
             ) from None
-        finally:
-            _session.reset(before)
 
 
 def _key(name: str) -> str:

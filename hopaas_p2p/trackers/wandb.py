@@ -155,8 +155,7 @@ class WandB:
 
     def _ask_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The server's runs of this study, as entries of the ledger."""
-        path = f"{self.entity}/{self.project}" if self.entity else self.project
-        for run in _module().Api().runs(path, filters={"group": self._group}, lazy=False):
+        for run in _module().Api().runs(self._project, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
             if prefix == self._uuid and _KEY.fullmatch(key):  # another user of the server may have made others
                 mark, step = run.summary.get("hopaas_mark", ""), run.summary.get("_step", -1)

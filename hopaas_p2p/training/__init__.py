@@ -16,6 +16,7 @@ and whose trial continues elsewhere. For your own loops:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -28,6 +29,7 @@ import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.runtime.atomic import scratch
+from hopaas_p2p.runtime.interrupts import handled
 from hopaas_p2p.study.ranks import MpiRanks, RankedTrial, Ranks, ranks
 from hopaas_p2p.study.trial import Trial
 
@@ -107,7 +109,7 @@ class EpochCallback(Reporting):
         return float(measured[self._monitor])
 
 
-class Preemption:
+class Preemption(contextlib.ExitStack):
     """`with Preemption() as preemption:` notes SIGTERM instead of ending the program.
 
     Only in the main thread, where Python allows it; elsewhere it does nothing.
@@ -115,18 +117,11 @@ class Preemption:
 
     signal: int = 0
     """The received signal, or 0."""
-    _before: Any = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self.enter_context(handled([signal.SIGTERM], self._note))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        """Restore the earlier handler of SIGTERM."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
 
     def leave(self) -> NoReturn:
         """Exit because of the signal: `optimize` and `with study.trial()` return the trial, to be run again."""

@@ -6,7 +6,6 @@ model.fit(x, y, epochs=100, callbacks=[callback], initial_epoch=callback.initial
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from keras.callbacks import Callback
@@ -31,13 +30,12 @@ class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras bri
                 path.write_bytes(self._trial.resume[1].read_bytes())
                 self.model.load_weights(path)
         self._epoch = self.initial_epoch - 1
-        self._preemption, self._noted = Preemption(), ExitStack()
-        self._noted.enter_context(self._preemption)
+        self._preemption = Preemption().__enter__()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         if self._preemption.signal:
             self._checkpoint(self._epoch)  # this epoch will be repeated
-            self._noted.close()
+            self._preemption.close()
             self._preemption.leave()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
@@ -51,7 +49,7 @@ class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras bri
             self._checkpoint(epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
-        self._noted.close()
+        self._preemption.close()
         if self._pruned:
             self._trial.prune()
 

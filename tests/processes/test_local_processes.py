@@ -217,14 +217,13 @@ def test_two_agents_and_two_workers_of_which_one_each_is_killed_meet_the_budget(
     study.close()
 
 
-def test_an_agent_gets_an_error_for_half_a_surrogate_pair_and_no_long_echo(tmp_path: Path) -> None:
+def test_an_agent_gets_no_long_echo_of_its_request(tmp_path: Path) -> None:
     pytest.importorskip("mcp")
     campaign(tmp_path).close()
     words = [*CLI, "serve", "mcp", "-s", str(tmp_path / "store"), "--allow-actions"]
     hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     asked: list[tuple[str, dict[str, Any]]] = [
         ("initialize", hello),
-        ("tools/call", {"name": "note", "arguments": {"study": "s", "text": "\ud800"}}),
         ("tools/call", {"name": "show", "arguments": {"study": "A" * 5000}}),
         ("tools/call", {"name": "B" * 5000, "arguments": {}}),
         ("tools/call", {"name": "show", "arguments": {"study": "x\x1b[2J"}}),
@@ -244,9 +243,8 @@ def test_an_agent_gets_an_error_for_half_a_surrogate_pair_and_no_long_echo(tmp_p
                 process.stdin.write(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
         process.stdin.close()
     assert [json.loads(one)["id"] for one in answers] == list(range(len(asked)))
-    assert json.loads(answers[1])["error"]["data"] == "this request has half a surrogate pair in it, which is not text"
     assert all(len(one) < 1500 for one in answers[1:-1])
-    texts = [json.loads(one)["result"]["content"][0]["text"] for one in answers[2:]]
+    texts = [json.loads(one)["result"]["content"][0]["text"] for one in answers[1:]]
     assert all(text.isprintable() for text in texts)
     assert "data" in json.loads(texts[-1])
     assert process.returncode == 0

@@ -31,7 +31,7 @@ from hopaas_p2p.moving.files import copy_files, from_directory
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.open import open_store
-from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.runtime.atomic import read_own
 from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
 from hopaas_p2p.storage.storage import Storage
@@ -117,7 +117,7 @@ def test_a_sparse_file_of_settings_is_not_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "hopaas.toml").open("wb") as file:
         file.truncate(SPARSE)
-    with pytest.raises(OSError, match="more than 1 MB"):
+    with pytest.raises(OSError, match="at most 1048576 are allowed"):
         read_own(tmp_path / "hopaas.toml")
     done = CliRunner().invoke(commands, ["config", "show"])
     assert not isinstance(done.exception, MemoryError | OSError)

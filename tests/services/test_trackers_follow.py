@@ -195,7 +195,7 @@ def test_an_outage_costs_one_warning_and_is_made_good(
         until(lambda: len(tries) > 2)
         notebook.trouble = lambda: None
         until(lambda: len(notebook.states) == 8)
-        until(lambda: "is back" in caplog.text)
+        until(lambda: "is reachable again" in caplog.text)
         followers.close()
 
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

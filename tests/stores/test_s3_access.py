@@ -23,10 +23,10 @@ import trustme
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
-from hopaas_p2p.net import http as net_http
 from hopaas_p2p.open import open_store, servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import errors as s3_errors
+from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3 import keys as s3_keys
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
@@ -366,8 +366,8 @@ def test_plain_http_takes_its_own_proxy_variable(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://a:1")
     monkeypatch.setenv("http_proxy", "b:2")
-    assert str(net_http.proxy_of("https://host")) == "http://a:1"
-    assert str(net_http.proxy_of("http://host")) == "http://b:2"
+    assert str(s3_http.proxy_of("https://host")) == "http://a:1"
+    assert str(s3_http.proxy_of("http://host")) == "http://b:2"
 
 
 # --- what a key may do -------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_a_server_that_is_away_is_one_plain_line(raised: type[Exception], said: 
         if raised is urllib3.exceptions.NewConnectionError:
             listener.close()
         with pytest.raises(raised) as caught:
-            net_http.pool(url, read=0.05).request("GET", url)
+            s3_http.pool(url, read=0.05).request("GET", url)
     error = s3_errors.unreachable(parse(f"s3://bucket/x?endpoint={url}"), caught.value)
     assert str(error).startswith(f"{url} cannot be reached ({said}). ")
     assert "hopaas-p2p doctor" in str(error)
@@ -484,7 +484,7 @@ def test_a_proxy_that_does_not_lead_there_is_one_plain_line(
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         with pytest.raises(urllib3.exceptions.HTTPError) as caught:
-            net_http.pool("https://s3.example.org").request("GET", "https://s3.example.org")
+            s3_http.pool("https://s3.example.org").request("GET", "https://s3.example.org")
     error = s3_errors.unreachable(parse("s3://bucket/x?endpoint=https://s3.example.org"), caught.value)
     assert re.search(said, str(error))
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
-from hopaas_p2p.net import answers, http
+from hopaas_p2p.net import answers
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
 from tests.support.s3_fixtures import s3_environment

@@ -27,10 +27,10 @@ from minio.signer import sign_v4_s3
 from urllib3.util import Timeout
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
-from hopaas_p2p.net import http
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found, delete_each
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
 from hopaas_p2p.stores.s3.keys import Chain, Keys

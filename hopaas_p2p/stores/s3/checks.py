@@ -7,10 +7,10 @@ from collections.abc import Generator
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
-from hopaas_p2p.net import http
 from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.net.proxies import server_of
 from hopaas_p2p.stores.objects.race import race
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.store import CAUSES, SCRATCH, S3Store
 

@@ -29,9 +29,10 @@ from urllib.parse import urlencode
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
-from hopaas_p2p.net import http, trust
+from hopaas_p2p.net import trust
 from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed

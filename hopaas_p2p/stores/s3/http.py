@@ -1,4 +1,4 @@
-"""Connections of urllib3: through the site's proxy, with its certificates, short timeouts and bounded answers."""
+"""Connections to an S3 server: through the site's proxy, with the site's certificates and short timeouts."""
 
 from __future__ import annotations
 
@@ -7,32 +7,20 @@ import email.utils
 import http.client
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import urllib3
 from urllib3.util import Timeout, make_headers
 
 from hopaas_p2p.net import proxies, trust
-from hopaas_p2p.net.answers import AnswerBytes, within
+from hopaas_p2p.net.answers import AnswerBytes
 from hopaas_p2p.net.proxies import Proxy
-from hopaas_p2p.runtime.arguments import shown
-
-if TYPE_CHECKING:
-    import requests
 
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
 READ: Final = 4.0
 """Seconds of silence after which a small request counts as lost; the log finds out what happened to it."""
 _LARGEST_ANSWER: Final = 16 << 20  # bytes of a completely read answer; a page of a listing has at most 4 MB
-_BRIEFLY: Final[dict[str, Any]] = {
-    "backoff_factor": 1.0,
-    "allowed_methods": None,
-    "status_forcelist": (429, 500, 502, 503, 504),
-    "raise_on_status": False,
-    "respect_retry_after_header": False,  # which may say a day
-}
-"""How `session` repeats a request."""
 _LAST_DATE: Final = 1 << 32  # seconds since 1970; in the year 2106
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
@@ -68,7 +56,7 @@ def _prompt(connection: Any) -> Any:
 
         def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
             raw = sock.makefile("rb", buffering=0)  # keeps the socket open if the connection is closed earlier
-            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, end=raw.close, wait=sock.settimeout)
+            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, end=raw.close)
             return http.client.HTTPResponse(self.coming, **options)  # type: ignore[arg-type]
 
     return Prompt
@@ -110,54 +98,15 @@ def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolM
     return made
 
 
-def session(seconds: float, room: int) -> requests.Session:
-    """For a client that uses requests: each answer ends within so many seconds and bytes, and is not decompressed.
-
-    No redirect is followed: most of these requests carry a login. A request that fails is repeated twice.
-    """
-    import requests
-    from requests.adapters import HTTPAdapter
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            super().init_poolmanager(*args, **options)
-            self.poolmanager.pool_classes_by_scheme = _POOLS
-
-        def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-            manager = super().proxy_manager_for(proxy, **options)
-            if not proxy.lower().startswith("socks"):
-                manager.pool_classes_by_scheme = _POOLS
-            return manager
-
-        def send(self, request: Any, stream: bool = False, *options: Any, **more: Any) -> Any:  # noqa: ARG002
-            with within(seconds):
-                answer = super().send(request, True, *options, **more)  # noqa: FBT003  # it is read here
-                try:
-                    answer._content = whole(answer.raw, room).data
-                except urllib3.exceptions.HTTPError as error:
-                    raise requests.ConnectionError(f"{type(error).__name__}: {error}") from None
-            if answer.is_redirect:
-                raise requests.TooManyRedirects(
-                    f"it redirects to {shown(answer.headers['location'])}; name that address"
-                )
-            return answer
-
-    made = requests.Session()
-    made.headers["Accept-Encoding"] = "identity"
-    for scheme in ("http://", "https://"):
-        made.mount(scheme, Adapter(max_retries=urllib3.Retry(2, **_BRIEFLY)))
-    return made
-
-
-def whole(answer: Any, room: int = _LARGEST_ANSWER) -> urllib3.HTTPResponse:
+def whole(answer: Any) -> urllib3.HTTPResponse:
     """This answer with all its bytes, not decompressed: compressed ones could grow to any size.
 
-    Raises like urllib3, also if there are more bytes than that; a listing has fewer.
+    Raises like urllib3, also if there are more bytes than a listing has.
     """
     data = b""
-    while piece := answer.read(room + 1 - len(data), decode_content=False):
+    while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
         data += piece
-    if len(data) > room:
+    if len(data) > _LARGEST_ANSWER:
         answer.close()
         raise urllib3.exceptions.HTTPError("the answer is longer than allowed")
     answer.release_conn()
