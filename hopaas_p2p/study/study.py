@@ -890,11 +890,9 @@ class Study(optuna.Study):
             among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
             raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
-        devices = (
-            among.gather("study.optimize", (platform.node(), metering.devices(), metering.visible()))
-            if among.size > 1
-            else []
-        )
+        devices: list[Any] = []
+        if among.size > 1:
+            devices = among.gather("study.optimize", (platform.node(), metering.devices(), metering.visible()))
         if among.rank > 0:
             follow(func, among, self._fail_for)
             return
