@@ -48,6 +48,7 @@ from hopaas_p2p.core.records import (
     Categorical,
     Commit,
     Distribution,
+    LeaseRecord,
     Opaque,
     PastLease,
     PeerDrain,
@@ -100,9 +101,6 @@ from hopaas_p2p.core.validity import (
     possible_time,
     widened_distributions,
 )
-
-LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialTakeOver | TrialStop
-"""Records that name the epoch of a lease."""
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
 """Records that a commit stamped *worker* may not contain, except a stop where the policy has a progress timeout."""
@@ -442,7 +440,8 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         if record.paused and record.state is PRUNED:
             trial.paused = state.configurations.is_at_rung(trial.number, trial.reports, ever=True)
         state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
-        _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
+        trial.values = record.values
+        _close(state, trial, record.state, TrialFinish, commit.at, record.reason)
         return None
     if word != "fenced":
         return word
@@ -477,13 +476,13 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     ledger = state.ledger
     if retry is not None and retry.state is WAITING:
         ledger.settle(retry.number, "lost")
-        _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
+        _close(state, retry, FAIL, LateFinish, commit.at, withdrawn)
     state.configurations.refresh(state.trials, state.touched)
     full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
         ledger.was_lost(retry.number, None)
-        _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
+        _close(state, retry, FAIL, LateFinish, commit.at, withdrawn)
         retry.epoch += 1
         full = False
     late = Trial(state.trials.size, FAIL if full else COMPLETE)
@@ -522,7 +521,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     """The owner gives the trial back: it is WAITING again, or has failed for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
-        _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
+        _close(state, trial, FAIL, TrialRelease, commit.at, record.reason)
         return
     _end_lease(trial, commit.at, record.reason or "released")
     _enter(state, trial, WAITING, TrialRelease)
@@ -542,10 +541,10 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     newest = last_step(trial.reports)
     if last_try and state.policy.interrupted == "prune" and newest is not None:
         last = (trial.reports[newest],)
-        told = last if _can_end(state, COMPLETE, last) else None
-        _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
+        trial.values = last if _can_end(state, COMPLETE, last) else None
+        _close(state, trial, PRUNED, TrialReclaim, commit.at, record.reason)
         return
-    _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
+    _close(state, trial, FAIL, TrialReclaim, commit.at, record.reason)
     if last_try:
         return
     # the same parameters again, with the attributes that Optuna's own retry callback writes
@@ -571,7 +570,8 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
     state.ledger.ended(trial.number, BOOKED[record.state])
     trial.epoch += 1
-    _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)
+    trial.values = record.values
+    _close(state, trial, record.state, TrialTakeOver, commit.at, record.reason)
     return None
 
 
@@ -717,29 +717,17 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
         trial.system = merged(trial.system, record.system)
 
 
-def _close(
-    state: State,
-    trial: Trial,
-    to: TrialState,
-    by: type,
-    at: int,
-    *,
-    values: tuple[float, ...] | None = None,
-    reason: str | None = None,
-    own_fault: bool = True,
-) -> None:
-    """End a trial. `own_fault` distinguishes a failure of the objective from an interruption."""
+def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason: str | None) -> None:
+    """End a trial. A failure that its owner or an operator states is the objective's, not an interruption."""
     _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
-    if values is not None:
-        trial.values = values
     if reason is not None:
         trial.reason = reason
     if to is not FAIL:
         state.failures_in_a_row = 0
         _note_result(state, trial)
-    elif own_fault:
+    elif by in (TrialFinish, TrialTakeOver):
         state.failures_in_a_row += 1
 
 
@@ -760,10 +748,7 @@ def _end_lease(trial: Trial, at: int, why: str) -> None:
         trial.history.append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
 
 
-_Rule = Callable[..., Verdict | str | None]
-"""What a rule returns: None, which accepts the record; a key of `REFUSALS`; or the verdict."""
-
-_RULES: Final[dict[type, tuple[_Rule, str | None]]] = {
+_RULES: Final[dict[type, tuple[Callable[..., Verdict | str | None], str | None]]] = {
     StudyDefine: (_define, None),
     StudySet: (_set_study, None),
     StudyControl: (_control, None),
@@ -780,5 +765,6 @@ _RULES: Final[dict[type, tuple[_Rule, str | None]]] = {
     TrialStop: (_stop, "not running"),
     Opaque: (lambda _state, _record, _commit: "malformed", None),
 }
-"""The rule of each kind of record. None: it names no trial. Otherwise the trial is looked up for it and, with a text,
-the rule is called only if the table lets this record touch the trial; see `_refusal`."""
+"""The rule of each kind of record; it returns None, which accepts the record, or a key of `REFUSALS`, or the verdict.
+None: it names no trial. Otherwise the trial is looked up for it and, with a text, the rule is called only if the table
+lets this record touch the trial; see `_refusal`."""

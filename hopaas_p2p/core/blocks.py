@@ -195,34 +195,16 @@ def unpack(plain: bytes) -> list[Trial]:
     params, reports, values = [_reals(one).tolist() for one in (block.params, block.reports, block.values)]
     at_param = at_report = at_value = 0
     trials = []
-    for number, state, epoch, owner, start, end, param_set, step_set, width in zip(
-        itertools.count(block.first),
-        block.states,
-        block.epochs,
-        block.owner,
-        block.starts,
-        block.ends,
-        block.param_set,
-        block.step_set,
-        block.widths,
-        strict=False,
-    ):
+    columns = block.states, block.epochs, block.owner, block.starts, block.ends, block.param_set, block.step_set
+    rows = zip(itertools.count(block.first), *columns, block.widths, strict=False)
+    for number, state, epoch, owner, start, end, param_set, step_set, width in rows:
         names, steps = block.param_sets[param_set], block.step_sets[step_set]
         to_param, to_report = at_param + len(names), at_report + len(steps)
         to_value = at_value + width if width > 0 else at_value
-        trials.append(
-            Trial(
-                number,
-                _STATES[state],
-                epoch,
-                block.owners[owner],
-                dict(zip(names, params[at_param:to_param], strict=True)),
-                dict(zip(steps, reports[at_report:to_report], strict=True)),
-                tuple(values[at_value:to_value]) if width >= 0 else None,
-                start,
-                end,
-            )
-        )
+        own = dict(zip(names, params[at_param:to_param], strict=True))
+        by_step = dict(zip(steps, reports[at_report:to_report], strict=True))
+        result = tuple(values[at_value:to_value]) if width >= 0 else None
+        trials.append(Trial(number, _STATES[state], epoch, block.owners[owner], own, by_step, result, start, end))
         at_param, at_report, at_value = to_param, to_report, to_value
     for place, rare in block.rare.items():
         _give(trials[place], rare)

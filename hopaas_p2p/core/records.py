@@ -359,22 +359,9 @@ class Opaque(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-StudyRecord = (
-    StudyDefine
-    | StudySet
-    | StudyControl
-    | PeerJoin
-    | PeerDrain
-    | TrialCreate
-    | TrialClaim
-    | TrialSet
-    | TrialCheckpoint
-    | TrialFinish
-    | TrialRelease
-    | TrialReclaim
-    | TrialTakeOver
-    | TrialStop
-)
+LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialTakeOver | TrialStop
+"""Records that name the epoch of a lease."""
+StudyRecord = StudyDefine | StudySet | StudyControl | PeerJoin | PeerDrain | TrialCreate | TrialClaim | LeaseRecord
 CatalogRecord = StudyRegistered | StudyRemoved
 Record = StudyRecord | CatalogRecord
 

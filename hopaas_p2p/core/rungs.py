@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
@@ -182,34 +183,23 @@ class Ladder(Configurations):
         return len(self._queued)
 
     def places(self) -> list[RungCount]:
-        promoted: dict[tuple[int, int], int] = {}
+        promoted, found = Counter[tuple[int, int]](), []
         for number, standing in self._standing.items():
-            for at in range(min(standing.promoted, len(standing.reached))):
-                place = self.brackets[number], at
-                promoted[place] = promoted.get(place, 0) + 1
-        return [
-            RungCount(
-                bracket,
-                level,
-                len(rung.reached),
-                len(rung.waiting),
-                promoted.get((bracket, at), 0),
-                len(rung.reached) if at in self._passed else len(rung.reached) // self.policy.eta,
-                at in self._passed,
-            )
-            for bracket, rungs in enumerate(self._rungs[: self.policy.brackets])
-            for at, (level, rung) in enumerate(zip(self.policy.levels, rungs, strict=True))
-            if at >= bracket
-        ]
+            promoted.update((self.brackets[number], at) for at in range(min(standing.promoted, len(standing.reached))))
+        for bracket, rungs in enumerate(self._rungs[: self.policy.brackets]):
+            for at, level in list(enumerate(self.policy.levels))[bracket:]:
+                reached, waiting, passed = len(rungs[at].reached), len(rungs[at].waiting), at in self._passed
+                quota = reached if passed else reached // self.policy.eta
+                found.append(RungCount(bracket, level, reached, waiting, promoted[bracket, at], quota, passed))
+        return found
 
 
 def _misleads(pairs: list[tuple[Key, Key]]) -> bool:
     """Whether the best eighth by the second numbers ranks, by the first, in the worse half on average."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
-    twice = [
-        bisect.bisect_left(first, by) + bisect.bisect_right(first, by) - 1 for by, _ in best
-    ]  # equals share a rank
+    # equals share a rank
+    twice = [bisect.bisect_left(first, by) + bisect.bisect_right(first, by) - 1 for by, _ in best]
     return sum(twice) >= len(best) * (len(pairs) - 1) > 0
 
 

@@ -418,10 +418,7 @@ class LogState:
             self.refuse("malformed")
             return ()
         author, writers = stamp.author, self.writers
-        if author and (
-            is_anothers(commit.writer, author, writers)
-            or (commit.owner != commit.writer and is_anothers(commit.owner, author, writers))
-        ):
+        if author and any(is_anothers(name, author, writers) for name in (commit.writer, commit.owner)):
             return tuple([self.refuse("author") for _ in commit.records])
         last = writers.get(commit.writer)
         if last is None or commit.seq > last.seq:

@@ -104,15 +104,10 @@ def possible_distributions(distributions: Mapping[str, Distribution], known: Map
     """Whether Optuna accepts all of these, together with those that the log has for the same parameters."""
     if len(known) + sum([name not in known for name in distributions]) > MOST_PARAMETERS:
         return False
-    for name, distribution in distributions.items():
-        first = known.get(name)
-        if (
-            not possible_name(name)
-            or not _possible(distribution)
-            or (first is not None and not compatible(first, distribution))
-        ):
-            return False
-    return True
+    return all(
+        possible_name(name) and _possible(one) and (name not in known or compatible(known[name], one))
+        for name, one in distributions.items()
+    )
 
 
 def _possible(distribution: Distribution) -> bool:
@@ -214,10 +209,8 @@ def _possible_text(text: str) -> bool:
         return True
     try:  # half a surrogate pair is not a character, and no file, page or database can hold it
         json.dumps(json.loads(text), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    except (ValueError, RecursionError):
-        return True
+    except (ValueError, RecursionError) as error:
+        return not isinstance(error, UnicodeEncodeError)
     return True
 
 

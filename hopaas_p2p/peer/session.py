@@ -710,10 +710,8 @@ class LogClient(Generic[S]):
 
     def changed(self) -> bool | None:
         """Whether the log has new commits, if that can be determined without a round trip; else None."""
-        try:
+        with translated():
             return self.log.changed(self.session.state.lsn)
-        except OSError as error:
-            raise _unreachable(error) from error
 
     def write_snapshot(self) -> None:
         """Store a snapshot of the current state for joiners, and vouch for another author's snapshot."""
@@ -747,13 +745,9 @@ class LogClient(Generic[S]):
         with self.lock:
             in_flight = self.session.in_flight[:1]
         for sent in in_flight:
-            starts = [
-                record.state is TrialState.RUNNING
-                if isinstance(record, TrialCreate)
-                else isinstance(record, TrialClaim | PeerJoin)
-                for record in sent.commit.records
-            ]
-            if all(starts):
+            records = sent.commit.records
+            brought = [one for one in records if isinstance(one, TrialCreate) and one.state is not TrialState.RUNNING]
+            if not brought and all(isinstance(one, TrialCreate | TrialClaim | PeerJoin) for one in records):
                 with contextlib.suppress(StoreUnreachable), translated():
                     self.log.withdraw(sent.outgoing)
 

@@ -119,13 +119,9 @@ class Evolution:
         return self._cube.params(self.strategy.ask())
 
     def _step(self, parents: Sequence[FrozenTrial]) -> None:
-        costs = [self._sign * (0.0 if one.value is None else one.value) for one in parents]
-        self.strategy.tell(
-            [
-                (self._cube.point(one.params), min(max(cost, -_LARGEST), _LARGEST))
-                for one, cost in zip(parents, costs, strict=True)
-            ]
-        )
+        costs = [min(max(self._sign * (one.value or 0.0), -_LARGEST), _LARGEST) for one in parents]
+        points = [self._cube.point(one.params) for one in parents]
+        self.strategy.tell(list(zip(points, costs, strict=True)))
         if self.strategy.should_stop():
             random = np.random.RandomState(zlib.crc32(f"{self._seed} again {len(self._parents)}".encode()))
             self.strategy = self._started(random.rand(len(self._cube.space)), 2 * self._populations[-1])

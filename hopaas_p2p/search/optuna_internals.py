@@ -55,11 +55,9 @@ def reader_of(study: optuna.Study) -> TrialReader | None:
 
 def mixture_of(estimator: Estimator) -> Mixture:
     """The components of an estimator."""
-    mixture = estimator._mixture_distribution
-    choices = [one.weights for one in mixture.distributions if isinstance(one, _BatchedCategoricalDistributions)]
-    numbers = [
-        (one.mu, one.sigma) for one in mixture.distributions if not isinstance(one, _BatchedCategoricalDistributions)
-    ]
+    mixture, parts = estimator._mixture_distribution, estimator._mixture_distribution.distributions
+    choices = [one.weights for one in parts if isinstance(one, _BatchedCategoricalDistributions)]
+    numbers = [(one.mu, one.sigma) for one in parts if not isinstance(one, _BatchedCategoricalDistributions)]
     return Mixture(mixture.weights, numbers, choices)
 
 
@@ -166,12 +164,8 @@ class OptunaTPE(optuna.samplers.TPESampler):
     @property
     def is_plain(self) -> bool:
         """Whether bandwidths and prior are the ones that the faster model supports."""
-        parameters = self._parzen_estimator_parameters
-        return (
-            parameters.consider_magic_clip
-            and parameters.prior_weight > 0
-            and self._parzen_estimator_cls is _ParzenEstimator
-        )
+        given, kind = self._parzen_estimator_parameters, self._parzen_estimator_cls
+        return given.consider_magic_clip and given.prior_weight > 0 and kind is _ParzenEstimator
 
     @property
     def prior_weight(self) -> float:

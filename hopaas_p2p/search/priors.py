@@ -162,26 +162,14 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         if not dists:
             return None
         cube = Cube(dists)
-        dims = list(dists)[: halton.DIMENSIONS]
-        values = {
-            name: np.array(
-                [centre[name]]
-                + [
-                    float(dist.to_internal_repr(halton.value(number, dims.index(name), 0, dist)))
-                    if name in dims
-                    else centre[name]
-                    for number in range(1, _BELIEVED)
-                ]
-            )
-            for name, dist in dists.items()
-        }
+        values = {name: np.full(_BELIEVED, place) for name, place in centre.items()}
+        for dimension, (name, dist) in enumerate(list(dists.items())[: halton.DIMENSIONS]):
+            others = [halton.value(number, dimension, 0, dist) for number in range(1, _BELIEVED)]
+            values[name][1:] = [dist.to_internal_repr(one) for one in others]
         points = cube.points(values)
-        far = sum(
-            square[:, 0] / width**2 * (0.06 if isinstance(dist, CategoricalDistribution) else 1)
-            for square, width, dist in zip(
-                cube.squares(points, points[:1]), widths.values(), dists.values(), strict=True
-            )
-        )
+        shares = [0.06 if isinstance(dist, CategoricalDistribution) else 1 for dist in dists.values()]
+        parts = zip(cube.squares(points, points[:1]), widths.values(), shares, strict=True)
+        far = sum(square[:, 0] / width**2 * share for square, width, share in parts)
         order = np.argsort(far, kind="stable")
         values = {name: column[order] for name, column in values.items()}
         found = scores(np.arange(_BELIEVED), _BELIEVED)

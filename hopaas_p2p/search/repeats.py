@@ -153,13 +153,9 @@ class Tried:
     def _near(self, params: Params) -> Iterator[dict[str, float]]:
         start = {name: params[name] for name in self._names}
         for steps in _NEAR:
-            moves = [
-                {**start, name: value}
-                for name in self._names
-                for value in _moved(self._space[name], start[name], steps)
-            ]
+            moves = [(name, value) for name in self._names for value in _moved(self._space[name], start[name], steps)]
             random.shuffle(moves)
-            yield from moves
+            yield from [{**start, name: value} for name, value in moves]
         for _ in range(_MIXED):
             near = dict(start)
             for name in random.sample(self._names, random.randint(1, len(self._names))):

@@ -265,13 +265,9 @@ class TPESampler(OptunaTPE):
         if density.at_edge(candidates):
             return None
         weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
-        return density.compare(
-            mixture_of(model.below),
-            Kernels(model.above, weights / weights.sum()),
-            candidates,
-            prior_weight=self.prior_weight,
-            endpoints=self.endpoints,
-        )
+        below, above = mixture_of(model.below), Kernels(model.above, weights / weights.sum())
+        how: dict[str, Any] = {"prior_weight": self.prior_weight, "endpoints": self.endpoints}
+        return density.compare(below, above, candidates, **how)
 
     def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
         """The candidates' scores by Optuna's own computation."""
@@ -320,9 +316,8 @@ class TPESampler(OptunaTPE):
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
             mixture = said.drawn(numbers.uniform(), means[len(rows) :])
-            if not count and not len(
-                running
-            ):  # the very first trial is what earlier studies found, or what is believed
+            # the very first trial is what earlier studies found, or what is believed
+            if not count and not len(running):
                 first = taught.priors[0].name == BELIEF
                 mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
         if mixture is not None:
@@ -332,9 +327,8 @@ class TPESampler(OptunaTPE):
         beside = key, mixture is not None
         lengths = self._lengths.get(beside, taught.lengths if taught is not None and mixture is not None else None)
         surrogate = Surrogate(cube, points, found, running, count=count, lengths=lengths, expected=expected)
-        self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key} | {
-            beside: surrogate.lengths
-        }
+        self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key}
+        self._lengths[beside] = surrogate.lengths
         parts = []
         if count:
             parts.append(model.below.sample(numbers, self.candidate_count))
@@ -511,16 +505,11 @@ class CmaEsSampler(BaseSampler):
     ) -> Evolution:
         key = (*study_key(study), tuple(space.items()))
         if self._evolution is None or key != self._key or not self._evolution.follow(trials):
-            cube = UnitCube(space)
-            self._key = key
-            self._evolution = Evolution(
-                cube,
-                np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
-                self._sigma0,
-                self._population_size,
-                seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
-                maximize=study.directions[0] == StudyDirection.MAXIMIZE,
-            )
+            cube, maximize = UnitCube(space), study.directions[0] == StudyDirection.MAXIMIZE
+            start = np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0)
+            seed = zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed
+            how = self._sigma0, self._population_size
+            self._key, self._evolution = key, Evolution(cube, start, *how, seed=seed, maximize=maximize)
             self._evolution.follow(trials)
         return self._evolution
 

@@ -234,19 +234,13 @@ class FrozenTrialCache:
                     params[name] = None
         elif running:
             params = dict(params)
-        return new_frozen(
-            self._first_id + trial.number,
-            trial.number,
-            _STATES[trial.state],
-            None if trial.values is None else list(trial.values),
-            trial.start,
-            trial.end,
-            params,
-            dict(distributions) if running else distributions,
-            self._attributes(trial.user) if trial.user else {},
-            self._attributes(trial.system) if trial.system else {},
-            dict(reports) if running else reports,
-        )
+        if running:
+            distributions, reports = dict(distributions), dict(reports)
+        user = self._attributes(trial.user) if trial.user else {}
+        system = self._attributes(trial.system) if trial.system else {}
+        number, values = trial.number, None if trial.values is None else list(trial.values)
+        rest = params, distributions, user, system, reports
+        return new_frozen(self._first_id + number, number, _STATES[trial.state], values, trial.start, trial.end, *rest)
 
     def _shape(
         self, trial: Trial, params: dict[str, Any], state: State

@@ -483,20 +483,12 @@ class StudyHandle:
     def set_param(self, number: int, name: str, value: float, distribution: BaseDistribution) -> None:
         """Set a parameter, given in the log's form."""
         known, kind, record = self._known.get(name), distribution.__class__, None
-        if (
-            known is None
-            or known.__dict__ != distribution.__dict__
-            or known.__class__ is not kind
-            or name.__class__ is not str
-        ):
+        if known.__class__ is not kind or known.__dict__ != distribution.__dict__ or name.__class__ is not str:
             name = checked_parameter(name)
             record = self._record_if_new(name, distribution)
         plain = kind is FloatDistribution  # as nearly always
-        if (
-            plain
-            and not distribution.low <= value <= distribution.high  # type: ignore[attr-defined]
-            and widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None
-        ):
+        outside = plain and not distribution.low <= value <= distribution.high  # type: ignore[attr-defined]
+        if outside and widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None:
             raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
         with self.log.lock:
             owned = self._drafting(number)

@@ -123,13 +123,11 @@ def checked_space(space: Space) -> dict[str, records.Distribution]:
 
 def as_given(space: Space) -> dict[str, records.Distribution]:
     """The same, including beliefs about the parameters, which are not part of the definition."""
-    given = {name: space[name] for name in space}
-    return {
-        name: one
-        if isinstance(given[name], BaseDistribution)
-        else msgspec.structs.replace(one, prior=given[name].prior, confidence=given[name].confidence)  # type: ignore[union-attr]
-        for name, one in checked_space(space).items()
-    }
+    found = checked_space(space)
+    for name, given in space.items():
+        if isinstance(given, records.Float | records.Int | records.Categorical):
+            found[name] = msgspec.structs.replace(found[name], prior=given.prior, confidence=given.confidence)
+    return found
 
 
 def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Distribution:

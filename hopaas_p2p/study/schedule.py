@@ -90,15 +90,10 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
         if number is None:
             raise InvalidInput("no trial has reported anything")
     trial, zero = study.handle.existing(number), first_id(study.study_id)
-    entries = [
-        ScheduleEntry(
-            None if one.after == FROM_START else one.after + 1,
-            one.last,
-            one.trial,
-            study.storage.get_trial(zero + one.trial).params,
-        )
-        for one in segments(state.trials, trial.number)
-    ]
+    entries = []
+    for one in segments(state.trials, trial.number):
+        first = None if one.after == FROM_START else one.after + 1
+        entries.append(ScheduleEntry(first, one.last, one.trial, study.storage.get_trial(zero + one.trial).params))
     value = trial.values[0] if trial.values else _last_report(trial)
     return Schedule(trial.number, None if value is None or math.isnan(value) else value, tuple(entries))
 

@@ -240,11 +240,8 @@ class Trial(optuna.trial.Trial):
             if not found:
                 self._resume = None
                 return None
-            artifacts, uuid, directory = (
-                artifacts_of(self.storage.peer.store),
-                self.handle.uuid,
-                Path(tempfile.mkdtemp(prefix="hopaas-resume-")),
-            )
+            artifacts, uuid = artifacts_of(self.storage.peer.store), self.handle.uuid
+            directory = Path(tempfile.mkdtemp(prefix="hopaas-resume-"))
             weakref.finalize(self, _remove, directory, os.getpid())  # by the process that made it
             self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]

@@ -410,9 +410,8 @@ class WriteOnceLog(Log, Generic[Objects]):
                 if found is None or self._is_settled(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    if (
-                        found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data
-                    ):  # the end of a commit
+                    # the end of a commit
+                    if found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data:
                         raise StoreCorrupt(
                             f"{self.key(lsn)} is damaged: it is complete, but not as it was written. Nothing was "
                             "changed: restore it from a backup, or run: hopaas-p2p doctor URL"

@@ -261,19 +261,15 @@ class Bucket:
 
     def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
         """Like `listed`, with sizes and times."""
-        found = self._list(prefix, "Contents", after=after, at_most=at_most)
-        try:
-            return [
-                Listed(
-                    _text(one, "Key")[len(self.address.root) :],
-                    int(_text(one, "Size") or 0),
-                    datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp(),
-                    _text(one, "ETag").strip('"'),
-                )
-                for one in found
-            ]
-        except (ValueError, OverflowError):
-            raise StoreUnreachable(f"{self.address.endpoint} lists invalid sizes or times") from None
+        found = []
+        for one in self._list(prefix, "Contents", after=after, at_most=at_most):
+            try:
+                at = datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp()
+                size = int(_text(one, "Size") or 0)
+            except (ValueError, OverflowError):
+                raise StoreUnreachable(f"{self.address.endpoint} lists invalid sizes or times") from None
+            found.append(Listed(_text(one, "Key")[len(self.address.root) :], size, at, _text(one, "ETag").strip('"')))
+        return found
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders in this folder."""

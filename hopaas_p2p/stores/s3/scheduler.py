@@ -49,9 +49,8 @@ class TurnScheduler(CrowdScheduler):
     def lost(self, now: float, took: float) -> None:
         super().lost(now, took)
         self._lost_at = now
-        self._write = max(
-            min(self._write, 2 * took), self.slot_bounds[0]
-        )  # before its first win, it does not know that a server is near
+        # before its first win, it does not know that a server is near
+        self._write = max(min(self._write, 2 * took), self.slot_bounds[0])
         self._beaten += 1
 
     def looked(self, took: float) -> None:
