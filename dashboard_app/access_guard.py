@@ -43,7 +43,6 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_POLICY_VIOLATION: Final = 1008  # RFC 6455
 _PAGE: Final = (
     "<!doctype html><html lang=en><meta charset=utf-8><title>hopaas-p2p</title>"
     "<body style='font: 16px/1.5 sans-serif; max-width: 36em; margin: 4em auto; padding: 0 1em'>"
@@ -163,7 +162,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})  # before it is accepted: a 403
+            await send({"type": "websocket.close", "code": 1008})  # RFC 6455; before it is accepted: a 403
         else:
             await answer(scope, receive, send)
 

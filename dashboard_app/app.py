@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -31,10 +30,9 @@ class PageEntry(NamedTuple):
     study: bool = True
     """Whether the page is about one study; otherwise it is about the store."""
 
-    def load(self) -> Callable[[PageContext], None]:
-        """The function that shows the page."""
-        show: Callable[[PageContext], None] = importlib.import_module(f"dashboard_app.pages.{self.path}").show
-        return show
+    def draw(self, page: PageContext) -> None:
+        """Draw the page."""
+        importlib.import_module(f"dashboard_app.pages.{self.path}").show(page)
 
 
 PAGES: Final = (
@@ -116,7 +114,7 @@ def _page(entry: PageEntry, page: PageContext) -> st.Page:
             return
         if page.listing is not None:
             url.set_("study", page.listing.name)
-        entry.load()(page)
+        entry.draw(page)
 
     show.__name__ = entry.path
     offered = page.listing is not None or not entry.study

@@ -9,10 +9,8 @@ from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from hopaas_p2p import notes
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.catalog import Listing
-from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import State
 
 T = TypeVar("T")
@@ -34,10 +32,6 @@ class Frame:
         self._made: dict[Hashable, Any] = {}
         self._making = threading.RLock()  # one view may build on another
 
-    def trial_id(self, number: int) -> int:
-        """Optuna's id of a trial."""
-        return first_id(self.study_id) + number
-
     def once(self, function: Callable[[Frame], T], *key: Hashable) -> T:
         """`function(self)`, computed once for all sessions. `key` distinguishes closures of the same function."""
         name = (function, *key) if not key else (function.__module__, function.__qualname__, *key)
@@ -55,11 +49,3 @@ class Frame:
             with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
                 found[key] = json.loads(text)
         return found
-
-    @property
-    def note(self) -> str:
-        return notes.read_note(self.system, None)
-
-    @property
-    def tags(self) -> list[str]:
-        return notes.read_tags(self.system)

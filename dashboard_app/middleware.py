@@ -69,5 +69,4 @@ class DashboardMiddleware:
 
 def policy(host: str) -> str:
     """The Content-Security-Policy of a page of this host. Not every browser also applies 'self' to web sockets."""
-    sockets = f"ws://{host} wss://{host}" if _HOST.fullmatch(host) else ""
-    return _POLICY.format(sockets=sockets)
+    return _POLICY.format(sockets=f"ws://{host} wss://{host}" if _HOST.fullmatch(host) else "")

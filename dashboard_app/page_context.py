@@ -83,10 +83,8 @@ class PageContext:
 
         Without sign-in, everyone who may act; with sign-in, the people named in HOPAAS_DASHBOARD_ADMINS.
         """
-        opts = self.options
-        if not opts.actions or time.time() >= self.until:
-            return False
-        return opts.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
+        named_here = self.options.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
+        return self.options.actions and time.time() < self.until and named_here
 
     def study(self) -> Study:
         """The study, for writing. Writes go through the replica that is shown.

@@ -89,13 +89,10 @@ def follow(
         top, drawn = st.container(), version()  # read first: changes made meanwhile cause another redraw
         draw()
         with top:
-            _component()(data={**data, "drawn": drawn}, key=f"hopaas-version-poll-{key}", on_moved_change=_nothing)
+            # a trigger needs a callback; this one only makes the fragment run again
+            _component()(data={**data, "drawn": drawn}, key=f"hopaas-version-poll-{key}", on_moved_change=lambda: None)
 
     body()
-
-
-def _nothing() -> None:
-    """A trigger needs a callback; this one only makes the fragment run again."""
 
 
 @cache

@@ -312,9 +312,8 @@ class ReplicaCache:
             self._looked.notify_all()
 
     def _pull(self, replica: LogClient[Any]) -> None:
-        if replica.session.joined and replica.changed() is False:
-            return
-        self._peer.pull(replica)
+        if not replica.session.joined or replica.changed() is not False:
+            self._peer.pull(replica)
 
 
 @functools.cache

@@ -323,8 +323,7 @@ def create_token(url: str, user: str, *, label: str = "", days: int = 30, connec
         if not query(connection, "SELECT 1 FROM hopaas.users WHERE username = %s", (user,)):
             raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p admin user add {user}")
         if connections is None:
-            served = int(query(connection, "SHOW max_connections")[0][0])
-            connections = max(1, min(CONNECTIONS, served // 4))
+            connections = max(1, min(CONNECTIONS, int(query(connection, "SHOW max_connections")[0][0]) // 4))
         role = quoted(name, connection)
         sql = f"CREATE ROLE {role.replace('%', '%%')} LOGIN CONNECTION LIMIT {connections:d} PASSWORD %s VALID UNTIL %s"
         # the server and its log see only the verifier that replaces the password, never the password itself

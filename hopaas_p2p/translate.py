@@ -121,8 +121,6 @@ def as_python(value: object) -> object:
 
 
 def _encodable(text: str) -> bool:
-    if text.isascii():
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:

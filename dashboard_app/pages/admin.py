@@ -16,10 +16,6 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.remote.access import ROLES
 
 _MADE: Final = "token-just-made"
-_NO_USERS: Final = (
-    "This store has no users of its own: the file system, or the bucket's policy, decides who may read or write it. A "
-    "Postgres store has users, tokens and grants."
-)
 _OWN_TOKENS: Final = 20
 """Tokens that people can have at once when they create them here."""
 
@@ -29,7 +25,10 @@ def show(page: PageContext) -> None:
     theme.title("Admin")
     theme.caption(f"The store is {page.cache.url}.")
     if not hasattr(page.cache.store, "call"):
-        theme.nothing(_NO_USERS)
+        theme.nothing(
+            "This store has no users of its own: the file system, or the bucket's policy, decides who may read or "
+            "write it. A Postgres store has users, tokens and grants."
+        )
         return
     parts = {"People": _people, "Grants": _grants}
     if page.person:

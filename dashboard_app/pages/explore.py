@@ -82,9 +82,8 @@ def _slice(frame: Frame, objective: int, shown: Mask | None) -> None:
 
 def _parallel(frame: Frame, objective: int, shown: Mask | None) -> None:
     names = list(frame.columns.parameters)
-    chosen = tuple(
-        st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
-    )
+    shown_first = names[:_MOST_AXES]
+    chosen = st.multiselect("Axes", names, default=shown_first, key="axes", max_selections=12, bind="query-params")
     chart = _computed(frame, shown, charts.parallel, *chosen, objective=objective)
     if chart is None:
         theme.nothing("Choose at least one parameter.")

@@ -18,6 +18,7 @@ from dashboard_app.page_context import PageContext
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.cli.output import size
+from hopaas_p2p.core.names import first_id
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.files.artifacts import Artifact
 from hopaas_p2p.runtime.atomic import scratch
@@ -49,7 +50,7 @@ def tame(markdown: str) -> str:
 def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
     """The note of the study, or of a trial."""
     theme.heading("Note")
-    text = notes.read_note(frame.system, None if number is None else frame.trial_id(number))
+    text = notes.read_note(frame.system, None if number is None else first_id(frame.study_id) + number)
     if text.strip():
         with st.container(border=True, key=f"hopaas-note-{number}"):
             st.markdown(tame(text))

@@ -79,8 +79,7 @@ def _status(page: PageContext, frame: Frame) -> None:
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         wanted = left.number_input("Budget, in trials (empty: none)", min_value=1, value=state.budget, step=1)
         if right.form_submit_button("Set", width="stretch") and wanted != state.budget:
-            budget = int(wanted) if wanted else None
-            page.act(lambda study: study.set_budget(budget), done="The budget is set.")
+            page.act(lambda study: study.set_budget(int(wanted) if wanted else None), done="The budget is set.")
 
 
 @st.dialog("Stop the study?")
@@ -175,8 +174,7 @@ def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
 
 
 def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str) -> None:
-    who = f" ({page.person})" if page.person else ""
-    study.stop_trial(number, reason=f"{reason}{who}", epoch=epoch)
+    study.stop_trial(number, reason=f"{reason} ({page.person})" if page.person else reason, epoch=epoch)
 
 
 @st.dialog("Requeue this trial?")

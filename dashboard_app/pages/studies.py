@@ -13,6 +13,7 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import follow
 from dashboard_app.theme import draw
 from dashboard_app.views import studies
+from hopaas_p2p import notes
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import ALONG, Along
 from hopaas_p2p.analysis.html import safe
@@ -72,8 +73,8 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
     lines = [
         f"{card['used']:,}{budget} used · {counts}",
         f"live peers: {peers}" if peers else "no live peers",
-        safe(studies.first_line(frame.note)),
-        " ".join(theme.tag(one) for one in frame.tags[:6]),
+        safe(studies.first_line(notes.read_note(frame.system, None))),
+        " ".join(theme.tag(one) for one in notes.read_tags(frame.system)[:6]),
         " · ".join(began),
     ]
     spark = ""

@@ -41,8 +41,7 @@ def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, di
             yield "hopaas_best_value", labels, float(columns.values[best, objective])
     if state.budget is not None:
         yield "hopaas_budget_trials", {}, state.budget
-    sites = Counter(place(state, owner)[0] for owner in owners_of(state))
-    for site, count in sorted(sites.items()):
+    for site, count in sorted(Counter(place(state, owner)[0] for owner in owners_of(state)).items()):
         yield "hopaas_running_peers", {"site": site}, count
     for reason, count in sorted(dict(state.refusals).items()):
         yield "hopaas_records_refused_total", {"reason": reason}, count

@@ -44,7 +44,6 @@ def table(
         own = f"param {name}" if name in FIXED or name in found else name
         found[own] = _param(column[rows], columns.parameters[name])
     hosts = [place(state, owner)[1] for owner in columns.owners] + [""]
-    reasons = [why_not(state.trials[one])[:_REASON] for one in numbers]
     found |= {
         "site": [columns.sites[at] if at < len(columns.sites) else "" for at in columns.site[rows]],
         "node": [hosts[at] for at in columns.owner[rows]],
@@ -53,7 +52,7 @@ def table(
         "steps": columns.steps[rows],
         "last": columns.last[rows],
         "attempt": columns.attempt[rows],
-        "reason": reasons,
+        "reason": [why_not(state.trials[one])[:_REASON] for one in numbers],
     }
     if tags:
         found["tags"] = [", ".join(tags.get(one, ())) for one in numbers]

@@ -20,9 +20,6 @@ MOST: Final = 5  # trials side by side
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _LONGEST: Final = 120
 
-Fact = tuple[str, str, list[str]]
-"""A row of the comparison: result, parameter or metric; its name; one text per trial, empty if it has none."""
-
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
     """(rank among the complete and feasible trials, how many there are), the best first; None if it is none of them."""
@@ -44,12 +41,13 @@ def leases(trial: Trial) -> list[PastLease]:
 
 def numbers_in(text: str, count: int) -> list[int]:
     """The first five existing trials that a text names, each once."""
-    found = dict.fromkeys(int(one) for one in _NUMBER.findall(text))
-    return [one for one in found if one < count][:MOST]
+    return [one for one in dict.fromkeys(map(int, _NUMBER.findall(text))) if one < count][:MOST]
 
 
-def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[Fact]:
-    """The facts about these trials: results, parameters, metrics."""
+def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
+    """The facts about these trials, a row for each: "result", "parameter" or "metric"; its name; one text per trial,
+    empty if it has none.
+    """
     trials, rows = [state.trials[one] for one in numbers], [row_of(state, one) for one in numbers]
     ranks = [rank(columns, one) for one in numbers]
     results = {

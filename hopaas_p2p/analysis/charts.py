@@ -275,8 +275,7 @@ def by_step(title: str, series: Sequence[Series], *, along: str = "reported valu
         return None
     axis, _ = value_axis(along, np.concatenate([np.array(one.data["value"]) for one in layers]))
     said = (f"{one.name}: {number(one.data['value'][-1])} at step {one.data['step'][-1]:.0f}" for one in layers)
-    alt = f"{title} by step. {'; '.join(said)}."
-    return Chart(title, layers, ChartAxis("step"), axis, alt, height=height)
+    return Chart(title, layers, ChartAxis("step"), axis, f"{title} by step. {'; '.join(said)}.", height=height)
 
 
 def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width: float = 3) -> Series:

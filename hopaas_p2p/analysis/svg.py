@@ -148,9 +148,8 @@ def _body(chart: Chart, width: float, height: float) -> str:
         there = [isinstance(a, str) or (math.isfinite(a) and math.isfinite(b)) for a, b in zip(xs, ys, strict=True)]
         if one.mark == "points":
             room = 0.5 * (x.stop - x.start) / (x.high - x.low) if x.choices is not None else 0.0
-            apart = [
-                (at * 0.618 % 1 - 0.5) * room for at in range(len(xs))
-            ]  # spreads equal choices, so that they can be counted
+            # spreads equal choices, so that they can be counted
+            apart = [(at * 0.618 % 1 - 0.5) * room for at in range(len(xs))]
             places = [(x(xs[at]) + apart[at], y(ys[at]), at) for at, known in enumerate(there) if known]
             parts.append(_points(one, places))
             continue

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _NO_POLICY: Final = ("budget", "fidelity", "sampler", "pruner", "learn_from")
 """Arguments of `open_study` that are not part of a `StudyPolicy`."""
-_FILE: Final = click.Path(path_type=Path)
 
 
 search_options = together(
@@ -53,7 +52,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @command(study="argument")
 @click.option("--direction", "directions", multiple=True, metavar="minimize|maximize", help="One per objective.")
 @space_option
-@click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep.")
+@click.option("--from-yaml", type=click.Path(path_type=Path), metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
 @click.option("--attempts", type=int, metavar="N", help="Most starts of a trial whose peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")

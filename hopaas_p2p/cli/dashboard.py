@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -12,8 +12,6 @@ from hopaas_p2p.cli.options import CliSession, command
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
-
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @command(study="none")
@@ -57,9 +55,10 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
+    from hopaas_p2p.net.trust import is_loopback
 
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)
-    if given["actions"] and auth == "none" and host not in _LOOPBACK:
+    if given["actions"] and auth == "none" and not is_loopback(host):
         output.say(f"Anyone who has the key can change these studies; {host}:{port} is not encrypted. See --auth oidc.")
     serve(opts)

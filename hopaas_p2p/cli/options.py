@@ -178,11 +178,7 @@ class CommandAfterDashes(click.Command):
         except click.UsageError as error:
             if self._needs_command and "--" not in args:  # such as: worker python train.py
                 raise missing from None
-            if (
-                args[:1]
-                and args[0][:1] not in ("-", "")
-                and not any(isinstance(p, click.Argument) for p in self.params)
-            ):
+            if args and args[0][:1] not in ("-", "") and not any(isinstance(p, click.Argument) for p in self.params):
                 raise click.UsageError(f"A study is named by an option: --study {args[0]}", ctx) from None
             raise error from None
         ctx.params["command"] = tuple(args[at + 1 :])

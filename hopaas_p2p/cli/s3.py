@@ -61,11 +61,8 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
     Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
     address = _address(session)
-    uuid = None
     if role != "worker" and session.given["study"] is not None:
         raise InvalidInput(f"the policy of {role}s covers all studies of the store; leave --study out")
-    if role == "worker" and not all_studies:
-        study = session.study()
-        uuid = study.handle.uuid
+    uuid = session.study().handle.uuid if role == "worker" and not all_studies else None
     chosen = next(one for one in ROLES if one == role)
     output.print_json(policy(address, chosen, uuid=uuid, by_prefix=not no_condition))

@@ -150,8 +150,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
         + (f"; its late result is trial {one['kept_as']}" if one["kept_as"] is not None else "")
         for one in data["history"]
     ]
-    taken_away = any(one["how"] == "taken over" for one in data["history"])
-    if data["owner"] and not taken_away:
+    if data["owner"] and all(one["how"] != "taken over" for one in data["history"]):
         history.append(f"epoch {data['epoch']}: {data['owner']} at {output.where(data)}")
     related = {"continues": "continues", "copies": "copies", "retry_of": "retry of", "retried_by": "retried by",
                "late_of": "late result of"}  # fmt: skip
@@ -200,8 +199,7 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
     """
     study = session.study()
     user = space.parse_params(attrs, {})
-    number = study.enqueue_trial(space.parse_params(params, dict(study.space)), user_attrs=user)
-    _show_queued(session, [number])
+    _show_queued(session, [study.enqueue_trial(space.parse_params(params, dict(study.space)), user_attrs=user)])
 
 
 @trial.command()

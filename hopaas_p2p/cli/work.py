@@ -37,9 +37,6 @@ def _verb(function: Callable[..., Any]) -> click.Command:
     return command(study="none", context_settings={"ignore_unknown_options": True})(ticket(function))  # -0.5 is a value
 
 
-_ENDS = ("complete", "pruned", "fail")
-
-
 @command(study="argument")
 @click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Seconds of silence before a takeover.")
 @space_option
@@ -70,7 +67,9 @@ def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) ->
         try:
             suggest_fixed(trial, wanted)
             ticket = ticket_of(study, trial.number)
-            _print_asked(session, trial.params, str(ticket), ticket.number, trial.seed, shell=shell)
+            data = {"number": trial.number, "params": trial.params, "seed": trial.seed, "ticket": str(ticket)}
+            session.show(data, lambda: _print_asked(data, shell=shell))
+            sys.stdout.flush()
         except BaseException:
             study.handle.release(trial.number, reason="not started: `ask` was interrupted")
             raise
@@ -86,21 +85,16 @@ def _failing_in_eval() -> Iterator[None]:
         raise
 
 
-def _print_asked(
-    session: CliSession, params: dict[str, Any], ticket: str, number: int, seed: int, *, shell: bool
-) -> None:
-    if session.as_json:
-        output.print_json({"number": number, "params": params, "seed": seed, "ticket": ticket})
-    elif shell:
-        for name, value in params.items():
-            click.echo(f"export {variable(name)}={output.shell_word(text_of(value))}")
-        click.echo(f"export HOPAAS_TRIAL={number} HOPAAS_SEED={seed}")
-        click.echo(f"export HOPAAS_TICKET={output.shell_word(ticket)}")
+def _print_asked(asked: dict[str, Any], *, shell: bool) -> None:
+    texts = {name: text_of(value) for name, value in asked["params"].items()}
+    if shell:
+        for name, text in texts.items():
+            click.echo(f"export {variable(name)}={output.shell_word(text)}")
+        click.echo(f"export HOPAAS_TRIAL={asked['number']} HOPAAS_SEED={asked['seed']}")
+        click.echo(f"export HOPAAS_TICKET={output.shell_word(asked['ticket'])}")
     else:
-        for name, value in params.items():
-            click.echo(f"{output.printable(name)}={output.printable(text_of(value))}")
-        click.echo(f"HOPAAS_TICKET={ticket}")
-    sys.stdout.flush()
+        output.print_lines(f"{output.printable(name)}={output.printable(text)}" for name, text in texts.items())
+        click.echo(f"HOPAAS_TICKET={asked['ticket']}")
 
 
 Ask = Callable[..., Reply]
@@ -198,7 +192,9 @@ def _show_verdict(session: CliSession, reply: Reply) -> int:
 
 @_verb
 @click.argument("values", nargs=-1, metavar="VALUE...")
-@click.option("--state", type=click.Choice(_ENDS), help="How the trial ended. [default: complete]")
+@click.option(
+    "--state", type=click.Choice(["complete", "pruned", "fail"]), help="How the trial ended. [default: complete]"
+)
 @click.option("--reason", help="Why it failed.")
 def tell(
     session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None

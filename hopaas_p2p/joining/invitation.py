@@ -56,8 +56,7 @@ class Invitation(msgspec.Struct, frozen=True):
 
     def seal(self) -> Secret:
         """The string, which is a secret."""
-        packed = zlib.compress(msgspec.msgpack.encode(self, enc_hook=Secret.reveal), 9)
-        return Secret(spell(_PREFIX, packed))
+        return Secret(spell(_PREFIX, zlib.compress(msgspec.msgpack.encode(self, enc_hook=Secret.reveal), 9)))
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
@@ -136,8 +135,7 @@ def invite(
         uuid = access.uuid_of(opened, study)
         url = _public(via or opened.url)
         has_users = isinstance(opened, PostgresStore) or url.lower().startswith("https:")
-    expires = int(time.time()) + days * _DAY
-    invitation = Invitation(url, study, None, expires, site, _authority(url))
+    invitation = Invitation(url, study, None, int(time.time()) + days * _DAY, site, _authority(url))
     invitation.check()
     if not has_users:
         return NewInvitation(invitation, "", "")
@@ -164,9 +162,8 @@ def _public(url: str) -> str:
         return parse(url).url if url.lower().startswith("s3:") else url
     found = PostgresAddress(url).sqlalchemy_url
     found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})
-    return found._replace(
-        drivername="postgresql", username=None, password=None
-    ).render_as_string()  # `set` takes no None
+    # `set` takes no None
+    return found._replace(drivername="postgresql", username=None, password=None).render_as_string()
 
 
 def _authority(url: str) -> str:

@@ -21,8 +21,8 @@ from hopaas_p2p.open import open_store, servers_of
 from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 
-_OURS: Final = ("proxy_file", "via")  # a way sets HTTPS_PROXY itself
-_OF_THE_FILE: Final = ("store", "study", "token_file", "token_host")  # found by HOPAAS_JOINED
+_NOT_SET: Final = ("store", "study", "token_file", "token_host", "proxy_file", "via")
+"""Settings that are found by HOPAAS_JOINED; and the last two, because a way sets HTTPS_PROXY itself."""
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -103,7 +103,7 @@ def _environments_proxy() -> str | None:
 def enter(membership: Membership) -> None:
     """Make this process and its children use the study's file: settings for any other store are ignored."""
     os.environ[variable("joined")] = membership.name
-    told = {name: value for name, value in membership.values.items() if name not in (*_OURS, *_OF_THE_FILE)}
+    told = {name: value for name, value in membership.values.items() if name not in _NOT_SET}
     for name in ("store", "study"):
         os.environ.pop(variable(name), None)
     _set_variables({variable(name): value for name, value in told.items()})

@@ -116,8 +116,7 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
         raise InvalidInput(f"the parameter {endless[0]!r}: a grid needs values, or whole numbers, or a q")
     search = {"sampler": build(_METHODS[method])}
     if content.get("early_terminate") is not None:
-        said = _halving(mapping(content["early_terminate"], "early_terminate"))
-        search["pruner"] = build("halving", **said)
+        search["pruner"] = build("halving", **_halving(mapping(content["early_terminate"], "early_terminate")))
     return StudyDescription(
         name=None if content.get("name") is None else str(content["name"]),
         directions=(goal,),

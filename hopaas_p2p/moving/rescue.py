@@ -70,14 +70,8 @@ _EFFORT: Final = (100, 500)
 """How many commits and trials may be replayed per commit and trial of the log, to guess what is missing."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for answers of live peers
-_RANK: Final = {
-    TrialState.WAITING: 0,
-    TrialState.RUNNING: 1,
-    TrialState.FAIL: 2,
-    TrialState.PRUNED: 3,
-    TrialState.COMPLETE: 4,
-}
-_OVER: Final = 2  # the lowest rank of an ended trial
+_RANKS: Final = (TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
+_OVER: Final = _RANKS.index(TrialState.FAIL)  # the lowest rank of an ended trial
 
 
 class Rescued(NamedTuple):
@@ -258,16 +252,13 @@ class _Node:
         self.guessed = False
         """Whether the sums do not show which commit it follows."""
 
-    def up(self) -> Iterator[_Node]:
-        """This commit, and those before it in its history, without the root."""
-        node = self
-        while node.parent is not None:
-            yield node
-            node = node.parent
-
     def path(self) -> list[_Node]:
-        """The commits after the root, up to this one."""
-        return [*self.up()][::-1]
+        """The commits of its history after the root, up to this one."""
+        found, node = list[_Node](), self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
 
 
 def _histories(
@@ -511,12 +502,7 @@ class _Found(NamedTuple):
 
     @property
     def rank(self) -> int:
-        return _RANK[self.record.state]
-
-    def agrees(self, other: _Found) -> bool:
-        """Whether two histories agree about a trial, even if one lacks the times of its run."""
-        encode = msgspec.msgpack.encode  # NaN is not equal to itself
-        return encode(self.record) == encode(other.record)
+        return _RANKS.index(self.record.state)
 
 
 class _Union:
@@ -542,8 +528,8 @@ class _Union:
             found = _Found(record_of(trial, state), trial.retry_of, numbers)
             place = self._places.get(run)
             if place is None and (place := self._places.get(origin)) is not None:
-                there = self._found[place]
-                if min(there.rank, found.rank) > _OVER and not there.agrees(found):
+                there, encode = self._found[place], msgspec.msgpack.encode  # NaN is not equal to itself
+                if min(there.rank, found.rank) > _OVER and encode(there.record) != encode(found.record):
                     place = None  # two peers ran it, and each has a result
             if place is None:
                 place = len(self._found)

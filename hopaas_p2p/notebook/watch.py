@@ -87,8 +87,7 @@ class Watching:
             with looking_at(study) as state:
                 if (state.lsn, alive) != self._seen_at:
                     self._seen_at = (state.lsn, alive)
-                    where = study.storage.url
-                    self._seen = overview(state, name=study.name, store=where, signs=signs, chart=True)
+                    self._seen = overview(state, name=study.name, store=study.storage.url, signs=signs, chart=True)
             if over:
                 self._over.set()
             self._body = self._seen

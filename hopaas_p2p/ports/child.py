@@ -20,11 +20,10 @@ from typing import IO, Any, Final
 
 from hopaas_p2p.errors import TEMPORARY, InvalidInput
 from hopaas_p2p.ports.command import DoesNotFit
+from hopaas_p2p.runtime.interrupts import REASON_CHARACTERS, REASON_LINES
 
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line with the result may hold more than its value
 _OUTPUT: Final = 1 << 16  # bytes kept of both streams together, from the beginning of a line
-_REASON_LINES: Final = 12
-_REASON_CHARACTERS: Final = 2000
 # A shell in its own session, which works on every platform. Unlike PR_SET_PDEATHSIG it reaches the whole group, and
 # srun and mpirun get a SIGTERM, on which they end their remote processes. Batch systems signal it, too.
 _GUARD: Final = """
@@ -159,8 +158,8 @@ class Child(subprocess.Popen[bytes]):
 
     def failure(self, code: int) -> str:
         """Why it failed, for people: its exit status, and the last lines of its errors."""
-        lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-_REASON_LINES:]
-        text = "\n".join(line[:500] for line in lines)[-_REASON_CHARACTERS:]
+        lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-REASON_LINES:]
+        text = "\n".join(line[:500] for line in lines)[-REASON_CHARACTERS:]
         hint = "; did it run out of memory?" if code == -signal.SIGKILL else ""
         how = f"ended with {code}" if code >= 0 else f"was ended by {signal_name(-code)}{hint}"
         return f"the command {how}\n{text}".strip()

@@ -36,6 +36,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.base import Beat
@@ -61,8 +62,7 @@ class Ticket(NamedTuple):
     """Shows that this user made it; see `credentials.seal`."""
 
     def __str__(self) -> str:
-        body = msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1])
-        return spell(_PREFIX, body)
+        return spell(_PREFIX, msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1]))
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
@@ -78,7 +78,7 @@ class Ticket(NamedTuple):
                 raise ValueError
             return ticket
         except (ValueError, msgspec.MsgspecError):
-            shown = text if len(text) <= 24 else f"{text[:24]}…"
+            shown = shortened(text, 24)
             raise InvalidInput(f"{shown!r} is not a ticket, or only a part; use all that `trial ask` printed") from None
 
 

@@ -65,7 +65,6 @@ FAILED: Final = 1
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
-_CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
 _ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts it checks for signals and the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
 LOOK: Final = 0.2  # seconds between checks for signals and requests
@@ -273,8 +272,8 @@ class Worker:
                 said = f"{every} that ran here failed, so this worker stops. The last one: {why}"
                 self._say_each_minute("hopeless", said)
                 return FAILED
-            gives_out = next_start(state).why is None  # otherwise `ask` decides whether another job is needed
-            if gives_out and not self._has_its_trials() and not self._fits():
+            # where the study starts no trial, `ask` decides whether another job is needed
+            if next_start(state).why is None and not self._has_its_trials() and not self._fits():
                 return AGAIN
             with self._lock:
                 if self._has_its_trials():
@@ -308,7 +307,7 @@ class Worker:
             self._say_each_minute(error.refusal, f"Waiting: {error.reason}. To leave instead: --no-wait")
         elif not (self._stay and error.refusal == "budget" and not finished(self.study.state)):
             self._say_each_minute("no work", str(error))
-            return AGAIN if error.waits else _CODES.get(error.refusal, DONE)
+            return AGAIN if error.waits else FAILED if error.refusal == "failing" else DONE
         return None
 
     def _fits(self) -> bool:

@@ -47,7 +47,7 @@ def seconds(what: str, value: Any, *, least: float | None = None, most: float = 
     Raises:
         InvalidInput: it is not such a number, or more than `most`.
     """
-    number = _number(value)
+    number = None if isinstance(value, bool) else number_of(value)
     if number is None or math.isnan(number) or (number <= 0 if least is None else number < least):
         must = "a positive number of seconds" if least is None else "a number of seconds"
         raise InvalidInput(f"{what} must be {must}{', 0 or more' if least == 0 else ''}, got {shown(value)}")
@@ -139,10 +139,11 @@ def _index(value: Any) -> int | None:
         return None
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool | str | bytes):
+def number_of(value: Any) -> float | None:
+    """The value as a number; None for text, and for anything that is not one number."""
+    if isinstance(value, str | bytes | bytearray):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for several elements
         return None

@@ -270,8 +270,7 @@ def _places(url: str) -> Iterable[str]:
     ]
     if default is None:
         return
-    hosts = [host for host in listed if host] or [""]
-    for host in hosts:
+    for host in list(filter(None, listed)) or [""]:
         has_port = host.rpartition(":")[2].isdigit() and host.count(":") == 1
         is_socket = not host or host.startswith(("/", "@"))
         yield (host if has_port and not is_socket else f"{host.strip('[]')}:{0 if is_socket else default}").lower()

@@ -16,8 +16,8 @@ INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Exceptions that end a program, or a generator."""
 PREEMPTIONS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that batch systems send before they end a job."""
-_REASON_LINES: Final = 12
-_REASON_CHARACTERS: Final = 2000
+REASON_LINES: Final = 12
+REASON_CHARACTERS: Final = 2000
 
 
 def interruptions() -> tuple[type[BaseException], ...]:
@@ -32,11 +32,10 @@ def interruptions() -> tuple[type[BaseException], ...]:
 
 def describe(error: BaseException) -> str:
     """Why a trial failed: type, message, and the last lines of the traceback; bounded in length."""
-    lines = traceback.format_exception(error)
-    text = "".join(lines).strip().splitlines()
-    tail = "\n".join(text[-_REASON_LINES:])
+    text = "".join(traceback.format_exception(error)).strip().splitlines()
+    tail = "\n".join(text[-REASON_LINES:])
     head = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return f"{head}\n{tail}"[:_REASON_CHARACTERS]
+    return f"{head}\n{tail}"[:REASON_CHARACTERS]
 
 
 terminated = False

@@ -46,8 +46,7 @@ def visible(env: Mapping[str, str] = os.environ) -> list[str] | None:
     """The GPUs allocated to this process, by index or uuid; None if unknown."""
     for name in _VISIBLE:
         if name in env:
-            names = [one.strip() for one in env[name].split(",")]
-            return [one for one in names if one and one not in _NO_GPU]
+            return [one for one in map(str.strip, env[name].split(",")) if one and one not in _NO_GPU]
     return None
 
 

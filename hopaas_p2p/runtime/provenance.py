@@ -56,13 +56,8 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
     if on_behalf_of:
         info["on_behalf_of"] = on_behalf_of
-    info.update(batch_job(os.environ))
-    info.update(_machine())
-    info.update(metering.devices())
-    commit = _git_commit()
-    if commit:
-        info["git_commit"] = commit
-    return info
+    info |= batch_job(os.environ) | _machine() | metering.devices()
+    return info | ({"git_commit": commit} if (commit := _git_commit()) else {})
 
 
 def _user() -> str:
@@ -93,10 +88,7 @@ def _machine() -> dict[str, str]:
         version = getattr(sys.modules.get(module), "__version__", None)
         if isinstance(version, str):
             found[module] = str(version)  # PyTorch's is a subclass of str, which no commit can carry
-    gpus = _gpus()
-    if gpus:
-        found["gpu"] = gpus
-    return found
+    return found | ({"gpu": gpus} if (gpus := _gpus()) else {})
 
 
 def _gpus() -> str:

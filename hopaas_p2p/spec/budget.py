@@ -104,9 +104,8 @@ def _flat(budget: Budget) -> dict[str, Any]:
             elif value is not None:
                 yield f"{before}{key}", value
 
-    return dict(
-        under(msgspec.to_builtins(budget, enc_hook=lambda one: getattr(one, "item", one.__repr__)()))
-    )  # numpy's
+    # numpy's numbers have `item`
+    return dict(under(msgspec.to_builtins(budget, enc_hook=lambda one: getattr(one, "item", one.__repr__)())))
 
 
 def _entries(text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from hopaas_p2p.core.validity import LONGEST_METRIC, MOST_METRICS, possible_metric
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.arguments import shortened, shown
+from hopaas_p2p.runtime.arguments import number_of, shortened, shown
 
 _MOST_NAMED: Final = 3
 _LONGEST_SHOWN: Final = 40
@@ -31,7 +31,7 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
                 f"the name of a metric must be one line of at most {LONGEST_METRIC} characters, got {_shown(name)}"
             )
             continue
-        number = _number(value)
+        number = number_of(value)
         if number is None:
             wrong.append(f"{name} is {_shown(value)}, which is not a number")
         elif name not in names and len(names) >= MOST_METRICS:
@@ -49,15 +49,6 @@ def refuse(wrong: list[str], *, step: int, kept: Collection[str]) -> None:
     more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
     others = f". The others are kept: {', '.join(list(kept)[:10])}" if kept else ""
     raise InvalidInput(f"step {step}: {'; '.join(wrong[:_MOST_NAMED])}{more}{others}")
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str | bytes | bytearray):
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for several elements
-        return None
 
 
 def _shown(value: object) -> str:

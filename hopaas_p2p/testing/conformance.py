@@ -99,8 +99,7 @@ class StoreConformance(Conformance):
 
     def test_an_append_brings_the_commits_of_others_that_came_before(self, store: Store, log: Log) -> None:
         append_many(log, "a", 3)
-        other = self.reopen(store).log("study-1")
-        entries = append(other, outgoing("b"), 1).entries
+        entries = append(self.reopen(store).log("study-1"), outgoing("b"), 1).entries
         assert [entry.lsn for entry in entries] == [2, 3, 4]
         assert entries[-1].payload == outgoing("b").payload
 
@@ -115,8 +114,7 @@ class StoreConformance(Conformance):
     ) -> None:
         append(log, outgoing("a"))
         append(self.reopen(store).log("study-1"), outgoing("b"))
-        receipt = append(log, outgoing("a"), 0)
-        assert [entry.lsn for entry in receipt.entries][-1] == 2
+        assert append(log, outgoing("a"), 0).entries[-1].lsn == 2
         assert len(everything(log)) == 2
 
     def test_the_same_bytes_sent_twice_at_once_are_the_same_commit(self, store: Store) -> None:
@@ -183,8 +181,7 @@ class StoreConformance(Conformance):
         for number in range(3):
             chained(log, f"writer-{number}")
         found = everything(log)
-        other = self.reopen(store).log("study-1")
-        assert chained(other, "late", 3, sum_of(found)).before == sum_of(found)
+        assert chained(self.reopen(store).log("study-1"), "late", 3, sum_of(found)).before == sum_of(found)
 
     def test_to_a_log_of_another_sum_nothing_is_appended(self, store: Store, log: Log) -> None:
         for number in range(3):

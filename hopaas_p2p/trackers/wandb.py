@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import StudyArtifacts
 
 _OFFLINE: Final = "offline"
-_PROJECT: Final = "hopaas"
 _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
 _LARGEST_LEDGER: Final = 256 << 20
@@ -54,7 +53,7 @@ class WandB:
     def __init__(self, project: str | None = None) -> None:
         env = os.environ
         team, _, name = (project or "").rpartition("/")
-        self.project = name or env.get("WANDB_PROJECT") or _PROJECT
+        self.project = name or env.get("WANDB_PROJECT") or "hopaas"
         self.entity = team or env.get("WANDB_ENTITY")
         self.offline = env.get("WANDB_MODE") == _OFFLINE
         self._parent = Path(env.get("WANDB_DIR") or ".")
@@ -78,11 +77,8 @@ class WandB:
         return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: RunView) -> dict[int | None, str]:
-        cure = ". Name a directory of your own: WANDB_DIR"
-        with (
-            explained(f"W&B's files cannot be kept in {self._directory}", cure),
-            own_folder(self._directory, mode=0o755),
-        ):
+        what, cure = f"W&B's files cannot be kept in {self._directory}", ". Name a directory of your own: WANDB_DIR"
+        with explained(what, cure), own_folder(self._directory, mode=0o755):
             pass
         if not self.offline and not _has_key():
             raise ConfigurationError(
@@ -206,9 +202,8 @@ class WandB:
         for name in self._parts(key):
             if name not in kept:
                 shutil.rmtree(self._directory / name)
-        while (
-            kept and self._directory.joinpath(time.strftime(f"offline-run-%Y%m%d_%H%M%S-{self._uuid}-{key}")).exists()
-        ):
+        name_now = f"offline-run-%Y%m%d_%H%M%S-{self._uuid}-{key}"
+        while kept and self._directory.joinpath(time.strftime(name_now)).exists():
             time.sleep(0.05)  # W&B would overwrite what it wrote within the same second
 
     def _close_runs(self) -> None:

@@ -315,7 +315,7 @@ def look_at_pages(frame: Frame) -> None:
     """What the pages of the dashboard draw."""
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
     studies.card(state, columns, dict.fromkeys(owners_of(state), UNKNOWN))
-    studies.first_line(frame.note)
+    studies.first_line(notes.read_note(frame.system, None))
     studies.summary(state, columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def show(name: str, url: str, study: str | None, person: str) -> None:
         found = listing_of(_caches[url], study)
         _listings[url, study] = found
     listing = _listings[url, study] if study is not None and entry.study else None  # as a session goes on with it
-    entry.load()(PageContext(_caches[url], options.current(), listing, person))
+    entry.draw(PageContext(_caches[url], options.current(), listing, person))
 
 
 def listing_of(cache: ReplicaCache, study: str) -> Listing:
