@@ -292,7 +292,7 @@ def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
     assert chart is not None
     assert chart.alt.endswith("trial 7: 4.5 at step 2.")
     assert [series["name"] for series in echarts.option(chart)["series"]] == [
-        "median of the complete",
+        "median of complete trials",
         "best, trial 1",
         "trial 7",
     ]
