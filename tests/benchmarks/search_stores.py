@@ -25,6 +25,7 @@ from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.benchmarks.search_clock import Configuration, Evaluation, Search, Table
+from tests.support.ticking import tick
 
 _SHORTEST_PAUSE: Final = 0.05  # between two looks of a peer's scheduler
 
@@ -170,12 +171,12 @@ def search_on_store(
             tick(worker.peer)  # as the scheduler's thread does, which is woken
         return waited + scale * table.records[worker.configuration].seconds
 
-    def tick(worker: _Worker) -> float:
+    def wake(worker: _Worker) -> float:
         return max(_SHORTEST_PAUSE, tick(worker.peer))
 
     for worker in workers:
         heapq.heappush(queue, (0.0, next(ties), lambda worker=worker: step(worker)))
-        heapq.heappush(queue, (0.0, next(ties), lambda worker=worker: tick(worker)))
+        heapq.heappush(queue, (0.0, next(ties), lambda worker=worker: wake(worker)))
     while len(done.told) < evaluations and (until is None or not done.told or done.told[-1].value > until):
         clock.began, _, what = heapq.heappop(queue)
         clock.spent = 0.0

@@ -476,7 +476,7 @@ def test_a_peer_that_nobody_knows_is_not_drained(store: str, studies: Any) -> No
     done = cli("peers", "drain", "-s", store, "--study", "s", "nobody", check=False)
 
     assert done.returncode == 1
-    assert "there is no peer 'nobody'" in done.stderr
+    assert "matches 'nobody'" in done.stderr
 
 
 def test_a_live_trial_without_progress_is_asked_to_stop_then_taken_away(studies: Any, talk: Talk) -> None:

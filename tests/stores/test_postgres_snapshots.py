@@ -244,7 +244,7 @@ def test_a_forged_snapshot_is_denied_and_an_honest_one_before_it_vouched_for(
     findings = list(examine(people.place.store(people.ann)))
     shown = [one for one in findings if not one.passed and one.check == "study s, snapshot"]
     assert len(shown) == 1
-    assert "what mallory wrote" in shown[0].detail
+    assert "the snapshot of mallory" in shown[0].detail
 
 
 def test_no_snapshots_of_a_worker_drive_out_or_replace_those_of_others(people: Contributors) -> None:

@@ -345,8 +345,9 @@ def test_watch_goes_on_if_a_study_goes_on_that_was_done(
     def go_on() -> None:
         nonlocal went_on
         study.set_budget(6)
+        time.sleep(1.0)  # a look at the study from before this ends no watch that posts its alert only now
         receiver.status = 204
-        time.sleep(3.5)
+        time.sleep(2.5)
         went_on = True
         study.optimize(lambda _trial: 1.0)
 

@@ -50,7 +50,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.session import Cursor, study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.storage.frozen import FrozenTrialCache
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryLog
@@ -223,7 +223,7 @@ def _seen(state: State) -> list[object]:
     pauses = [(rules.root(one), rules.standing(one), rules.pauses_at(one), rules.sources(one)) for one in numbers]
     table, rows = TrialTable.of(state), [row_of(state, one) for one in numbers]
     columns = [getattr(table, name).tolist() for name in TrialTable.COLUMNS]
-    cache = FrozenTrialCache(0, Cursor(), allow_pickles=False)
+    cache = FrozenTrialCache(0, set(), allow_pickles=False)
     cache.catch_up(state)
     frozen = [trial.__dict__ for trial in cache.trials(None)]
     order = list(state.waiting), list(state.running), state.counts, list(state.trials.results())

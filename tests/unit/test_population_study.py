@@ -243,7 +243,7 @@ def test_the_command_prints_a_schedule_that_can_be_replayed(tmp_path: Path) -> N
 def test_a_population_fixes_only_parameters_that_there_are(tmp_path: Path) -> None:
     space = {"lr": hopaas_p2p.Float(0.1, 1.0), "width": hopaas_p2p.Int(1, 3)}
     wrong = Population(size=4, every=1, max=3, fixed=("widht",))
-    with pytest.raises(InvalidInput, match="'widht', and the study has the parameters lr, width"):
+    with pytest.raises(InvalidInput, match="'widht', but the study has the parameters lr, width"):
         hopaas_p2p.open_study(tmp_path, "s", space=space, fidelity=wrong)
     study = hopaas_p2p.open_study(tmp_path, "s", space=space)
     with pytest.raises(InvalidInput, match="widht"):

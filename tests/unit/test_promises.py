@@ -164,11 +164,11 @@ def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
     owner.commit(of_owner, TrialCreate())
     other = owner.log("other")
     owner.commit(other, TrialCreate())
-    owner.tick()
+    tick(owner)
     observer, of_observer = _peer(store, time)
     observer.commit(of_observer, TrialCreate())
     for _ in range(round(TTL * 0.3)):
-        observer.tick()
+        tick(observer)
         time.now += 1.0
     assert owner.lease_valid(of_owner, owner.uuid)
     beat, exchange, slow = MemoryStore.beat, MemoryLog.exchange, []
@@ -178,7 +178,7 @@ def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
             slow.append(one)  # it left 0.3 ttl after the one before, and arrives 0.8 ttl later
             for _ in range(round(TTL * 0.8)):
                 time.now += 1.0
-                observer.tick()
+                tick(observer)
         beat(self, one)
 
     def bring_a_beat(
@@ -194,12 +194,12 @@ def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
     of_owner.session.exchanged_at = time.now  # it had not changed a moment before
     owner._next_beat = 0.0
     owner.commit(other, TrialCreate())
-    owner.tick()
+    tick(owner)
 
     assert slow
     assert of_observer.state.trials[0].state is TrialState.FAIL
     assert not _holds(owner, of_owner, owner.uuid)
-    owner.tick()
+    tick(owner)
     assert not _holds(owner, of_owner, owner.uuid)
 
 
@@ -221,7 +221,7 @@ def test_a_trial_that_comes_to_a_process_has_no_valid_lease_before_that_process_
 
     assert heir.lease_valid(of_heir, heir.uuid)
     assert not heir.lease_valid(of_heir, dead.uuid)
-    heir.tick()
+    tick(heir)
     assert not heir.lease_valid(of_heir, dead.uuid) or of_heir.session.exchanged_at >= time.now
     heir.pull(of_heir)
     assert heir.lease_valid(of_heir, dead.uuid)
@@ -242,8 +242,8 @@ def test_a_process_that_only_reports_on_a_trial_which_came_to_it_keeps_its_lease
 
     while time.now < 3 * TTL:
         time.now += 1.0
-        heir.tick()
-        observer.tick()
+        tick(heir)
+        tick(observer)
 
     observer.pull(of_observer)
     assert of_observer.state.trials[0].state is TrialState.RUNNING
@@ -267,14 +267,14 @@ def test_an_owner_that_comes_back_while_an_observer_reads_the_log_again_keeps_it
         found = beats(self, peers)
         if time.now >= TTL + 1.0 and not back:
             back.append(time.now)
-            owner.tick()
+            tick(owner)
             owner.pull(of_owner)
         return found
 
     monkeypatch.setattr(MemoryStore, "beats", read_before_it_comes_back)
     while time.now < 1.9 * TTL:
         time.now += 1.0
-        observer.tick()
+        tick(observer)
 
     assert back
     assert of_observer.state.trials[0].state is TrialState.RUNNING
