@@ -266,8 +266,7 @@ class TPESampler(OptunaTPE):
             return None
         weights = np.append(self.weights_of(len(model.above)), self.prior_weight)
         below, above = mixture_of(model.below), Kernels(model.above, weights / weights.sum())
-        how: dict[str, Any] = {"prior_weight": self.prior_weight, "endpoints": self.endpoints}
-        return density.compare(below, above, candidates, **how)
+        return density.compare(below, above, candidates, prior_weight=self.prior_weight, endpoints=self.endpoints)
 
     def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
         """The candidates' scores by Optuna's own computation."""
@@ -508,8 +507,8 @@ class CmaEsSampler(BaseSampler):
             cube, maximize = UnitCube(space), study.directions[0] == StudyDirection.MAXIMIZE
             start = np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0)
             seed = zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed
-            how = self._sigma0, self._population_size
-            self._key, self._evolution = key, Evolution(cube, start, *how, seed=seed, maximize=maximize)
+            self._key = key
+            self._evolution = Evolution(cube, start, self._sigma0, self._population_size, seed=seed, maximize=maximize)
             self._evolution.follow(trials)
         return self._evolution
 
