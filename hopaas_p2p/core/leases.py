@@ -28,7 +28,7 @@ MARGIN: Final = 0.1
 
 BEATS_PER_TTL: Final = 3
 
-LONGEST_TTL: Final = 30 * 86400.0
+LONGEST_PEER_TTL: Final = 30 * 86400.0
 """Seconds. Whatever ttl an owner announces, its trials are blocked for at most a month."""
 
 _RING: Final = 8  # number of owners that a busy peer watches
@@ -59,7 +59,7 @@ def ttl_of(state: State, owner: str) -> float:
         longer = 0.0
     if math.isnan(longer):
         return state.policy.ttl
-    return max(state.policy.ttl, min(longer, LONGEST_TTL))
+    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))
 
 
 def beat_value(peer: str, count: int, now_us: int) -> str:

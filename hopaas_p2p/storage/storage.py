@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
+from hopaas_p2p.core.leases import LONGEST_PEER_TTL
 from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import Policy, StudyDefine, StudyRegistered, StudyRemoved, StudySet, TrialCreate
 from hopaas_p2p.core.state import State
@@ -97,7 +98,7 @@ def open_storage(
         create: whether a directory that is not a store yet becomes one.
         acts_for: uuids of peers whose running trials this process continues, as a shell ticket does. It then writes on
             their behalf, and does not introduce itself.
-        peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl.
+        peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl; at most 30 days.
         on_behalf_of: the person for whom a service acts, recorded in the log beside the service's own login. The
             service claims this; the store does not vouch for it.
         operator: let this process end and annotate trials that other peers run, like a person who ends a trial in a
@@ -119,7 +120,7 @@ def open_storage(
         patience=patience,
         store_wait=store_wait,
         allow_pickles=allow_pickles,
-        peer_ttl=None if peer_ttl is None else seconds("peer_ttl", peer_ttl, most=LONGEST_TTL),
+        peer_ttl=None if peer_ttl is None else seconds("peer_ttl", peer_ttl, most=LONGEST_PEER_TTL),
         on_behalf_of=str(on_behalf_of),
         operator=operator,
     )

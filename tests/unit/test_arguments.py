@@ -74,6 +74,7 @@ WRONG_STUDIES: list[dict[str, Any]] = [
     {"store_wait": "x"},
     {"linger": "x"},
     {"peer_ttl": 0},
+    {"peer_ttl": 31 * 86_400.0},
     {"name": ""},
     {"name": " "},
     {"name": " a"},
