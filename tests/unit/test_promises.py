@@ -118,11 +118,8 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
     assert verdict.refusal == "late"
 
 
-@pytest.mark.parametrize("rides", [True, False])
-def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_read(
-    store: Store, monkeypatch: pytest.MonkeyPatch, rides: bool
-) -> None:
-    monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", rides)
+def _owner_in_two_studies(store: Store) -> tuple[_Time, Peer, LogClient[State], LogClient[State]]:
+    """A clock, and a peer that has begun trial 0 of two studies, with its logs."""
     time = _Time()
     _define(store)
     _define(store, "other")
@@ -131,6 +128,15 @@ def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_r
     other = owner.log("other")
     owner.commit(other, TrialCreate())
     tick(owner)
+    return time, owner, of_owner, other
+
+
+@pytest.mark.parametrize("rides", [True, False])
+def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, rides: bool
+) -> None:
+    monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", rides)
+    time, owner, of_owner, other = _owner_in_two_studies(store)
     assert owner.lease_valid(of_owner, owner.uuid)
     observer, of_observer = _peer(store, time)
     observer.commit(of_observer, TrialCreate())
@@ -157,14 +163,7 @@ def test_beats_that_leave_in_time_and_arrive_too_late_keep_no_lease_valid(
     store: Store, monkeypatch: pytest.MonkeyPatch, rides: bool
 ) -> None:
     monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", rides)
-    time = _Time()
-    _define(store)
-    _define(store, "other")
-    owner, of_owner = _peer(store, time)
-    owner.commit(of_owner, TrialCreate())
-    other = owner.log("other")
-    owner.commit(other, TrialCreate())
-    tick(owner)
+    time, owner, of_owner, other = _owner_in_two_studies(store)
     observer, of_observer = _peer(store, time)
     observer.commit(of_observer, TrialCreate())
     for _ in range(round(TTL * 0.3)):
