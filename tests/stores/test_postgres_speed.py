@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import optuna
@@ -57,10 +58,11 @@ def test_a_trial_costs_one_exchange_with_ours(far_url: str, relay: Relay, undist
 
 @pytest.mark.parametrize("reports", [0, 10])
 def test_the_server_writes_few_bytes_of_wal_for_a_trial_however_many_there_are(
-    postgres: Server, postgres_url: str, undisturbed: dict[str, Any], reports: int
+    own_server: Callable[..., Server], undisturbed: dict[str, Any], reports: int
 ) -> None:
-    """Three parameters, and so many reports; the server writes no full pages here."""
-    storage = hopaas_p2p.open_storage(postgres_url, **undisturbed)
+    """Three parameters, and so many reports; the server writes no full pages here, and nothing for anybody else."""
+    postgres = own_server(autovacuum="off")
+    storage = hopaas_p2p.open_storage(postgres.url(), **undisturbed)
     space = {"x": hopaas_p2p.Float(0, 1), "rate": hopaas_p2p.Float(1e-5, 1, log=True), "layers": hopaas_p2p.Int(1, 9)}
     study = hopaas_p2p.open_study(storage, "s", space=space, sampler=optuna.samplers.RandomSampler(seed=1))
 
