@@ -175,12 +175,12 @@ class TrialVerbs:
 
     def _tell(self, said: dict[str, Any]) -> None:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")
-        has_values = values is not None and values != []
-        if not has_values and given is None and reason is None:  # for example with `value`, as in a report
+        values = None if values in ([], ()) else values
+        if values is None and given is None and reason is None:  # for example with `value`, as in a report
             raise InvalidInput("tell takes values, a list of numbers, or state: pruned or fail")
-        state = str(given or ("complete" if has_values else "fail")).lower()
+        state = str(given or ("fail" if values is None else "complete")).lower()
         try:
-            self.study.tell(self.trial, values if state == "complete" else None, state=state, reason=reason)
+            self.study.tell(self.trial, values, state=state, reason=reason)
         except (LeaseLost, Denied) as error:  # a denied result is kept on disk
             self.told = "lost" if isinstance(error, LeaseLost) else state
             raise

@@ -102,6 +102,15 @@ def test_a_tell_without_a_result_ends_no_trial(peer: LocalPeer, said: dict[str, 
     assert peer.trial("s", number)["values"] == [0.0]
 
 
+def test_values_of_a_trial_that_did_not_complete_are_refused_and_not_dropped(peer: LocalPeer) -> None:
+    number = peer.ask("s")["trial"]
+
+    with pytest.raises(InvalidInput, match="a PRUNED trial takes no values"):
+        peer.request("s", number, "tell", values=[0.3], state="pruned")
+
+    assert peer.trial("s", number)["state"] == "RUNNING"
+
+
 def test_a_trial_whose_checkpoint_cannot_be_fetched_is_returned(
     peer: LocalPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
