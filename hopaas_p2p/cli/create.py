@@ -13,7 +13,7 @@ from hopaas_p2p.cli.options import CliSession, command, space_option, together
 from hopaas_p2p.core.attributes import METRIC_NAMES, REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
-from hopaas_p2p.moving.descriptions import StudyDescription, read
+from hopaas_p2p.moving.sweeps import StudyDescription, read
 from hopaas_p2p.open import redacted
 from hopaas_p2p.search.registry import PRUNERS, SAMPLERS, build
 from hopaas_p2p.spec import budget, space

@@ -18,7 +18,7 @@ from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.artifact import artifact
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
-from hopaas_p2p.cli.work import ask, log, release, renew, report, should_prune, tell
+from hopaas_p2p.cli.verbs import ask, log, release, renew, report, should_prune, tell
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING, State
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial

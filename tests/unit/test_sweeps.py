@@ -12,7 +12,7 @@ import hopaas_p2p
 from hopaas_p2p.core.records import Budget, Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.moving import descriptions
-from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.moving.sweeps import StudyDescription
 from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
