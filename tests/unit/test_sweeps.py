@@ -11,7 +11,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.records import Budget, Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput, NoWork
-from hopaas_p2p.moving import descriptions
+from hopaas_p2p.moving import sweeps
 from hopaas_p2p.moving.sweeps import StudyDescription
 from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.translate import to_optuna, to_record
@@ -49,7 +49,7 @@ early_terminate:
 def read(directory: Path, text: str) -> StudyDescription:
     path = directory / "s.yaml"
     path.write_text(text)
-    return descriptions.read(path)
+    return sweeps.read(path)
 
 
 def one(directory: Path, entry: str, method: str = "random") -> Distribution:
