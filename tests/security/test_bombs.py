@@ -26,7 +26,7 @@ from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyDefine, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import backup, descriptions, import_study, tables
+from hopaas_p2p.moving import backup, import_study, sweeps, tables
 from hopaas_p2p.moving.files import copy_files, from_directory
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import StudyRecords, of_state
@@ -66,7 +66,7 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
     with pytest.raises(InvalidInput) as refused:
-        descriptions.read(path)
+        sweeps.read(path)
     assert len(str(refused.value)) < 400
     assert str(refused.value).startswith(str(path))
 
@@ -74,7 +74,7 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
 def test_anchors_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("method: random\nparameters:\n  a: &a {min: 0.0, max: 1.0}\n  b: *a\n  c: {<<: *a, max: 2.0}\n")
-    assert list(descriptions.read(path).space) == ["a", "b", "c"]
+    assert list(sweeps.read(path).space) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["s.yaml", "s.spool"])
@@ -82,7 +82,7 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(SPARSE)
-    reader = {"s.yaml": descriptions.read, "s.spool": spool.exported}[name]
+    reader = {"s.yaml": sweeps.read, "s.spool": spool.exported}[name]
     with pytest.raises(InvalidInput):
         reader(path)
 
@@ -101,9 +101,7 @@ def test_a_sparse_file_is_not_imported(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reader",
-    [descriptions.read, spool.exported, backup.read, Prior.from_file],
-    ids=["yaml", "spool", "backup", "prior"],
+    "reader", [sweeps.read, spool.exported, backup.read, Prior.from_file], ids=["yaml", "spool", "backup", "prior"]
 )
 def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path, reader: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -129,7 +127,7 @@ def test_a_sweep_with_many_rungs_is_read(tmp_path: Path) -> None:
         "method: random\nparameters: {x: {min: 0.0, max: 1.0}}\n"
         "early_terminate: {type: hyperband, max_iter: 27, s: 9000000000000000000, eta: 1000000000000000000}"
     )
-    assert descriptions.read(path).search["pruner"]._min_resource == 1
+    assert sweeps.read(path).search["pruner"]._min_resource == 1
 
 
 def test_a_csv_whose_rows_are_short_takes_the_room_of_its_cells() -> None:
@@ -247,7 +245,7 @@ def test_the_ids_of_a_studys_files_are_gone_over_once(tmp_path: Path) -> None:
 def test_a_nested_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("[" * 100_000)
     with pytest.raises(InvalidInput):
-        descriptions.read(tmp_path / "s.yaml")
+        sweeps.read(tmp_path / "s.yaml")
     with pytest.raises(InvalidInput):
         tables.load_csv(["state,value\n", f"COMPLETE,{'1' * 200_000}\n"], space={}, name=None)
 

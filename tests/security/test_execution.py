@@ -22,7 +22,7 @@ from hopaas_p2p.core.catalog import checked_name
 from hopaas_p2p.core.records import Categorical, Float, PeerJoin, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import descriptions, export_study, tables
+from hopaas_p2p.moving import export_study, sweeps, tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import DoesNotFit, fill_in, variables
 from hopaas_p2p.ports.worker import Worker
@@ -187,11 +187,11 @@ def test_the_line_that_starts_a_sweeps_jobs_is_words_and_no_code(tmp_path: Path)
     path.write_text(
         f'method: random\ncommand: ["${{args}}", "{{x}};$(id)"]\nparameters: {{"{name}": {{min: 0.1, max: 1.0}}}}'
     )
-    told = descriptions.read(path)
+    told = sweeps.read(path)
     assert shlex.split(told.command or "") == [f"--{name}={{{name}}}", "{x};$(id)"]
     path.write_text('method: random\nparameters: {"a\\nb": {min: 0.1, max: 1.0}}')
     with pytest.raises(InvalidInput, match="line break"):
-        descriptions.read(path)
+        sweeps.read(path)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
