@@ -54,7 +54,7 @@ def spending(state: State) -> Spending:
     for lease in list(ledger.open.values()):
         more = lease.cost()
         more.add(lease.counted, -1)
-        booked.append(Account(lease.site, lease.user, "running", more, 0 if lease.booked else 1))
+        booked.append(Account(lease.site, lease.user, "running", more))
     names = ("attempts", "gpu_hours", "core_hours", "kwh", "euro", "seconds", "epochs")
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     total: dict[str, Any] = {"site": "all", "person": "", "state": "", **dict.fromkeys(names, 0)}
@@ -62,7 +62,7 @@ def spending(state: State) -> Spending:
         cost, key = account.cost, (account.site, account.user, account.outcome)
         empty: dict[str, Any] = {**dict(zip(("site", "person", "state"), key, strict=True)), **dict.fromkeys(names, 0)}
         numbers = (
-            account.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(account, ledger.limits.prices),
+            cost.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(account, ledger.limits.prices),
             cost.time / 1e6, cost.epochs,
         )  # fmt: skip
         for row in (rows.setdefault(key, empty), total):
@@ -90,7 +90,7 @@ def _pace(ledger: Ledger, what: str) -> float | None:
         hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
         if lease.heard <= lease.start and lease.used is None:  # it has not reported its use yet: count all its devices
             hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
-        account = Account(lease.site, lease.user, "running", cost, 1)
+        account = Account(lease.site, lease.user, "running", cost)
         amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(cost, what)
         total += amount / hours
     return total or None

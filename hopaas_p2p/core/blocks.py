@@ -228,6 +228,8 @@ class StudyRules(NamedTuple):
     """The first distributions of its parameters."""
     trials: int
     """How many trials it has."""
+    most: int
+    """What no count has reached: each grows by less than the bytes of a commit."""
 
 
 def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
@@ -247,6 +249,7 @@ def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
         and sum(counts) == count
         and all(len(column) == count for column in of_each)
         and max(block.owner) < len(block.owners)
+        and max(block.epochs) < study.most
         and 8 * _total(block.param_sets, block.param_set) == len(block.params)
         and 8 * _total(block.step_sets, block.step_set) == len(block.reports)
         and 8 * (sum(block.widths) + block.widths.count(-1)) == len(block.values)
@@ -323,6 +326,8 @@ def _possible_rare(block: BlockColumns, place: int, rare: Rare, study: StudyRule
     later = [rare.retried_by, *[past.kept_as for past in rare.history]]
     return (
         place >= 0
+        and rare.attempt <= number + 1
+        and all(past.epoch <= block.epochs[place] for past in rare.history)
         and possible_distributions(rare.dists, study.dists)
         and possible_attributes(rare.user, rare.system)
         and possible_system(rare.system, study.directions)

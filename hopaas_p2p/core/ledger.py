@@ -73,6 +73,8 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
     energy: Amount = 0
     """Millijoules."""
     epochs: Amount = 0
+    leases: Amount = 0
+    """How many they are."""
 
     def add(self, other: Cost, times: int = 1) -> None:
         """Add this cost; subtract it, with -1."""
@@ -81,7 +83,8 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
         self.core += times * other.core
         self.energy += times * other.energy
         self.epochs += times * other.epochs
-        if not 0 <= self.time | self.gpu | self.core | self.energy | self.epochs <= _MOST:  # so one of them may be
+        self.leases += times * other.leases
+        if not 0 <= self.time | self.gpu | self.core | self.energy | self.epochs | self.leases <= _MOST:
             for name in self.__struct_fields__:
                 setattr(self, name, min(max(0, getattr(self, name)), _MOST))
 
@@ -105,7 +108,6 @@ class Account(msgspec.Struct, array_like=True, gc=False):
     user: str
     outcome: Outcome
     cost: Cost
-    leases: Natural = 0
 
 
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
@@ -140,7 +142,7 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
         time = min(max(self.heard - self.start, 0), LONGEST_LEASE) if used is None else used.time
         energy = time * self.watts // 1_000_000 if used is None or used.energy is None else used.energy
         epochs = max(0, self.top - self.base)
-        return Cost(time, time * self.gpus // 1000, time * self.cores // 1000, energy, epochs)
+        return Cost(time, time * self.gpus // 1000, time * self.cores // 1000, energy, epochs, 1)
 
 
 class Ledger(msgspec.Struct, array_like=True):
@@ -256,7 +258,6 @@ class Ledger(msgspec.Struct, array_like=True):
                 if len(self.accounts) >= _MOST_ACCOUNTS:
                     site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{booked}"
                 account = self.accounts.setdefault(key, Account(site, user, booked, Cost()))
-            account.leases += times
             account.cost.add(cost, times)
             self.total.add(cost, times)
         lease.counted = now

@@ -34,9 +34,13 @@ NO_REQUEST: Final = "none"
 """The value of the rescue's beat once the rescue is over."""
 
 
+REQUEST: Final = "rescue-"
+"""Begins the names under which rescues beat; where the store knows users, only a study's owners beat under its own."""
+
+
 def request_name(uuid: str) -> str:
     """The name under which a rescue of this study beats, to ask the peers that are alive for their states."""
-    return f"rescue-{uuid}"[:64]
+    return f"{REQUEST}{uuid}"[:64]
 
 
 def handover_prefix(uuid: str) -> str:

@@ -24,7 +24,7 @@ import msgspec
 from hopaas_p2p.core import blocks
 from hopaas_p2p.core.apply import follow_fidelity
 from hopaas_p2p.core.attributes import MOST_REPLICATES
-from hopaas_p2p.core.codec import PRIME
+from hopaas_p2p.core.codec import MAX_BYTES, PRIME
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
 from hopaas_p2p.core.records import Budget, Distribution, Natural, StudyDefine, TrialState
@@ -38,7 +38,7 @@ from hopaas_p2p.core.validity import (
     possible_system,
 )
 
-VERSION: Final = 6
+VERSION: Final = 7
 _PEERS: Final = 256
 _QUIET: Final = 4096
 """After this many commits without one of a peer, the peer moves to a piece with 255 neighbours, out of the head."""
@@ -258,7 +258,8 @@ def _load(header: _Header, pieces: _Pieces) -> State:
     state.sum = header.chain
     state.peers = pieces.together("p", _decode_peers)
     state.writers = pieces.together("w", _decode_writers)
-    rules = blocks.StudyRules(0 if define is None else len(define.directions), header.dists, header.trials)
+    directions, most = 0 if define is None else len(define.directions), MAX_BYTES * (header.lsn + 1)
+    rules = blocks.StudyRules(directions, header.dists, header.trials, most)
     for index in range(-(-header.trials // BLOCK)):
         packed, plain = pieces.take(f"{index:08d}")
         counts = blocks.check(plain, rules, first=index * BLOCK)
@@ -270,14 +271,14 @@ def _load(header: _Header, pieces: _Pieces) -> State:
         else:
             state.trials.open[index] = blocks.unpack(plain)
         state.trials.size += sum(counts)
-    if header.version != VERSION or pieces or not _possible(header, state):
+    if header.version != VERSION or pieces or not _possible(header, state, most):
         raise CorruptSnapshot
     follow_fidelity(state)
     return state
 
 
-def _possible(header: _Header, state: State) -> bool:
-    """Whether `apply` can have made this."""
+def _possible(header: _Header, state: State, most: int) -> bool:
+    """Whether `apply` can have made this; no count has reached `most`."""
     define, ledger = header.define, header.ledger
     if define is None:
         return header.trials == 0 and ledger == Ledger(Budget()) and not header.dists and not header.system
@@ -289,6 +290,7 @@ def _possible(header: _Header, state: State) -> bool:
         and possible_attributes(header.user, header.system)
         and possible_system(header.system, len(define.directions))
         and header.refusals.keys() <= REFUSALS.keys()
+        and max(header.failures_in_a_row, ledger.since_best, *header.refusals.values()) < most
         and (header.chain is None or 0 <= header.chain < PRIME)
         and ledger.maximize == (define.directions[0] == "maximize")
         and possible_ledger(ledger, len(define.directions), header.running, header.trials)

@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.names import REQUEST
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import (
     BehindRetention,
@@ -348,6 +349,10 @@ class ListedService(Service):
         """Only a peer's own user may send its heartbeat; the mark in the value shows the user to every server."""
         beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
         mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
+        if beat.peer.startswith(REQUEST):
+            mark = ""  # any of the study's owners may end what another began
+            if access.role_in(self._access.roles, user, beat.peer.removeprefix(REQUEST)) != "owner":
+                raise Denied("only an owner of a study may rescue it: hopaas-p2p admin grant STUDY USER owner")
         if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
             raise Denied("this peer is another user's")
         if request.call == "remove_beat":

@@ -6,9 +6,11 @@ Who may have written one is another question: see `tests/stores/test_postgres_sn
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import COPIED, FIDELITY, METRIC_NAMES
 from hopaas_p2p.core.blocks import PackedBlock
 from hopaas_p2p.core.records import (
@@ -26,15 +29,21 @@ from hopaas_p2p.core.records import (
     Budget,
     Categorical,
     Checkpoint,
+    Commit,
     Float,
     Int,
     PastLease,
     Policy,
+    Record,
     StudyDefine,
     TrialCheckpoint,
+    TrialClaim,
     TrialCreate,
+    TrialFinish,
     TrialReclaim,
+    TrialRelease,
     TrialSet,
+    Used,
 )
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, State, Trial, Verdict
@@ -165,6 +174,11 @@ FORGED: Final[dict[str, Callable[[State], None]]] = {
     "a time of no clock": _ledger(clocks=[("ann", 1 << 62)]),
     "many clocks": _ledger(clocks=[("ann", 0)] * 100),
     "since the best, fewer than none": _ledger(since_best=-1),
+    "since the best, more than there were": _ledger(since_best=(1 << 53) - 1),
+    "an epoch beyond the log": _trial(10, epoch=(1 << 53) - 1),
+    "a lease beyond the trial's epoch": _trial(9, history=(PastLease("ann", 1 << 40, 0, 1, ""),)),
+    "more attempts than trials": _trial(10, attempt=(1 << 53) - 1),
+    "more refusals than bytes": _state(refusals={"fenced": (1 << 53) - 1}),
 }
 
 
@@ -269,33 +283,101 @@ def test_bytes_behind_a_block_are_no_snapshot() -> None:
 
 # --- whatever is written there ---
 
-_ODD: Final = st.sampled_from([None, True, -1, 0, 1, 2, 1 << 40, (1 << 63) - 1, -(1 << 63), NAN, INF, "", "x", [], {}])
+_ODD: Final = [
+    None, True, -1, 0, 1, 2, 1 << 40, (1 << 53) - 2, (1 << 53) - 1, 1 << 60, (1 << 63) - 1, -(1 << 63), NAN, INF,
+    "", "x", [], {},
+]  # fmt: skip
+BEGUN: Final = pytest.mark.parametrize("begun", [lambda: honest(), with_rungs, with_population])
 
 
-@pytest.mark.parametrize("begun", [lambda: honest(), with_rungs, with_population])
+class _Opened:
+    """A snapshot as plain values, each of which may be replaced."""
+
+    def __init__(self, data: bytes) -> None:
+        self.raw = msgspec.msgpack.decode(snapshot.unseal(snapshot._MAGIC, data))
+        self.pieces = self.raw[snapshot._Header.__struct_fields__.index("inline")]
+        self.opened = {place: msgspec.msgpack.decode(zlib.decompress(piece)) for place, piece in self.pieces.items()}
+        self.places = [*_places(self.raw), *_places(self.opened)]
+        """Of the header, of a block and of what few trials have."""
+
+    def put(self, at: int, value: Any) -> None:
+        container, key = self.places[at]
+        container[key] = value
+
+    def sealed(self) -> bytes:
+        for place in self.pieces.keys() & self.opened.keys() if isinstance(self.pieces, dict) else ():
+            if isinstance(self.pieces[place], bytes):
+                self.pieces[place] = zlib.compress(msgspec.msgpack.encode(self.opened[place]))
+        return snapshot.seal(snapshot._MAGIC, msgspec.msgpack.encode(self.raw))
+
+
+def _refused_or_read_ever_after(data: bytes) -> bool:
+    """Whether the snapshot is taken; then whatever its trials do, others can read the snapshots that follow it."""
+    try:
+        state = snapshot.load(data)
+    except CorruptSnapshot:
+        return False
+    for trial in state.trials:
+        assert isinstance(trial, Trial)
+    copy.deepcopy(state.configurations)
+    if state.lsn < 1 << 52:  # a store has it where it says, and no log is as long
+        _go_on(state)
+    snapshot.load(snapshot.dump(state))
+    return True
+
+
+def _go_on(state: State) -> None:
+    """Each trial that is not over is reported on, given back, started again, lost and told late; then new ones end."""
+    seqs = itertools.count(1 << 40)
+
+    def say(writer: str | None, *records: Record) -> None:
+        seq = next(seqs)
+        apply(state, state.lsn + 1, Commit(writer or "x", seq, writer or "x", 1 << 51, records))
+
+    def each(numbers: Iterable[int], *of: Callable[[Trial], tuple[str | None, Record]]) -> None:
+        for number in list(numbers):
+            for one in of:
+                say(*one(state.trials[number]))
+
+    each(state.running, lambda one: (one.owner, TrialSet(one.number, one.epoch, reports={7: 1.0}, used=Used(5, 1))))
+    each(state.running, lambda one: (one.owner, TrialRelease(one.number, one.epoch)))
+    each(state.waiting, lambda one: ("new", TrialClaim(one.number)))
+    each(
+        state.running,
+        lambda one: ("other", TrialReclaim(one.number, one.epoch, lived=10**6)),
+        lambda one: ("new", TrialFinish(one.number, one.epoch - 1, COMPLETE, (0.5,))),
+    )
+    say("new", *[TrialCreate(prefer_waiting=True)] * 4)
+    each(state.running, lambda one: (one.owner, TrialFinish(one.number, one.epoch, COMPLETE, (0.2,))))
+    for trial in list(state.trials):
+        for owner, epoch in [(one.owner, one.epoch) for one in trial.history] + [(trial.owner, trial.epoch)]:
+            say(owner, TrialFinish(trial.number, epoch, COMPLETE, (0.1,)))
+
+
+@BEGUN
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_bytes_in_place_of_others_raise_anything_else(begun: Callable[[], Scribe], data: st.DataObject) -> None:
     """Any value of the header, of a block or of what few trials have, replaced by an odd one."""
-    raw = msgspec.msgpack.decode(snapshot.unseal(snapshot._MAGIC, snapshot.dump(begun().state)))
-    pieces = raw[snapshot._Header.__struct_fields__.index("inline")]
-    opened = {place: msgspec.msgpack.decode(zlib.decompress(piece)) for place, piece in pieces.items()}
-    places = [*_places(raw), *_places(opened)]
-    for at in data.draw(st.lists(st.integers(0, len(places) - 1), min_size=1, max_size=3)):
-        container, key = places[at]
-        container[key] = data.draw(_ODD)
-    for place in pieces.keys() & opened.keys() if isinstance(pieces, dict) else ():
-        if isinstance(pieces[place], bytes):
-            pieces[place] = zlib.compress(msgspec.msgpack.encode(opened[place]))
-    body = msgspec.msgpack.encode(raw)
-    try:
-        state = snapshot.load(snapshot.seal(snapshot._MAGIC, body))
-    except CorruptSnapshot:
-        return
-    for trial in state.trials:
-        assert isinstance(trial, Trial)
-    snapshot.load(snapshot.dump(state))
-    copy.deepcopy(state.configurations)
+    one = _Opened(snapshot.dump(begun().state))
+    for at in data.draw(st.lists(st.integers(0, len(one.places) - 1), min_size=1, max_size=3)):
+        one.put(at, data.draw(st.sampled_from(_ODD)))
+    _refused_or_read_ever_after(one.sealed())
+
+
+@BEGUN
+def test_after_a_forged_snapshot_that_is_taken_all_later_ones_can_be_read(begun: Callable[[], Scribe]) -> None:
+    """Each value in turn is replaced, several times over."""
+    honest = snapshot.dump(begun().state)
+    assert _refused_or_read_ever_after(honest)
+    taken = 0
+    for seed in range(4):
+        draws = random.Random(seed)
+        for at in range(len(_Opened(honest).places)):
+            one = _Opened(honest)
+            one.put(at, draws.choice(_ODD))
+            taken += _refused_or_read_ever_after(one.sealed())
+    assert taken > 50
 
 
 def _places(raw: Any) -> Iterator[tuple[Any, Any]]:

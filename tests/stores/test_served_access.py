@@ -18,6 +18,7 @@ from msgspec.structs import replace
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.names import NO_REQUEST, request_name
 from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered, StudyRemoved
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
@@ -103,6 +104,12 @@ def site(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iterat
         yield made
 
 
+def _asked(store: RemoteStore, name: str) -> list[str]:
+    """The request of a rescue, as far as the store took it."""
+    store.beat(Beat(name, "now"))
+    return list(store.beats([name]))
+
+
 ACTIONS: dict[str, Callable[[RemoteStore, str, Path], Any]] = {
     "read": lambda store, uuid, _: list(read_all(store.log(uuid))),
     "append": lambda store, uuid, _: append(store.log(uuid), _commit("another")),
@@ -112,12 +119,13 @@ ACTIONS: dict[str, Callable[[RemoteStore, str, Path], Any]] = {
     "read a file": lambda store, uuid, path: store.artifacts().get(f"{uuid}/there", path.with_name("copy")),
     "list files": lambda store, uuid, _: store.artifacts().keys(f"{uuid}/"),
     "remove a file": lambda store, uuid, _: store.artifacts().delete(f"{uuid}/there"),
+    "ask live peers": lambda store, uuid, _: _asked(store, request_name(uuid)),
     "destroy": lambda store, uuid, _: store.log(uuid).destroy(),
 }
 LEAST = {
     **dict.fromkeys(("read", "find a snapshot", "read a file", "list files"), "viewer"),
     **dict.fromkeys(("append", "keep a snapshot", "keep a file", "remove a file"), "worker"),
-    "destroy": "owner",
+    **dict.fromkeys(("ask live peers", "destroy"), "owner"),
 }
 ROLES = (None, "viewer", "worker", "owner")
 
@@ -214,6 +222,27 @@ def test_nobody_beats_for_the_peer_of_another_user(site: Site) -> None:
     assert ann.beats(["peer-of-ann"]) == before != {}
     ann.beat(Beat("peer-of-ann", "3"))
     assert ann.beats(["peer-of-ann"]) != before
+
+
+def test_a_rescue_asks_whatever_others_did_under_its_name_and_takes_its_request_back(site: Site) -> None:
+    uuid = site.study()
+    name, ann, bob = request_name(uuid), site.person("ann"), site.person("bob")
+    access.grant(site.url, "s", "bob", "worker")
+    for squat in (
+        lambda: bob.beat(Beat(name, "bob's")),
+        lambda: append(bob.log(uuid), _commit(name)),  # as this is its peer now
+        lambda: bob.beat(Beat(name, "bob's")),
+    ):
+        with contextlib.suppress(Denied):
+            squat()
+    assert bob.beats([name]) == {}
+    ann.beat(Beat(name, "ann's"))
+    with contextlib.suppress(Denied):
+        bob.remove_beat(name)
+    assert bob.beats([name]) == {name: "ann's"}
+    access.grant(site.url, "s", "bob", "owner")
+    bob.beat(Beat(name, NO_REQUEST))
+    assert ann.beats([name]) == {name: NO_REQUEST}
 
 
 def test_a_revoked_token_and_a_removed_user_are_refused_at_the_next_request(site: Site) -> None:

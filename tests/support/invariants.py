@@ -40,7 +40,7 @@ def broken(state: State) -> list[str]:
     in_population = state.configurations.population is not None  # what failed is continued too, and a pause is copied
     booked = Counter[str]()
     for account in ledger.accounts.values():
-        booked[account.outcome] += account.leases
+        booked[account.outcome] += account.cost.leases
     promises = {
         "numbers are dense": [one.number for one in trials] == list(range(len(trials))),
         "counts agree with states": state.counts == [counts[word] for word in of],

@@ -12,7 +12,7 @@ from hopaas_p2p.core.state import BLOCK, Trial
 from hopaas_p2p.storage.frozen import FrozenTrialCache
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe
 
-RULES = blocks.StudyRules(1, {name: Float(0, 1) for name in "pq0123456789"}, 3000)
+RULES = blocks.StudyRules(1, {name: Float(0, 1) for name in "pq0123456789"}, 3000, 1 << 40)
 
 
 def _filled(scribe: Scribe, count: int) -> None:

@@ -77,7 +77,7 @@ def end(number: int, epoch: int = 1, value: float = 1.0, used: Used | None = Non
 def test_a_trial_costs_its_time_on_each_device_of_its_peer(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(4, "ann", end(0))
-    assert study.cost("complete") == Cost(3 * HOUR, 6 * HOUR, 24 * HOUR, 3 * 500 * 3600 * 1000, 0)
+    assert study.cost("complete") == Cost(3 * HOUR, 6 * HOUR, 24 * HOUR, 3 * 500 * 3600 * 1000, 0, 1)
     assert study.cost("running") == Cost()
 
 
@@ -94,7 +94,7 @@ def test_an_owner_that_measured_is_believed(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(500_000, "ann", TrialSet(0, 1, used=Used(HOUR, 7)))
     study.at(500_001, "ann", end(0, used=Used(2 * HOUR, 9)))
-    assert study.cost("complete") == Cost(2 * HOUR, 4 * HOUR, 16 * HOUR, 9, 0)
+    assert study.cost("complete") == Cost(2 * HOUR, 4 * HOUR, 16 * HOUR, 9, 0, 1)
 
 
 @pytest.mark.parametrize("used", [Used(-1), Used(LONGEST_LEASE + 1), Used(1, -1), Used((1 << 63) - 1, (1 << 63) - 1)])
@@ -115,14 +115,14 @@ def test_what_a_peer_announces_may_be_nonsense(study: Campaign) -> None:
         study.at(0, "cid", PeerJoin({"gpus": gpus, "cores": "2", "site": "x" * 10_000}))
         study.at(0, "cid", ASK)
         study.at(1, "cid", end(len(study.state.trials) - 1))
-    assert study.cost("complete", "x" * 64) == Cost(5 * HOUR, 0, 10 * HOUR, 0, 0)
+    assert study.cost("complete", "x" * 64) == Cost(5 * HOUR, 0, 10 * HOUR, 0, 0, 5)
 
 
 def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
     study.at(90_000, "bob", TrialReclaim(0, 1, lived=5 * HOUR))
-    assert study.cost("lost") == Cost(5 * HOUR, 10 * HOUR, 40 * HOUR, 5 * 500 * 3600 * 1000, 1)
+    assert study.cost("lost") == Cost(5 * HOUR, 10 * HOUR, 40 * HOUR, 5 * 500 * 3600 * 1000, 1, 1)
 
 
 def test_without_an_observer_a_killed_attempt_counts_until_its_last_word(study: Campaign) -> None:

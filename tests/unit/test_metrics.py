@@ -244,7 +244,7 @@ def test_a_block_whose_metrics_point_nowhere_is_corrupt(row: tuple[int, int, int
     found.rows[0] = row
     block.metrics = msgspec.msgpack.encode(found)
     with pytest.raises((ValueError, IndexError)):
-        blocks.check(msgspec.msgpack.encode(block), blocks.StudyRules(1, {}, 10), first=0)
+        blocks.check(msgspec.msgpack.encode(block), blocks.StudyRules(1, {}, 10, 1 << 40), first=0)
 
 
 def test_a_version_that_knows_no_metrics_reads_the_rest_of_the_record() -> None:

@@ -215,11 +215,15 @@ BEGIN
     END IF;
 END $$;
 
--- Overwrite a peer's beat, unless it is another user's.
+-- Overwrite a peer's beat, unless it is another user's. A study's owners alone beat as its rescue: see core/names.py.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
-    WHERE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user)
-    ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
+    WHERE CASE WHEN p_peer LIKE 'rescue-%' THEN EXISTS (
+            SELECT FROM hopaas.logs l
+            WHERE l.uuid = substr(p_peer, 8) AND hopaas.role_in(l.id, l.uuid, p_user) = 'owner')
+        ELSE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user) END
+    ON CONFLICT (peer) DO UPDATE SET value = excluded.value, author = excluded.author, at = excluded.at
+    WHERE b.author = excluded.author OR p_peer LIKE 'rescue-%'
 $$;
 
 -- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
