@@ -89,20 +89,10 @@ class Rescued(NamedTuple):
     """The number of merged histories."""
     damaged: list[range] = []
     """Lsns of unreadable commits, as ranges: a commit that somebody puts far beyond the end leaves a wide one."""
-    covered_up_to: int = 0
-    """The lsn up to which a snapshot or a live peer's state replaces them."""
-
-    @property
-    def covered(self) -> list[range]:
-        """The damaged commits that are replaced."""
-        last = self.covered_up_to
-        return [range(run.start, min(run.stop, last + 1)) for run in self.damaged if run.start <= last]
-
-    @property
-    def lost(self) -> list[range]:
-        """The damaged commits that nothing replaces."""
-        last = self.covered_up_to
-        return [range(max(run.start, last + 1), run.stop) for run in self.damaged if run.stop > last + 1]
+    covered: list[range] = []
+    """Those that a snapshot or a live peer's state replaces."""
+    lost: list[range] = []
+    """Those that nothing replaces."""
 
 
 class _Guesses:
@@ -173,7 +163,9 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
     found = united(root, root.sum, rest, loose, later=later, there=there, uuid=uuid)
-    return found._replace(damaged=damaged, covered_up_to=root.lsn)
+    covered = [range(run.start, min(run.stop, root.lsn + 1)) for run in damaged if run.start <= root.lsn]
+    lost = [range(max(run.start, root.lsn + 1), run.stop) for run in damaged if run.stop > root.lsn + 1]
+    return found._replace(damaged=damaged, covered=covered, lost=lost)
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
