@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from hopaas_p2p.analysis import palette
-from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Points, bundle
+from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Points, Series, bundled
 from hopaas_p2p.analysis.facts import best
 from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.state import State
@@ -40,7 +40,7 @@ def tree(state: State) -> Chart | None:
     for name, some in lines.items():
         drawn = [line for line in some if max(row for _, row in line[0]) <= _MEMBERS]
         if drawn:
-            layers.append(bundle(name, names, drawn, *_LINES[name], opacity=0.8))
+            layers.append(Series(name, "line", bundled(names, drawn), *_LINES[name], "none", opacity=0.8))
     if not layers:
         return None
     said = (

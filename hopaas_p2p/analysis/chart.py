@@ -99,24 +99,14 @@ def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "lin
     return Series(name, mark, data, COLOURS[at % len(COLOURS)], 2, dash=("solid", "dashed", "dotted")[at % 3])
 
 
-def bundle(
-    name: str,
-    columns: Sequence[str],
-    lines: Iterable[tuple[Points, *tuple[Any, ...]]],
-    colour: str,
-    width: float,
-    dash: str = "solid",
-    opacity: float = 1.0,
-    symbol: str = "none",
-) -> Series:
-    """Several lines as one series: the points of each, and further columns for all of them.
+def bundled(columns: Sequence[str], lines: Iterable[tuple[Points, *tuple[Any, ...]]]) -> Data:
+    """Several lines for one series: the points of each, and further columns for all of them.
 
     Rows without a value separate them.
     """
     gap = (math.nan, math.nan)
     rows = [(*point, *said) for points, *said in lines if points for point in (*points, gap)][:-1]
-    data = {what: [row[at] for row in rows] for at, what in enumerate(columns)}
-    return Series(name, "line", data, colour, width, symbol, dash, opacity)
+    return {what: [row[at] for row in rows] for at, what in enumerate(columns)}
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:

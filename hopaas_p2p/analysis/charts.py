@@ -17,7 +17,7 @@ from hopaas_p2p.analysis.chart import (
     Data,
     Series,
     axis_of,
-    bundle,
+    bundled,
     data_of,
     downsample_points,
     finite,
@@ -245,13 +245,13 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
 
     def layer(name: str, numbers: Ints, *look: Any) -> Series:
         lines = ((finite(state.trials[number].reports), number) for number in numbers.tolist())
-        return bundle(name, ("step", "value", "trial"), lines, *look)
+        return Series(name, "line", bundled(("step", "value", "trial"), lines), *look)
 
     layers = [
-        layer("pruned", some_cut, palette.PRUNED, 1.0, "dotted", 0.55),
-        layer("complete", some_whole, PLAIN, 1.0, "solid", 0.55),
-        layer("running", running, palette.RUNNING, 1.8, "dashed"),
-        layer("best", best, palette.BEST, 3.0),
+        layer("pruned", some_cut, palette.PRUNED, 1.0, "none", "dotted", 0.55),
+        layer("complete", some_whole, PLAIN, 1.0, "none", "solid", 0.55),
+        layer("running", running, palette.RUNNING, 1.8, "none", "dashed"),
+        layer("best", best, palette.BEST, 3.0, "none"),
     ]
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []

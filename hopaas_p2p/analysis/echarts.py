@@ -103,22 +103,13 @@ def _rounded(values: Iterable[float]) -> list[float]:
 
 
 def frame(data: Data) -> pd.DataFrame:
-    """Columns for a chart, with only the precision that a screen needs: integers and four-byte floats.
-
-    Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
+    """Columns for a chart, with only the precision that a screen needs: small integers and, if they suffice, four-byte
+    floats. Underscores in the names become spaces: tooltips show them.
     """
     import pandas as pd
 
-    return pd.DataFrame({name.replace("_", " "): _narrow(np.asarray(part)) for name, part in data.items()})
-
-
-def _narrow(column: Any) -> Any:
-    if column.dtype.kind not in "fiu" or len(column) < _FEW:
-        return column
-    finite = column[np.isfinite(column)]
-    largest = float(np.abs(finite).max(initial=0.0))
-    if len(finite) == len(column) and largest < 2**31 and (column == np.rint(column)).all():
-        return column.astype(np.int32)
-    if largest >= 2**31 or column.dtype.kind in "iu":
-        return column.astype(np.float64)
-    return column.astype(np.float32)
+    found = {name.replace("_", " "): np.asarray(part) for name, part in data.items()}
+    for name, column in found.items():
+        if column.dtype.kind in "fiu" and len(column) >= _FEW:
+            found[name] = pd.to_numeric(column, downcast="float" if column.dtype.kind == "f" else "signed")
+    return pd.DataFrame(found)

@@ -92,11 +92,8 @@ def best(state: State) -> Trial | None:
     """The best COMPLETE trial that satisfies its constraints, the earliest of equals, in a study with one objective."""
     if state.define is None or len(state.define.directions) != 1:
         return None
-    results = state.trials.results()
-    if state.define.directions[0] == "maximize":
-        found = max(results, key=lambda one: (one[1], -one[0]), default=None)
-    else:
-        found = min(results, key=lambda one: (one[1], one[0]), default=None)
+    sign = -1.0 if state.define.directions[0] == "maximize" else 1.0
+    found = min(state.trials.results(), key=lambda one: (sign * one[1], one[0]), default=None)
     return None if found is None else state.trials[found[0]]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
 from hopaas_p2p.translate import external, to_optuna
 
+T = TypeVar("T")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -172,8 +173,8 @@ class TrialTable:
             shown: the trials that count; by default all.
 
         """
-        mask = (self.state == COMPLETE) & ~np.isnan(self.values).any(axis=1) & ~self.infeasible
-        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        rows = self._valued(slice(None), shown)
+        rows = rows[~self.infeasible[rows]]
         costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))], axis=1)
         front: list[int] = []
         kept = np.empty((0, costs.shape[1]))
@@ -190,8 +191,7 @@ class TrialTable:
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
         """The rows of the COMPLETE trials, or of those shown: best first, infeasible ones last, otherwise by number."""
-        mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective])
-        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        rows = self._valued([objective], shown)
         return rows[np.lexsort((self.cost(objective)[rows], self.infeasible[rows]))]
 
     def best(self, objective: int | None = None, shown: Mask | None = None) -> int | None:
@@ -201,9 +201,14 @@ class TrialTable:
         if objective is None and len(self.directions) > 1:
             return None
         objective = objective or 0
-        mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective]) & ~self.infeasible
-        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        rows = self._valued([objective], shown)
+        rows = rows[~self.infeasible[rows]]
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
+
+    def _valued(self, objectives: slice | list[int], shown: Mask | None) -> Ints:
+        """The rows of the COMPLETE trials, or of those shown, that have a value for each of these objectives."""
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objectives]).any(axis=1)
+        return np.flatnonzero(mask if shown is None else mask & shown)
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:
         """A parameter in these rows, with equal choices merged, as in Optuna."""
@@ -267,27 +272,21 @@ class TrialTable:
         valued = rows[widths[rows] == len(self.directions)]
         at = _starts(np.maximum(widths, 0))[valued]
         self.values[block.first + valued] = values[at[:, None] + np.arange(len(self.directions))]
-        step_set, reports = np.asarray(block.step_set), np.asarray(block.reports)
-        starts = _starts(np.array([len(steps) for steps in block.step_sets] or [0])[step_set])
-        for index in distinct(step_set[rows]).tolist():
-            steps, some = block.step_sets[index], rows[step_set[rows] == index]
+        reports, params = np.asarray(block.reports), np.asarray(block.params)
+        for steps, some, begin in _alike(block.step_sets, block.step_set, rows):
             if steps:
                 last = int(np.argmax(steps))
                 self.steps[block.first + some] = len(steps)
                 self.last_step[block.first + some] = steps[last]
-                self.last[block.first + some] = reports[starts[some] + last]
-        sets, params = np.asarray(block.param_set), np.asarray(block.params)
-        starts = _starts(np.array([len(names) for names in block.param_sets] or [0])[sets])
-        for index in distinct(sets[rows]).tolist():
-            some, names = rows[sets[rows] == index], block.param_sets[index]
-            table = params[starts[some][:, None] + np.arange(len(names))]
+                self.last[block.first + some] = reports[begin + last]
+        for names, some, begin in _alike(block.param_sets, block.param_set, rows):
             for offset, name in enumerate(names):
-                column = table[:, offset]
+                column = params[begin + offset]
                 self._places[name][block.first + some] = np.where(np.isfinite(column), column, np.nan)
         return rows
 
     def _read_logged(self, row: int, trial: Trial, state: State) -> None:
-        self._read_scalars(row, trial, trial.state, trial.values, trial.reports, trial.start, trial.end)
+        self._read_scalars(row, trial, trial.reports, trial.start, trial.end)
         self.earlier[row] = earlier_seconds(trial)
         self.attempt[row] = trial.attempt
         self.infeasible[row] = not trial.feasible
@@ -314,7 +313,7 @@ class TrialTable:
             return False
         both = (trial.datetime_start, trial.datetime_complete)
         times = [None if one is None else one.timestamp() * 1e6 for one in both]
-        self._read_scalars(row, trial, trial.state, trial.values, trial.intermediate_values, *times)
+        self._read_scalars(row, trial, trial.intermediate_values, *times)
         self._read_params(row, self.params_of(trial), trial.distributions)
         return True
 
@@ -323,15 +322,9 @@ class TrialTable:
         return trial.params
 
     def _read_scalars(
-        self,
-        row: int,
-        trial: object,
-        state: int,
-        values: Sequence[float] | None,
-        reports: Mapping[int, float],
-        start: float | None,
-        end: float | None,
+        self, row: int, trial: Trial | FrozenTrial, reports: Mapping[int, float], start: float | None, end: float | None
     ) -> None:
+        state, values = int(trial.state), trial.values
         if state in _OVER:
             self._open.pop(row, None)
         else:
@@ -429,6 +422,15 @@ def distinct(numbers: Ints) -> Ints:
     first = np.ones(len(ordered), np.bool_)
     first[1:] = ordered[1:] != ordered[:-1]
     return ordered[first]
+
+
+def _alike(sets: Sequence[tuple[T, ...]], of: Sequence[int], rows: Ints) -> Iterator[tuple[tuple[T, ...], Ints, Ints]]:
+    """Each set that trials of a block share, those of these rows that have it, and where the values of each begin."""
+    which = np.asarray(of)
+    starts = _starts(np.array([len(one) for one in sets] or [0])[which])
+    for index in distinct(which[rows]).tolist():
+        some = rows[which[rows] == index]
+        yield sets[index], some, starts[some]
 
 
 def _starts(lengths: Ints) -> Ints:

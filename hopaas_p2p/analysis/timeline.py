@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundle, cut
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundled, cut
 from hopaas_p2p.analysis.facts import count, duration, peer_labels
 from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
@@ -17,15 +17,15 @@ _BARS: Final = 1500
 _LINKS: Final = 60
 _KINDS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
 _LOOKS: Final = {
-    "complete": (palette.COMPLETE, 18, "solid"),
-    "pruned": (palette.PRUNED, 10, "solid"),
-    "failed": (palette.FAILED, 6, "solid"),
-    "running": (palette.RUNNING, 14, "solid"),
-    "taken over": (palette.LOST, 16, "dotted"),
-    "returned": (palette.WAITING, 8, "solid"),
-    "came back": (palette.LOST, 1.8, "solid"),
+    "complete": (palette.COMPLETE, 18, "marks", "solid"),
+    "pruned": (palette.PRUNED, 10, "marks", "solid"),
+    "failed": (palette.FAILED, 6, "marks", "solid"),
+    "running": (palette.RUNNING, 14, "marks", "solid"),
+    "taken over": (palette.LOST, 16, "marks", "dotted"),
+    "returned": (palette.WAITING, 8, "marks", "solid"),
+    "came back": (palette.LOST, 1.8, "marks", "solid"),
 }
-"""Colour, height and dashes; the height also helps people who cannot tell the colours apart."""
+"""Colour, height, symbol and dashes; the height also helps people who cannot tell the colours apart."""
 _UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seconds", 1e6))
 
 
@@ -114,4 +114,4 @@ def _layers(
             line: Points = [(place(one.end), row[one.owner]), (place(there.start), row[there.owner])]
             drawn["came back"].append((line, one.number, said))
     names = ("at", "peer", "trial", "said")
-    return [bundle(kind, names, lines, *_LOOKS[kind], symbol="marks") for kind, lines in drawn.items() if lines]
+    return [Series(kind, "line", bundled(names, lines), *_LOOKS[kind]) for kind, lines in drawn.items() if lines]

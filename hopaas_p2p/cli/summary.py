@@ -18,7 +18,7 @@ from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study.method import SearchMethod, chosen_by, in_words
-from hopaas_p2p.trackers import links
+from hopaas_p2p.trackers.view import links
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -83,7 +83,8 @@ def export(
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
     """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
-    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
+    from hopaas_p2p.trackers import Export, MLflow, WandB
+    from hopaas_p2p.trackers.follow import leave_link
 
     for name, value in _FEW_RETRIES.items():
         os.environ.setdefault(name, value)

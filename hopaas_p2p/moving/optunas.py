@@ -67,51 +67,39 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     file = rest.removeprefix("/") if is_sqlite else "" if scheme else url
     if file and not create and not Path(file).is_file():
         raise InvalidInput(f"there is no file {file}")
-    with _foreign(url), contextlib.ExitStack() as stack:
-        if is_sqlite and not create:
-            _check_tables(file)
-        if file and create and os.path.lexists(file):
-            try:
-                check_target(Path(file))
-                if is_mostly_holes(Path(file).resolve()):
-                    raise OSError(f"{file} is far larger than what is in it")
-            except OSError as error:
-                raise InvalidInput(f"{error}. Remove it, or name another file") from None
+    try:
+        with contextlib.ExitStack() as stack:
+            if is_sqlite and not create:
+                _check_tables(file)
+            if file and create and os.path.lexists(file):
+                try:
+                    check_target(Path(file))
+                    if is_mostly_holes(Path(file).resolve()):
+                        raise OSError(f"{file} is far larger than what is in it")
+                except OSError as error:
+                    raise InvalidInput(f"{error}. Remove it, or name another file") from None
+                if not scheme:
+                    _check_lines(Path(file))
+            elif file and create:
+                draft = str(stack.enter_context(replace_atomically(Path(file))))
+                rest = f"/{draft}" if is_sqlite else rest
+                file = draft
             if not scheme:
-                _check_lines(Path(file))
-        elif file and create:
-            draft = str(stack.enter_context(replace_atomically(Path(file))))
-            rest = f"/{draft}" if is_sqlite else rest
-            file = draft
-        if not scheme:
-            yield optuna.storages.JournalStorage(JournalFileBackend(file))
-            return
-        driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
-        connecting = {"factory": _bounded} if is_sqlite and not create else {}
-        try:
-            storage = optuna.storages.RDBStorage(
-                f"{driver}://{rest}", {"connect_args": connecting}, skip_table_creation=not create
-            )
+                yield optuna.storages.JournalStorage(JournalFileBackend(file))
+                return
+            driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
+            connecting = {"connect_args": {"factory": _bounded} if is_sqlite and not create else {}}
+            storage = optuna.storages.RDBStorage(f"{driver}://{rest}", connecting, skip_table_creation=not create)
             stack.callback(storage.engine.dispose)
             yield storage
-        except SQLAlchemyError as error:
-            raise StoreUnreachable(f"{redacted(url)}: {str(error).splitlines()[0]}") from None
-        except StorageInternalError as error:  # in which Optuna wraps most of those
-            if is_sqlite or not isinstance(error.__cause__, OperationalError):
-                raise
-            raise StoreUnreachable(f"{redacted(url)}: {str(error.__cause__).splitlines()[0]}") from None
-        except ImportError as error:
-            raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
-
-
-@contextlib.contextmanager
-def _foreign(url: str) -> Iterator[None]:
-    """In this block, whatever Optuna's storages raise on foreign data becomes an InvalidInput."""
-    try:
-        yield
     except (HopaasError, OSError):
         raise
-    except Exception as error:
+    except ImportError as error:
+        raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
+    except Exception as error:  # whatever Optuna's storages raise on foreign data
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and not is_sqlite else error
+        if isinstance(error, SQLAlchemyError) or isinstance(cause, OperationalError):
+            raise StoreUnreachable(f"{redacted(url)}: {str(cause).splitlines()[0]}") from None
         what = f"{type(error).__name__}: {shown(str(error))}"
         raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
 

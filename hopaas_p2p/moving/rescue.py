@@ -31,7 +31,7 @@ import json
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -89,20 +89,10 @@ class Rescued(NamedTuple):
     """The number of merged histories."""
     damaged: list[range] = []
     """Lsns of unreadable commits, as ranges: a commit that somebody puts far beyond the end leaves a wide one."""
-    covered_up_to: int = 0
-    """The lsn up to which a snapshot or a live peer's state replaces them."""
-
-    @property
-    def covered(self) -> list[range]:
-        """The damaged commits that are replaced."""
-        last = self.covered_up_to
-        return [range(run.start, min(run.stop, last + 1)) for run in self.damaged if run.start <= last]
-
-    @property
-    def lost(self) -> list[range]:
-        """The damaged commits that nothing replaces."""
-        last = self.covered_up_to
-        return [range(max(run.start, last + 1), run.stop) for run in self.damaged if run.stop > last + 1]
+    covered: list[range] = []
+    """Those that a snapshot or a live peer's state replaces."""
+    lost: list[range] = []
+    """Those that nothing replaces."""
 
 
 class _Guesses:
@@ -173,7 +163,9 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
     found = united(root, root.sum, rest, loose, later=later, there=there, uuid=uuid)
-    return found._replace(damaged=damaged, covered_up_to=root.lsn)
+    covered = [range(run.start, min(run.stop, root.lsn + 1)) for run in damaged if run.start <= root.lsn]
+    lost = [range(max(run.start, root.lsn + 1), run.stop) for run in damaged if run.stop > root.lsn + 1]
+    return found._replace(damaged=damaged, covered=covered, lost=lost)
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
@@ -294,7 +286,11 @@ def _histories(
             likely = (one for one in at[lsn - 1] if not guesses.allow(weight) or _fits(root, one.path(), line))
             node.parent = next(likely, at[last][0])
     nodes = [node for some in at.values() for node in some if node is not start]
-    nodes += _said_out_of_place(start, nodes, loose)
+    return _paths(start, nodes + _said_out_of_place(start, nodes, loose))
+
+
+def _paths(start: _Node, nodes: Sequence[_Node]) -> list[list[_Node]]:
+    """The paths from here to the commits that no other follows, the longest first."""
     followed = {node.parent for node in nodes}
     leaves = [node for node in nodes or [start] if node not in followed]
     return [leaf.path() for leaf in sorted(leaves, key=lambda one: -one.entry.lsn)]
@@ -313,19 +309,19 @@ def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> 
 
     These never got a place, or were sent later on behalf of a peer that had stopped at another history.
     """
-    written: dict[tuple[str, int], list[_Node]] = defaultdict(list)
+    commits = {node: commit for node in nodes if isinstance(commit := codec.decode(node.entry.payload), Commit)}
+    written: dict[tuple[str, int], _Node] = {}
     numbers: dict[str, list[int]] = defaultdict(list)
-    precedes = _order(start, nodes)
-    commits = [(commit, node) for node in nodes if isinstance(commit := codec.decode(node.entry.payload), Commit)]
-    for commit, node in commits:
-        written[commit.writer, commit.seq].append(node)
-        numbers[commit.writer].append(commit.seq)
-    for some in numbers.values():
-        some.sort()
-    placed, rest = set[bytes](), set(loose)
-    for commit, node in commits:
-        before = written.get((commit.writer, commit.seq - 1), [])[:_MOST]
-        (placed if not before or any(precedes(one, node) for one in before) else rest).add(node.entry.payload)
+    for node, commit in commits.items():
+        written.setdefault((commit.writer, commit.seq), node)
+        bisect.insort(numbers[commit.writer], commit.seq)
+    placed, rest = set[bytes](), {*loose, *(node.entry.payload for node in commits)}
+    for path in _paths(start, nodes):
+        here = set[tuple[str, int]]()
+        for node, commit in ((one, commits[one]) for one in path if one in commits):
+            before = (commit.writer, commit.seq - 1)
+            placed |= {node.entry.payload} if before in here or before not in written else set()
+            here.add((commit.writer, commit.seq))
     ends = [(commit, payload) for payload in rest - placed if isinstance(commit := codec.decode(payload), Commit)]
     ends = [pair for pair in ends if any(isinstance(record, TrialFinish) for record in pair[0].records)]
     added = []
@@ -334,30 +330,10 @@ def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> 
         some = numbers.get(commit.writer, [])
         earlier = bisect.bisect_left(some, commit.seq)
         line = commit.writer if earlier else ""
-        behind = last[line] if line in last else written[line, some[earlier - 1]][0]
+        behind = last[line] if line in last else written[line, some[earlier - 1]]
         last[line] = _Node(Entry(behind.entry.lsn + 1, payload), None, behind)
         added.append(last[line])
     return added
-
-
-def _order(start: _Node, nodes: Iterable[_Node]) -> Callable[[_Node, _Node], bool]:
-    """A function that tells whether one node is another or precedes it in its history; it compares their positions in a
-    walk of the tree.
-    """
-    children: dict[_Node | None, list[_Node]] = defaultdict(list)
-    for node in nodes:
-        children[node.parent].append(node)
-    first: dict[_Node, int] = {}
-    ahead = [start]
-    while ahead:
-        node = ahead.pop()
-        first[node] = len(first)
-        ahead += children[node]
-    last = dict(first)
-    for node in reversed(first):
-        if node.parent is not None:
-            last[node.parent] = max(last[node.parent], last[node])
-    return lambda one, other: first[one] <= first[other] <= last[one]
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
@@ -375,9 +351,7 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
     first peer that mentions it.
     """
     last, lsn, first = path[place].entry.lsn - 1, state.lsn + 1, len(state.trials)
-    behind = (path[at].entry for at in range(place, len(path)))
-    count_up = itertools.count(last + 1)
-    rest = list(itertools.takewhile(lambda entry: entry.lsn == next(count_up), behind))
+    rest = [node.entry for at, node in enumerate(path[place:]) if node.entry.lsn == path[place].entry.lsn + at]
     owners: dict[int, str] = {}
     most = 0  # starting more trials than the records mention makes no further record valid
     for commit in (codec.decode(entry.payload) for entry in rest):

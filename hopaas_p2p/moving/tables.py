@@ -13,7 +13,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -118,19 +118,16 @@ def load_csv(
         raise InvalidInput(f"this CSV has no column 'state': {needed}")
     values = [column for column in dict.fromkeys(header) if column == "value" or column.startswith("values_")]
     params = [_under("params_", row) for row in rows]
-    cells = {
-        name: [row[name] for row in params if name in row] for name in _under("params_", dict.fromkeys(header, ""))
-    }
-    dists = {key: space[key] if key in space else _guess(column) for key, column in cells.items()}
-    places = {
-        key: {str(choice): float(index) for index, choice in reversed(list(enumerate(one.choices)))}
-        for key, one in dists.items()
-        if isinstance(one, Categorical)
-    }
+    columns: dict[str, tuple[Distribution, Callable[[str], float]]] = {}
+    for key in _under("params_", dict.fromkeys(header, "")):
+        one = space[key] if key in space else _guess([row[key] for row in params if key in row])
+        places = reversed(list(enumerate(one.choices))) if isinstance(one, Categorical) else ()
+        choices = {str(choice): float(index) for index, choice in places}
+        columns[key] = one, choices.__getitem__ if choices else float
     trials = {}
     for at, row in enumerate(rows):
         try:
-            trials[at] = _from_row(row, values, params[at], dists, places)
+            trials[at] = _from_row(row, values, columns)
         except (ValueError, KeyError, TypeError) as error:
             wrong = " is no state, or no choice of its parameter" if isinstance(error, KeyError) else ""
             raise InvalidInput(f"row {at + 2}: {error}{wrong}") from None
@@ -141,23 +138,20 @@ def load_csv(
 
 
 def _from_row(
-    row: dict[str, str],
-    values: list[str],
-    params: dict[str, str],
-    dists: dict[str, Distribution],
-    places: dict[str, dict[str, float]],
+    row: dict[str, str], values: list[str], columns: dict[str, tuple[Distribution, Callable[[str], float]]]
 ) -> TrialCreate:
-    """The trial in a row; `places` has the choices of each parameter by their texts."""
+    """The trial in a row; `columns` has the distribution of each parameter, and the reader of its texts."""
     from hopaas_p2p.translate import read_json
 
     told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
     user = dict(mapping(read_json(_unquoted(row.get("user_attrs", "{}"))), "user_attrs"))
     user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
+    params = _under("params_", row)
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
         state=TrialState[row.get("state", "").rpartition(".")[2].upper()],
-        params={key: places[key][text] if key in places else float(text) for key, text in params.items()},
-        dists={key: dists[key] for key in params},
+        params={key: columns[key][1](text) for key, text in params.items()},
+        dists={key: columns[key][0] for key in params},
         user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},
         values=tuple(told) if len(told) == len(values) and told else None,
         reason=_unquoted(row.get("reason") or "") or None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 import time
 import weakref
@@ -100,15 +101,11 @@ class Watching:
 
 
 def _notebook(name: str) -> tuple[Any, Any]:
-    try:
-        from IPython import get_ipython
-        from IPython.display import HTML, display
-    except ImportError:
-        shell = None
-    else:
-        shell = get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
+    ipython = sys.modules.get("IPython")  # which a notebook has loaded
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         raise InvalidInput(
             f"study.watch() shows itself in Jupyter; in a terminal use: hopaas-p2p watch {shlex.quote(name)}"
         )
+    from IPython.display import HTML, display
+
     return display, HTML

@@ -121,17 +121,12 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
     env.append({"name": "HTTPS_PROXY", "valueFrom": proxy})
-    return {
+    return {name: str(value or "") for name, value in job._asdict().items()} | {
         "name": job.name,
-        "jobs": str(job.jobs),
         "last": str(job.jobs - 1),
-        "seconds": str(job.seconds),
         "time": f"{job.seconds // 3600}:{job.seconds % 3600 // 60:02d}:{job.seconds % 60:02d}",
         "warning": str(job.grace + _STORE_TIME),
-        "cpus": str(job.cpus),
         "cores": str(job.cpus) if job.cpus > 1 else "",
-        "gpus": str(job.gpus or ""),
-        "memory": job.memory,
         "queue": escaped(job.queue),
         "account": escaped(job.account),
         "more": "\n".join(f"#SBATCH {line}" if system == "slurm" else line for line in job.more),

@@ -411,8 +411,7 @@ class Worker:
         """Wait for the command to end, passing on signals and requests. Returns why it was made to end, if it was."""
         passed_on = killed = 0
         end: _Ending | None = None
-        asked_at: float | None = None  # when a request to stop the trial was seen
-        asked: str | None = None  # its reason
+        asked: _Ending | None = None  # what a request to stop the trial comes to, after the grace
         while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
@@ -425,13 +424,12 @@ class Worker:
             if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
                 end = _Ending(_OUT_OF_TIME, now, gives_back=True)
                 child.signal_all(signal.SIGTERM)
-            if end is None:
-                if asked_at is None and verbs.told is None:
-                    with contextlib.suppress(StoreUnreachable):
-                        asked = verbs.trial.stop_requested
-                        asked_at = None if asked is None else now
-                if asked_at is not None and now - asked_at >= self._grace:
-                    end = _Ending(f"did not stop when asked: {asked}", now - self._grace, gives_back=False)
+            if end is None and asked is None and verbs.told is None:
+                with contextlib.suppress(StoreUnreachable):
+                    why = verbs.trial.stop_requested
+                    asked = None if why is None else _Ending(f"did not stop when asked: {why}", now, gives_back=False)
+            if end is None and asked is not None and now - asked.since >= self._grace:
+                end = asked
             verbs.preempted = end is not None and end.gives_back
             if end is not None:  # after the grace, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace

@@ -178,13 +178,13 @@ def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool 
     labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
     trials = [state.trials[number] for number in numbers]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    columns = [("Trial", list(map(str, numbers)))]
-    columns += [("State", [row["state"] for row in rows])] if live else []
-    columns += value_columns(state, [row["values"] for row in rows]).items()
+    columns, values = [("Trial", list(map(str, numbers)))], value_columns(state, [row["values"] for row in rows])
     if live:
-        name, cells = columns.pop()
-        reports = [last_report(trial) if not trial.values else "" for trial in trials]
-        columns.append((name, [one or cell for one, cell in zip(reports, cells, strict=True)]))
+        columns.append(("State", [row["state"] for row in rows]))
+        last = list(values)[-1]
+        both = zip(trials, values[last], strict=True)
+        values[last] = [(not trial.values and last_report(trial)) or cell for trial, cell in both]
+    columns += values.items()
     columns += [(safe(name, longest=60), [shown(row["params"].get(name, "")) for row in rows]) for name in names[:most]]
     columns += [
         ("Peer", [labels.get(trial.owner or "", trial.owner or "") for trial in trials]),

@@ -121,7 +121,8 @@ if TYPE_CHECKING:
 
     from hopaas_p2p.notebook.plot import Plot
     from hopaas_p2p.notebook.watch import Watching
-    from hopaas_p2p.trackers import BackgroundExports, Tracker
+    from hopaas_p2p.trackers import Tracker
+    from hopaas_p2p.trackers.follow import BackgroundExports
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -215,7 +216,7 @@ def open_study(
             study.set_budget(larger)
             _log.warning("the budget of %r is raised from %s to %s", name, before, after or "no limit")
     if trackers:
-        from hopaas_p2p.trackers import BackgroundExports
+        from hopaas_p2p.trackers.follow import BackgroundExports
 
         study._exports = BackgroundExports(study, trackers)
     return study

@@ -9,23 +9,11 @@ from __future__ import annotations
 
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
-from hopaas_p2p.trackers.follow import BackgroundExports, leave_link
+from hopaas_p2p.trackers.follow import leave_link
 from hopaas_p2p.trackers.mlflow import MLflow
-from hopaas_p2p.trackers.view import links
 from hopaas_p2p.trackers.wandb import WandB
 
-__all__ = [
-    "BackgroundExports",
-    "Export",
-    "MLflow",
-    "Tracker",
-    "TrackerRefused",
-    "TrackerUnreachable",
-    "WandB",
-    "export_to",
-    "leave_link",
-    "links",
-]
+__all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable", "WandB", "export_to"]
 
 
 def export_to(study: StudyLike, tracker: Tracker) -> int:

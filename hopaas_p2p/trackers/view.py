@@ -25,7 +25,7 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.study_like import StudyLike
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.state import State, Trial
+    from hopaas_p2p.core.state import State
     from hopaas_p2p.files.artifacts import Artifact
 
 REPORT: Final = "report"
@@ -90,12 +90,11 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             improved = records(positions(table, "number"), table.cost(), table.complete()).tolist()
             best = {row: float(table.values[row, 0]) for row in improved}
         began = table.start[~np.isnan(table.start)]
-        found = []
-        for number in [one for one in range(len(state.trials)) if one not in settled]:
-            note = notes.read_note(attributes, first + number)
-            run = _trial(state.trials[number], state, command, note, tuple(files[number]))
-            run.tags.update({"tags": ", ".join(tags[number])} if number in tags else {})
-            found.append(run)
+        found = [
+            _trial(at, state, command, notes.read_note(attributes, first + at), tuple(files[at]), tags.get(at, []))
+            for at in range(len(state.trials))
+            if at not in settled
+        ]
         own = RunView(
             number=None,
             name=study.name,
@@ -130,7 +129,8 @@ def links(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
-def _trial(trial: Trial, state: State, command: str, note: str, files: tuple[Artifact, ...]) -> RunView:
+def _trial(number: int, state: State, command: str, note: str, files: tuple[Artifact, ...], tags: list[str]) -> RunView:
+    trial = state.trials[number]
     values, names = trial.values or (), names_given(state.system)
     unnamed = ["value"] if len(values) == 1 else [f"values_{at}" for at in range(len(values))]
     series = {REPORT: dict(sorted(trial.reports.items()))}
@@ -147,6 +147,7 @@ def _trial(trial: Trial, state: State, command: str, note: str, files: tuple[Art
             if key != "ttl"
         },
         "owner": trial.owner,
+        "tags": ", ".join(tags) or None,
         "attempt": trial.attempt if trial.attempt > 1 else None,
         **{name: getattr(trial, name) for name in ("retry_of", "retried_by", "late_of", "reason")},
         **{f"attr.{key}": text for key, text in trial.user.items()},

@@ -62,9 +62,12 @@ def keep(
 class Reporting:
     """When a training run reports and keeps checkpoints: every so many steps, and whenever necessary."""
 
-    _trial: Trial | RankedTrial
-    _report_every: int
-    _checkpoint_every: int | None
+    def __init__(self, trial: Trial | RankedTrial, report_every: int, checkpoint_every: int | None) -> None:
+        super().__init__()  # of a library's callback
+        if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
+            given = f"got {report_every} and {checkpoint_every}"
+            raise InvalidInput(f"report_every and checkpoint_every must be at least 1, {given}")
+        self._trial, self._report_every, self._checkpoint_every = trial, report_every, checkpoint_every
 
     def _judged(self, value: SupportsFloat, step: int, *, last: bool = False) -> bool:
         """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
@@ -97,10 +100,8 @@ class EpochCallback(Reporting):
         report_every: int = 1,
         checkpoint_every: int | None = None,
     ) -> None:
-        super().__init__()
-        self._trial, self._monitor = trial, monitor
-        self._report_every, self._checkpoint_every = report_every, checkpoint_every
-        self._pruned = False
+        super().__init__(trial, report_every, checkpoint_every)
+        self._monitor, self._pruned = monitor, False
 
     def _measured(self, measured: Mapping[str, Any]) -> float:
         """The monitored value."""
@@ -155,13 +156,10 @@ class Training(Reporting):
         checkpoint_every: int | None = None,
         save_each_rank: bool = False,
     ) -> None:
-        if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
-            given = f"got {report_every} and {checkpoint_every}"
-            raise InvalidInput(f"report_every and checkpoint_every must be at least 1, {given}")
+        super().__init__(trial, report_every, checkpoint_every)
         if (save is None) != (load is None):
             raise InvalidInput("checkpoints need both save and load")
-        self._trial, self._save, self._load = trial, save, load
-        self._report_every, self._checkpoint_every = report_every, checkpoint_every
+        self._save, self._load = save, load
         self._ranks = trial.ranks if isinstance(trial, RankedTrial) else Ranks()
         self._how: dict[str, Any] = {"each_rank": True} if save_each_rank and self._ranks.size > 1 else {}
         self._step = self._end = 0

@@ -81,9 +81,9 @@ from hopaas_p2p.report.page import render
 from hopaas_p2p.search import priors
 from hopaas_p2p.spec.space import as_attribute
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.trackers import Export, links
+from hopaas_p2p.trackers import Export
 from hopaas_p2p.trackers.base import new_files
-from hopaas_p2p.trackers.view import RunView
+from hopaas_p2p.trackers.view import RunView, links
 from tests.support import dashboard_pages
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 from tests.support.needs import missing

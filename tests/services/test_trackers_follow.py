@@ -24,8 +24,9 @@ from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
-from hopaas_p2p.trackers import BackgroundExports, MLflow, TrackerUnreachable, export_to, follow, links
-from hopaas_p2p.trackers.follow import leave_link
+from hopaas_p2p.trackers import MLflow, TrackerUnreachable, export_to, follow
+from hopaas_p2p.trackers.follow import BackgroundExports, leave_link
+from hopaas_p2p.trackers.view import links
 from tests.support.mlflow_fixtures import Way
 from tests.support.postgres import Server
 from tests.support.processes import campaign, environment, script, until
@@ -151,7 +152,7 @@ def test_another_takes_over_when_the_exporter_is_killed(tmp_path: Path, notebook
         """
         import time
         import hopaas_p2p
-        from hopaas_p2p.trackers import BackgroundExports
+        from hopaas_p2p.trackers.follow import BackgroundExports
         from tests.services.test_trackers_follow import Notebook, Pen
 
         study = hopaas_p2p.open_study("store", "s")

@@ -23,7 +23,7 @@ from hopaas_p2p.moving import arrival, copy_study, export_study, files, import_s
 from hopaas_p2p.moving.records import StudyRecords, of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
-from hopaas_p2p.trackers import links
+from hopaas_p2p.trackers.view import links
 from tests.support.processes import cli, states
 
 _names = itertools.count()
