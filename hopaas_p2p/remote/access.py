@@ -275,6 +275,11 @@ class AccessList:
             self._read_at = float("-inf")
             return self._log.exchange(outgoing, since)
 
+    def sum_at(self, lsn: int) -> int | None:
+        """The sum of this log up to a commit; raises like `Log.sum_at`."""
+        with self._lock:
+            return self._log.sum_at(lsn)
+
     def token(self, name: str, secret: Secret) -> TokenSet | None:
         """The token of this name and secret, unless it has expired."""
         found = self.roles.token(name, secret.reveal())

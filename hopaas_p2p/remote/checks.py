@@ -21,12 +21,7 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
         return (yield from _through(store, store.connections))
     admitted, address = False, store.connections.address
     for server in address.servers:
-        try:
-            route = server, trust.client_context(), proxy_for(server)
-        except HopaasError as error:
-            yield Finding("settings", str(error), passed=False, cure=AGAIN)
-            return False
-        if not (yield from net_checks.checks(*route)):
+        if not (yield from net_checks.checks(server, trust.client_context(), proxy_for(server))):
             continue
         try:
             facts = RemoteStore(str(address._replace(servers=(server,)))).facts()

@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,15 +25,7 @@ from msgspec.structs import replace
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.names import REQUEST
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import (
-    BehindRetention,
-    BrokenChain,
-    ConfigurationError,
-    Denied,
-    HopaasError,
-    InvalidInput,
-    StoreUnreachable,
-)
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
 from hopaas_p2p.remote.client import RemoteStore
@@ -42,7 +33,7 @@ from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
+from hopaas_p2p.stores.base import Beat, Log, Store
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
@@ -54,9 +45,7 @@ _THREADS: Final = 64
 _SIDE_BY_SIDE: Final = 8
 """Calls per token, each on its own connection in Postgres; and per log and kind, because a log may be locked there."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS: Final = 1_000
 _LOGS_KEPT: Final = 256  # each may hold some megabytes of commits to be looked at once more
-_SUMS: Final = 256  # remembered per log
 _LOOK_EVERY: Final = 1.0  # seconds between looks for commits that came another way, for a waiting caller
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
@@ -254,8 +243,6 @@ class ListedService(Service):
         super().__init__(lambda _: store)
         self._places = _places(store.url)
         self._access = AccessList(store)
-        self._sums: dict[str, dict[int, int]] = {}
-        """For logs that are not empty: the sums up to the latest commits, most of which each peer has seen."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
@@ -299,12 +286,7 @@ class ListedService(Service):
         if request.commit is not None:
             log = store.catalog() if request.place == protocol.CATALOG else store.log(request.place)
             request = self._stamped(user, request, stamp, log)
-        if request.call in ("destroy", "erase"):
-            self._sums.pop(request.place, None)
-        result = request.on(store)
-        if request.call == "exchange":
-            self._note_sums(request.place, result[0].entries)
-        return result
+        return request.on(store)
 
     def _all(self, user: str) -> bool:
         return self._access.roles.role(user, protocol.CATALOG) == "owner"
@@ -313,29 +295,13 @@ class ListedService(Service):
         log, roles = request.place, self._access.roles
         exists = True  # only the holder of this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or log in self._sums
-            exists = exists or self._note_sums(log, store.log(log).exchange(None, 0).entries)
+            exists = bool(roles.grants.get(log)) or not store.log(log).is_empty()
         return access.judge(roles, user, request, exists=exists)
-
-    def _note_sums(self, log: str, entries: list[Entry]) -> bool:
-        """Remember the sums of these entries of the log. Returns whether the log has any."""
-        if entries:
-            if len(self._sums) > _LOGS:
-                self._sums.clear()
-            known = self._sums.setdefault(log, {})
-            for entry in entries[-_SUMS:]:
-                total = _sum_after(entry, known.get(entry.lsn - 1))
-                if total is not None:
-                    known[entry.lsn] = total
-            while len(known) > _SUMS:
-                del known[next(iter(known))]
-        return bool(entries)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with the server's stamp; its author becomes an owner of a log that it begins."""
         commit, since = request.arguments
-        known = self._sums.get(request.place, {})
-        total = known[since] if since in known else _sum_at(since, log)
+        total = log.sum_at(since)
         if not codec.takes_stamp(commit.payload):
             raise InvalidInput("these bytes are not a commit")
         if None not in (total, commit.chain) and total != commit.chain:
@@ -375,39 +341,3 @@ def _places(url: str) -> list[str]:
     if parts.scheme == "file":
         found.append(unquote(parts.path))
     return sorted((one for one in found if len(one) > 1), key=len, reverse=True)
-
-
-def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
-    """The sum of a log up to this commit, which a caller claims to have read; None if the log does not tell it.
-
-    A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit are
-    stored without a sum: after them, it follows from the last sum that was stored.
-
-    Raises:
-        BrokenChain: there is no such commit.
-
-    """
-    back = 1
-    while lsn:
-        first = max(lsn - back, 0)
-        total, last = None if first else 0, first
-        try:
-            commits = read_all(log, first)  # type: ignore[arg-type]  # of an `AccessList` it calls `exchange` as well
-            for entry in takewhile(lambda one: one.lsn <= lsn, commits):
-                total, last = _sum_after(entry, total), entry.lsn
-        except BehindRetention:  # a snapshot stands for it
-            if isinstance(log, AccessList) or log.removed_up_to() > lsn:
-                raise
-            return None
-        if last != lsn:
-            raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log")
-        if total is not None:
-            return total
-        back *= 8
-    return 0
-
-
-def _sum_after(entry: Entry, before: int | None) -> int | None:
-    """The sum after a commit; `before` is what is known of the one before it, if it was stored without."""
-    before = before if entry.before is None else entry.before
-    return None if before is None else codec.following(before, entry.payload)

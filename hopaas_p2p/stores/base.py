@@ -18,6 +18,7 @@ DON'T raise on content; return bytes in a commit's place unchanged, even if they
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,8 +27,9 @@ from typing import Annotated, Final, NamedTuple
 from msgspec import Meta, Struct
 
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
-from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
+from hopaas_p2p.errors import BehindRetention, BrokenChain, ConfigurationError, StoreCorrupt
 
 SNAPSHOT_EVERY: Final = 256
 """The smallest number of commits between two snapshots; every larger interval is a multiple of it."""
@@ -224,6 +226,41 @@ class Log(ABC):
     def erase(self) -> None:
         """Remove a log that no other peer has seen, without a trace where that is possible."""
         self.destroy()
+
+    # --- for a server, which checks what its callers claim ---
+
+    def is_empty(self) -> bool:
+        """Whether nobody has written to the log. Raises like `exchange`."""
+        return not self.exchange(None, 0).entries
+
+    def sum_at(self, lsn: int) -> int | None:
+        """The sum of the log up to this commit, which a caller claims to have read; None if the log does not tell it.
+
+        A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit
+        are stored without a sum: after them, it follows from the last sum that was stored.
+
+        Raises:
+            BrokenChain: there is no such commit.
+
+        """
+        back = 1
+        while lsn:
+            first = max(lsn - back, 0)
+            total, last = None if first else 0, first
+            try:
+                for entry in itertools.takewhile(lambda one: one.lsn <= lsn, read_all(self, first)):
+                    before = total if entry.before is None else entry.before
+                    total, last = None if before is None else following(before, entry.payload), entry.lsn
+            except BehindRetention:  # a snapshot stands for it
+                if self.removed_up_to() > lsn:
+                    raise
+                return None
+            if last != lsn:
+                raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log")
+            if total is not None:
+                return total
+            back *= 8
+        return 0
 
     # --- slow and costly commits ---
 

@@ -156,7 +156,7 @@ class Directory:
     def _create(self, data: bytes, path: str) -> bool:
         if self._hard_links:
             try:
-                return self._name_file(data, path, hard=True)
+                return _name_file(data, path, hard=True)
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
@@ -174,24 +174,7 @@ class Directory:
                 if len(text) <= _SHORT or error.errno not in _TOO_LONG:
                     raise
                 self._longest = _SHORT
-        return self._name_file(data, path, hard=False)
-
-    def _name_file(self, data: bytes, path: str, *, hard: bool) -> bool:
-        """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
-        folder, _, name = path.rpartition("/")
-        beside = f".{name}.{secrets.token_hex(6)}"
-        draft, created = f"{folder}/{beside}", False
-        try:
-            _write(draft, data)
-            os.link(draft, path) if hard else os.symlink(beside, path)
-            created = True
-        except FileExistsError:
-            created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and the object is ours
-        finally:
-            if hard or not (created or _may_link_to(path, beside)):
-                with contextlib.suppress(OSError):
-                    os.unlink(draft)
-        return created
+        return _name_file(data, path, hard=False)
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
@@ -559,6 +542,24 @@ class Directory:
             os.close(fd)
 
 
+def _name_file(data: bytes, path: str, *, hard: bool) -> bool:
+    """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
+    folder, _, name = path.rpartition("/")
+    beside = f".{name}.{secrets.token_hex(6)}"
+    draft, created = f"{folder}/{beside}", False
+    try:
+        _write(draft, data)
+        os.link(draft, path) if hard else os.symlink(beside, path)
+        created = True
+    except FileExistsError:
+        created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and the object is ours
+    finally:
+        if hard or not (created or _may_link_to(path, beside)):
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+    return created
+
+
 def _may_link_to(path: str, text: str) -> bool:
     """Whether this link may have that text, as far as is known."""
     try:
@@ -649,17 +650,14 @@ def _make_folder(name: str, parent: int) -> bool:
 
 def describe(meta: Path, said: dict[str, object]) -> None:
     """Write a store's description, unless another process does so at the same moment: one of them stays for good."""
-    draft = meta.with_name(f".{meta.name}.{secrets.token_hex(6)}")
+    data = json.dumps(said).encode() + b"\n"
     try:
-        _write(str(draft), json.dumps(said).encode() + b"\n")
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.link(draft, meta)
-            except OSError:  # no hard links here: another reader may find it empty for a moment
-                if not os.path.lexists(meta):
-                    _write(str(meta), draft.read_bytes())
-    finally:
-        draft.unlink(missing_ok=True)
+        _name_file(data, str(meta), hard=True)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with contextlib.suppress(FileExistsError):  # another reader may find it empty for a moment
+            _write(str(meta), data)
 
 
 def links_work(folder: Path) -> bool:

@@ -234,3 +234,4 @@ class FolderLog(WriteOnceLog[Directory]):
 
     def erase(self) -> None:
         self.objects.remove_folder(self.root.rstrip("/"))
+        self.history.sums.clear()

@@ -57,6 +57,7 @@ SPAN: Final = SNAPSHOT_EVERY
 TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; beyond, they are read again
+_SUMS: Final = 256  # of the log up to as many commits, most of which each caller of a server has read
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
@@ -109,6 +110,8 @@ class History:
         """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
         self.chain: tuple[int, int | None] = 0, 0
         """An lsn, and the sum of the log up to it, if it is known."""
+        self.sums: dict[int, int | None] = {}
+        """The sums up to the commits that this handle has read or written lately, as far as they are known."""
         self._last_written: tuple[int, int | None, bytes] = 0, None, b""
         """The lsn of the last commit that this process wrote, the sum of the log up to it, and its object."""
         self._checked_at = 0.0
@@ -141,6 +144,8 @@ class History:
         if since and woke:
             self.check_retained(since)
         self.contradicted = False
+        while len(self.sums) > _SUMS:
+            del self.sums[next(iter(self.sums))]
         if outgoing is not None and outgoing.chain is not None:
             self.chain = since, outgoing.chain
         if since and since == self.snapshot:  # a peer begins with a snapshot: does the log extend that far?
@@ -202,6 +207,7 @@ class History:
         self._known = self._began
         if before is not None or lsn > self.chain[0]:
             self.chain = lsn, None if before is None else codec.following(before, payload)
+            self.sums[lsn] = self.chain[1]
             self._last_written = (*self.chain, data)
 
     def follow(self, lsn: int, payload: bytes, before: int | None) -> None:
@@ -213,10 +219,9 @@ class History:
             self.contradicted = True
         elif known is not None:
             self._checked_at = time.monotonic()  # as good as checking the last commit
-        if before is not None:
-            self.chain = lsn, codec.following(before, payload)
-        elif lsn > self.chain[0]:
-            self.chain = lsn, None
+        if before is not None or lsn > self.chain[0]:
+            self.chain = lsn, None if before is None else codec.following(before, payload)
+            self.sums[lsn] = self.chain[1]
 
     @staticmethod
     def gone(lsn: int) -> NoReturn:
@@ -610,6 +615,13 @@ class WriteOnceLog(Log, Generic[Objects]):
         """The commit of an lsn whose key is free, if it may be somewhere else."""
         return None
 
+    def is_empty(self) -> bool:
+        return not self.history.sums and super().is_empty()
+
+    def sum_at(self, lsn: int) -> int | None:
+        known = self.history.sums.get(lsn)
+        return super().sum_at(lsn) if known is None else known
+
     # --- snapshots ---
 
     def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
@@ -691,6 +703,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             while not self._decide(head + 1, Outgoing("", TOMBSTONE), deadline)[1]:
                 head += 1
         self.objects.delete(self.objects.listed(f"{self.root}snapshot/"))
+        self.history.sums.clear()
 
     @abstractmethod
     def _find_end(self, deadline: float) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 
-from hopaas_p2p.errors import Denied, HopaasError
+from hopaas_p2p.errors import Denied
 from hopaas_p2p.net import checks as net_checks
-from hopaas_p2p.net.findings import AGAIN, Finding, clock
+from hopaas_p2p.net.findings import Finding, clock
 from hopaas_p2p.net.proxies import server_of
 from hopaas_p2p.stores.objects.race import race
 from hopaas_p2p.stores.s3 import http
@@ -18,12 +18,8 @@ from hopaas_p2p.stores.s3.store import CAUSES, SCRATCH, S3Store
 def way(store: S3Store) -> Generator[Finding, None, bool]:
     """Whether the endpoint can be reached."""
     endpoint = parse(store.url).endpoint
-    try:
-        proxy = http.proxy_of(endpoint)
-        context = http.context() if endpoint.startswith("https:") else None
-    except HopaasError as error:
-        yield Finding("settings", str(error), passed=False, cure=AGAIN)
-        return False
+    proxy = http.proxy_of(endpoint)
+    context = http.context() if endpoint.startswith("https:") else None
     if proxy is not None and proxy.scheme == "https":
         yield Finding("proxy", f"{proxy} is itself reached through TLS; the route is not checked any further")
         return True
