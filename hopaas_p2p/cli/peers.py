@@ -1,4 +1,4 @@
-"""`hopaas-p2p peers list|drain`: the peers of a study, and asking them to take no more trials."""
+"""`hopaas-p2p peers list|drain`: list the peers of a study, or ask them to take no more trials."""
 
 from __future__ import annotations
 

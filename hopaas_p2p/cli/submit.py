@@ -126,7 +126,7 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
 def submit_joined(
     session: CliSession, system: str, joined: Membership, command: tuple[str, ...], given: dict[str, Any]
 ) -> None:
-    """The same for a joined study: its jobs find their own way to the store, on their nodes."""
+    """Submit the jobs of a joined study, which find their own route to the store, on their nodes."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours

@@ -42,7 +42,7 @@ COPIED: Final = "hopaas:copied_from"
 METRIC_NAMES: Final = "study:metric_names"
 """Optuna's: one per objective."""
 EXPORTER: Final = "hopaas:exporter:"
-"""Prefix of a study's system attribute about a tracker: `peer`, which exports to it, and the link. A digest of the
-tracker's place follows."""
+"""Prefix of a study's system attribute about a tracker, followed by a digest of the tracker's place. The value holds
+the `peer` that exports to it, and the link."""
 OF_EXPORTS: Final = ("hopaas:definition", "hopaas:rest")
 """What an export writes to Optuna's storage; never in a log."""

@@ -134,7 +134,7 @@ class Replicates(msgspec.Struct, array_like=True):
     count: int
     """How many trials it gets, including the first."""
     seed: int = 1
-    """Of the next one."""
+    """The seed of the next one."""
 
 
 class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
@@ -461,11 +461,11 @@ class Pausing:
         return RungStanding()
 
     def pauses_at(self, _number: int) -> int | None:
-        """After how many epochs, from the beginning of its configuration, this trial pauses; None if it does not."""
+        """The epochs, from the beginning of its configuration, after which this trial pauses; None if it does not."""
         return None
 
     def may_pause_at(self, number: int) -> int | None:
-        """The same, under any earlier state of the rungs: the peer that paused may not have known the current one."""
+        """Like `pauses_at`, for any earlier rungs, too: the peer that paused may not have known the current ones."""
         return self.pauses_at(number)
 
     def is_at_rung(self, _number: int, _reports: Mapping[int, float], *, ever: bool = False) -> bool:  # noqa: ARG002
@@ -484,7 +484,7 @@ class Pausing:
         return None
 
     def sources(self, _number: int) -> list[int]:
-        """In a population, the paused trials to copy one of instead of continuing this one; empty: it is continued."""
+        """In a population, the paused trials, one of which a copy continues; empty if this one itself is continued."""
         return []
 
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
@@ -514,7 +514,7 @@ class State(LogState):
         super().__init__()
         self.define: StudyDefine | None = None
         self.policy = Policy()
-        """That of `define`, once there is one."""
+        """The policy of `define`, once there is one."""
         self.status = "running"
         self.budget: int | None = None
         self.user: Mapping[str, str] = {}
@@ -527,7 +527,7 @@ class State(LogState):
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
         self.ledger = Ledger(Budget())
-        """What is spent."""
+        """The study's spending."""
         self.dists: dict[str, Distribution] = {}
         """Each parameter's first distribution in the log: a trial's own, unless it states another."""
         self.peers: dict[str, dict[str, str]] = {}

@@ -74,7 +74,7 @@ _REACH: Final = 1e6
 """How far outside its range a value may lie, in widths of the range: much farther out, TPE's kernels underflow to NaN.
 """
 _DEEPEST: Final = 64
-"""Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
+"""Levels of nested JSON. Beyond some hundred, copying it fails in a program that is itself deep in calls."""
 
 
 def possible_time(microseconds: int) -> bool:

@@ -74,7 +74,7 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
             try:
                 check_target(Path(file))
                 if is_mostly_holes(Path(file).resolve()):
-                    raise OSError(f"{file} is far larger than what is in it")
+                    raise OSError(f"{file} is far larger than its contents")
             except OSError as error:
                 raise InvalidInput(f"{error}. Remove it, or name another file") from None
             if not scheme:

@@ -28,8 +28,8 @@ class Caller:
         peer: the `peer.peer.Peer` whose threads do the work.
         within: seconds for which it continues after an attempt has failed.
         began: when it began, by the peer's clock.
-        pending: the records on which the log must decide.
-        brief: whether, in a hurry, it gives up if this call is not answered; otherwise, if no exchange is answered.
+        pending: the records that wait for verdicts.
+        brief: whether a caller in a hurry gives up when this call is not answered, instead of when no exchange is.
 
     """
 

@@ -59,7 +59,7 @@ _LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use a
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
 _PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
 _MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
-_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
+_QUEUED: Final = "The change was not refused and may still be made; check whether it was made before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
@@ -997,10 +997,10 @@ def introduction(about: dict[str, str]) -> PeerJoin:
 class _Running(msgspec.Struct, eq=False):
     began: float
     ahead: float
-    """Seconds by which the clock for commits' times was ahead of the other one."""
+    """Seconds by which the clock for commits' times was ahead of the monotonic one."""
     seconds: float
     joules: float
-    """The usage of a lease that ran since the meter was created; all of these as the lease began."""
+    """All of these are the meter's readings when the lease began."""
 
 
 class Meter:
@@ -1024,7 +1024,7 @@ class Meter:
         """When a lease last began while another was running."""
         self._read, self._read_at = 0.0 if energy is None else energy(), self._at
         self._seconds = self._joules = 0.0
-        """What a lease would have used that ran since this was made."""
+        """The usage of a lease that has run since this meter was created."""
 
     def begin(self, lease: object) -> None:
         """This lease began."""

@@ -86,7 +86,7 @@ class ReplicatedMachine(NamedTuple, Generic[S]):
     dump: Callable[[S], bytes]
     load: Callable[[bytes], S]
     short: bool = False
-    """Whether the log is read from its first commit if one receipt holds all of it."""
+    """Whether a joiner reads the log from its first commit, without a snapshot, if one exchange returns all of it."""
 
 
 STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)

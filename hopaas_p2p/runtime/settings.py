@@ -409,7 +409,7 @@ def _checked(path: Path, name: str, value: object) -> str:
     if setting is None:
         known = ", ".join(key for key, one in SETTINGS.items() if one.in_files)
         raise ConfigurationError(
-            f"{path}: {shown(name)} is not a setting; {near(name, SETTINGS, f'there are: {known}')}"
+            f"{path}: {shown(name)} is not a setting; {near(name, SETTINGS, f'the settings are: {known}')}"
         )
     if not setting.in_files:
         instead = (

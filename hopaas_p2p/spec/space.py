@@ -68,7 +68,7 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
             if equals and kind != "cat":
                 hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
                 hint = "write log alone" if key == "log" else hint
-                raise InvalidInput(f"{what}: there is no {key}=…; {hint}")
+                raise InvalidInput(f"{what}: {key}=… is not allowed; {hint}")
             rest.append(part)
         elif key in said:
             raise InvalidInput(f"{what}: {key}=… is given twice")
@@ -122,7 +122,7 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> Non
     """Raise if the entry has a key that is not allowed: otherwise a typo would be ignored silently."""
     for key in entry:
         if key not in allowed:
-            hint = near(str(key), allowed, f"there are {', '.join(sorted(allowed))}")
+            hint = near(str(key), allowed, f"the keys are {', '.join(sorted(allowed))}")
             raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
 
 

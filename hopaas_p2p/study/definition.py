@@ -122,7 +122,7 @@ def checked_space(space: Space) -> dict[str, records.Distribution]:
 
 
 def as_given(space: Space) -> dict[str, records.Distribution]:
-    """The same, including beliefs about the parameters, which are not part of the definition."""
+    """Like `checked_space`, including beliefs about the parameters, which are not part of the definition."""
     found = checked_space(space)
     for name, given in space.items():
         if isinstance(given, records.Float | records.Int | records.Categorical):

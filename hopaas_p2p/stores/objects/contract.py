@@ -42,7 +42,7 @@ class NotRemoved(Denied):
 
 
 def delete_each(delete: Callable[[str], None], keys: Iterable[str], *, at_once: int = 1) -> None:
-    """Delete one object after another, or several `at_once`; one that may not be removed keeps no other."""
+    """Delete one object after another, or several `at_once`; one that may not be removed does not stop the rest."""
     stay: dict[str, Denied] = {}
 
     def one(key: str) -> None:
