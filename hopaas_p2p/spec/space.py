@@ -68,7 +68,7 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
             if equals and kind != "cat":
                 hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
                 hint = "write log alone" if key == "log" else hint
-                raise InvalidInput(f"{what}: {key}=… is not allowed; {hint}")
+                raise InvalidInput(f"{what}: there is no {key}=…; {hint}")
             rest.append(part)
         elif key in said:
             raise InvalidInput(f"{what}: {key}=… is given twice")
