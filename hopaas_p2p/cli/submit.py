@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment; -P: a module in the job's directory is not mistaken for one of ours."""
+"""This program, in this environment; with -P, a module in the job's directory is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")

@@ -40,7 +40,7 @@ class New(msgspec.Struct, frozen=True, gc=False):
     """A trial of a new configuration, or the next replicate of one."""
 
     replicate_of: int | None = None
-    """The first trial of the configuration, see `State.replicates`."""
+    """The first trial of the configuration; see `State.replicates`."""
     why: ClassVar[None] = None
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 
 FORMAT: Final = 1
-"""The log format this code writes. A commit of any other is garbage to it, see `codec.decode`."""
+"""The log format this code writes. A commit of any other is garbage to it; see `codec.decode`."""
 
 Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """The step of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record

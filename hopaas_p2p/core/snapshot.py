@@ -76,7 +76,7 @@ class _Header(msgspec.Struct, array_like=True):
     replicates: dict[int, Replicates]
     trials: Natural
     chain: int | None
-    """The log's sum at the snapshot, see `core.codec`."""
+    """The log's sum at the snapshot; see `core.codec`."""
     inline: dict[str, memoryview]
     """Pieces that may still change, by place."""
     names: list[str]

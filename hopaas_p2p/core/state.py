@@ -183,7 +183,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
 class Trial(Rare, gc=False):
     """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
 
-    Large ones are not dictionaries, see `inherited`.
+    Large ones are not dictionaries; see `inherited`.
     """
 
     number: int
@@ -208,7 +208,7 @@ Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
 class BlockColumns(msgspec.Struct, array_like=True):
     """The trials of one block as columns, for snapshots and bulk readers: no object per trial. When packed, its reals
-    are bytes, and a column in which all entries are the same has one entry, see `blocks`.
+    are bytes, and a column in which all entries are the same has one entry; see `blocks`.
     """
 
     first: Natural
@@ -324,7 +324,7 @@ class Trials(Sequence[Trial]):
         return found
 
     def named(self, number: int) -> Trial:
-        """The trial that a record names; if its block is closed, only how it ended and who owned it, see `end_of`."""
+        """The trial that a record names; if its block is closed, only how it ended and who owned it; see `end_of`."""
         index = number // BLOCK
         found = self.open.get(index)
         return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
@@ -362,7 +362,7 @@ class Trials(Sequence[Trial]):
         self.size += 1
 
     def close(self, index: int, block: ClosedBlock) -> None:
-        """Replace this block by its packed form."""
+        """Replace this block with its packed form."""
         self.closed[index] = block
         self._read.pop(index, None)  # a reader may have kept the list from before it was opened
         del self.open[index]
@@ -403,7 +403,7 @@ class LogState:
     def __init__(self) -> None:
         self.lsn = 0
         self.sum: int | None = 0
-        """The sum of the log up to `lsn`, see `core.codec`; kept by a session, None if unknown. Not in digests."""
+        """The sum of the log up to `lsn` (see `core.codec`); kept by a session, None if unknown. Not in digests."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
 
@@ -545,7 +545,7 @@ class State(LogState):
         """How its trials pause. Derived from the trials: not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
-        """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
+        """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study, either."""
 
     def __repr__(self) -> str:
         name = self.define.name if self.define is not None else "?"

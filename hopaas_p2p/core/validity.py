@@ -93,7 +93,7 @@ def readable(text: str) -> str:
 
 
 def reason_text(reason: object) -> str | None:
-    """Why a trial ended, see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
+    """Why a trial ended; see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
     return None if reason is None else readable(str(reason))
 
 

@@ -336,7 +336,7 @@ def read(path: Path) -> Backup:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
         except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
-            raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
+            raise InvalidInput(f"{path} is neither a complete backup nor a file of a study") from None
         try:
             opened = _checked(archive, path)
         except _BROKEN as error:

@@ -45,8 +45,8 @@ class Caller:
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:
-        """The work is done, or an attempt failed; or else, let it check whether to keep waiting. Called by the thread,
-        or from a signal handler.
+        """Report that the work is `done`, or that an attempt failed; without either, make the caller check whether to
+        keep waiting. Called by the thread, or from a signal handler.
         """
         self._said.put((done, error))
 

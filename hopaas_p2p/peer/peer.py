@@ -415,7 +415,7 @@ class Peer:
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
         """Make a call to the store, in as many attempts as fit in `within` seconds, or `store_wait`.
 
-        In a hurry, a call that should be `brief` is given up like an exchange; an upload is not.
+        When the program is about to end, a `brief` call is given up like an exchange; others are not.
         """
         caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
@@ -564,12 +564,12 @@ class Peer:
         return read and self.clock() < until
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
-        """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
+        """WAITING retries that this peer does not take yet; see `OwnerMonitor.resting`."""
         with log.lock:
             return log.session.owners.resting(log.session.state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
-        """None if this owner has shown a sign of life after `since`, see `OwnerMonitor.doubted_until`."""
+        """None if this owner has shown a sign of life after `since`; see `OwnerMonitor.doubted_until`."""
         if owner in self._beaten_for:
             return None
         return log.session.owners.doubted_until(log.state, owner, since=since, now=self.clock())
@@ -627,7 +627,7 @@ class Peer:
             self._backoff.longest = min([_LONGEST_SILENCE, *(state.policy.ttl / 4 for state in self._active())])
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
-            _log.debug("store unreachable, again in %.1f s: %s", pause, error)
+            _log.debug("store unreachable, trying again in %.1f s: %s", pause, error)
         else:
             self._backoff.reset()
         return pause

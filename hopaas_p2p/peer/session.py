@@ -149,9 +149,9 @@ class LogSession(Generic[S]):
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
-        """Spool files with what this session is itself still trying to send -> the trials that they end."""
+        """Spool files whose commits this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
-        """The ends of these trials. Nobody waits for the log's decision on them."""
+        """The ends of the trials in `spooled`. Nobody waits for the log's decision on them."""
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
         self.queued: list[PendingCommit] = []

@@ -27,7 +27,7 @@ _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
 _OPENED: Final = re.compile(
     r"""(?!.*\\["'])(?:[^"']|"[^"]*"|'[^']*')*(?:["']|"(?:[^"']|'[^"']*')*'|'(?:[^"']|"[^"']*")*")""", re.DOTALL
 )
-"""The part of a word up to a quote that opens a text, also one level inside other quotes. Languages differ
+"""The part of a word up to a quote that opens a text, including one level inside other quotes. Languages differ
 in how they treat a quote after a backslash."""
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
@@ -42,7 +42,7 @@ def text_of(value: object) -> str:
 
 
 def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> list[str]:
-    """The command with `{name}` replaced by parameters, and `{trial}` by the number; `{{` and `}}` are braces.
+    """The command with `{name}` replaced with parameters, and `{trial}` with the number; `{{` and `}}` are braces.
 
     `params` are those of the study's search space, because a trial queued by somebody else may have others.
 

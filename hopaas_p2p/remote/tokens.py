@@ -119,7 +119,7 @@ class TokenCache:
         return status
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Release the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

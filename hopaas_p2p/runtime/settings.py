@@ -291,7 +291,7 @@ class Settings:
         return SettingValue(setting.default, "default" if setting.default is not None else "not set")
 
     def find(self, name: str, given: str | None = None) -> SettingValue:
-        """The winning value, and its origin; a secret's value is `***`, see `credentials`.
+        """The winning value, and its origin; a secret's value is `***` (see `credentials`).
 
         Raises:
             ConfigurationError: as in `look`; or the value comes from this directory's file, for something that only the

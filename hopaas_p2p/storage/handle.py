@@ -178,7 +178,7 @@ class StudyHandle:
     def next_start(self, no_new: str = "") -> NextStart:
         """What this process may start next, as far as the log has been read.
 
-        `no_new` is why it begins no new configuration, see `core.admission.next_start`.
+        `no_new` is why it begins no new configuration; see `core.admission.next_start`.
         """
         log, me = self.log, self.peer.uuid
         with log.lock:

@@ -64,7 +64,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     about: str = ""
     """The uuid of the study that a commit to the catalog opens or closes, which that study's owner may do."""
     chain: int | None = None
-    """The sum, see `core.codec`, of the log up to `since` as the sender has read it; None if unknown."""
+    """The sum (see `core.codec`) of the log up to `since`, as the sender has read it; None if unknown."""
     stamp: Stamp = UNSTAMPED
     """The stamp of a server that offers this store to others: stored with the commit where no database does so."""
 

@@ -222,7 +222,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 
 
 def check_points(sampler: object, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if the sampler tries every point of the space, and there is no end of them."""
+    """Raise InvalidInput if the sampler tries every point of the space, and their number is infinite."""
     reals = {name: one for name, one in space.items() if isinstance(one, FloatDistribution | records.Float)}
     endless = [name for name, one in reals.items() if one.step is None and one.low < one.high]
     if endless and isinstance(sampler, BruteForceSampler):

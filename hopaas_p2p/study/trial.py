@@ -140,7 +140,7 @@ class Trial(optuna.trial.Trial):
     def should_prune(self) -> bool:
         """Whether to give up this trial now.
 
-        True when the trial has reached a rung, see `at_rung`, when the pruner decides so, when this trial was asked to
+        True when the trial has reached a rung (see `at_rung`), when the pruner decides so, when this trial was asked to
         stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
         handle, number = self.handle, self.number

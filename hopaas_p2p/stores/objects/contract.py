@@ -67,10 +67,10 @@ class Found(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """The calls. Keys are relative to the store's root. They may be made from any thread.
+    """The calls, which any thread may make. Keys are relative to the store's root.
 
     Raises, all of them:
-        StoreUnreachable: no answer, or one that says to try later. The request may have been carried out.
+        StoreUnreachable: no answer, or one that asks to try again later. The request may have been carried out.
         Denied: this user may not do that. The request was not carried out.
         ConfigurationError: bucket, keys, clock or server must be changed. The request was not carried out.
 
