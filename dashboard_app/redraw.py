@@ -1,6 +1,6 @@
 """Draws a study again when its log has new commits, and only then.
 
-The browser polls the version of what it shows, see `version_poll`. When that differs from the drawn version, an element
+The browser polls the version of what it shows; see `version_poll`. When that differs from the drawn version, an element
 in the body fires like a button of a fragment: the body is drawn again, and no other part of the page runs or is sent.
 Elements that only count time do so in the browser: `data-lease="ann"` (seconds left), `data-since="1700000000"` (how
 long ago), `data-for=…` (how long by now).

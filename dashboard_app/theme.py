@@ -164,7 +164,7 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
 
 
 def share(part: float, words: str) -> Html:
-    """The progress of something that runs: a bar, and words."""
+    """A progress bar with a text beside it."""
     return Html(
         '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
         f'<i class="hp-running" style="width:{part:.0%}"></i></span>{safe(words)}</span>'

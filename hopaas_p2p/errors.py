@@ -62,7 +62,7 @@ class InvalidInput(HopaasError, ValueError):
 
 
 class InvalidType(InvalidInput, TypeError):
-    """An argument of this call is of another kind than the call takes."""
+    """An argument of this call has the wrong type."""
 
 
 class NoSuchParameter(InvalidInput, KeyError):

@@ -38,9 +38,9 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
 ASIDE: Final = f".deleted{_SUFFIX}"
-"""How the name of a file ends that was set aside."""
+"""The suffix of a file that was set aside."""
 SENT: Final = ".sent"
-"""The same of a file that was sent under another URL of its store, or to a copy of it."""
+"""The suffix of a file that was sent under another URL of its store, or to a copy of the store."""
 _KEPT: Final = 30 * 86_400  # seconds for which a file is kept that was sent to a store under another URL
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own

@@ -29,7 +29,7 @@ _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _HOST: Final = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
 _URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re.IGNORECASE)
 _ANGLES: Final = str.maketrans("<>", "«»")
-"""Chat programs take what is between < and > for links and mentions; other receivers would show escapes as they are."""
+"""Chat programs treat text between < and > as links and mentions; other receivers would show escapes literally."""
 _TIMEOUT: Final = 10.0  # seconds for a whole message
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -55,7 +55,7 @@ class AlertSender:
         """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
         self.owes = False
-        """Whether the receiver has not accepted the alert that was due last, or it is not known whether one is."""
+        """Whether the receiver has not yet accepted the last alert, or it is not known whether one is due."""
 
     def look(self) -> list[str]:
         """Post due alerts; returns the keys of the posted ones.

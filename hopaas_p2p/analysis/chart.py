@@ -20,7 +20,7 @@ Data = Mapping[str, Any]
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's colours, which colour-blind people can tell apart, for both themes. Never the only distinction."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart, for both themes; never the only distinction."""
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
@@ -46,7 +46,7 @@ class ChartAxis(NamedTuple):
     zero: bool = False
     """Whether it begins at zero."""
     down: bool = False
-    """Whether it points down."""
+    """Whether the axis points down."""
     choices: tuple[str, ...] | None = None
     """The labels in order, for an axis without numbers."""
 

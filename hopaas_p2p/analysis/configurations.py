@@ -27,7 +27,7 @@ class ConfigurationRow(NamedTuple):
     newest: Trial
     """The most informative trial: the one that runs, waits, or ended the configuration."""
     epochs: int
-    """How far it has come."""
+    """The number of epochs for which it has been trained."""
     pauses_at: int | None
     """The number of epochs after which it pauses next; None if it does not pause, or there are no rungs."""
     reached: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Failures by reason, site and node: errors of the objective, lost leases and returned trials, each by themselves."""
+"""Failures by reason, site and node: errors of the objective, lost leases and returned trials, counted separately."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _FEWEST: Final = 10
 _MOST: Final = 10_000
 """Of more trials, an even sample is taken: all would take seconds."""
 _one_at_a_time: Final = threading.Lock()
-"""Of two threads that restore the process's filters for warnings, the second would leave the first one's for good."""
+"""If two threads restored the process's warning filters, the second would leave the first one's in place for good."""
 
 
 class Importance(NamedTuple):

@@ -31,8 +31,8 @@ class ReplicateGroup(NamedTuple):
 
 
 def replicates(state: State) -> list[ReplicateGroup]:
-    """The configurations of the COMPLETE trials, the best mean first; those of which a trial violates its constraints
-    last, and NaN behind them.
+    """The configurations of the COMPLETE trials, the best mean first; those with a trial that violates its constraints
+    come last, and NaN after them.
     """
     found: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], list[int], list[float]]] = {}
     bad: set[int] = set()

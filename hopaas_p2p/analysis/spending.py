@@ -165,6 +165,6 @@ def budget_lines(found: Spending) -> list[str]:
 
 
 def as_data(found: Spending) -> dict[str, object]:
-    """The same for `--json`."""
+    """A study's spending as plain data, for `--json`."""
     amounts = [one._asdict() | {"left": one.left, "lasts_seconds": one.lasts} for one in found.amounts]
     return found._asdict() | {"amounts": amounts}

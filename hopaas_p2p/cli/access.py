@@ -79,7 +79,7 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which it is valid.")
 @click.option("--label", help="A note, such as where it is used.")
-@click.option("--connections", type=int, help="Most processes at once. [default: a quarter of the server's]")
+@click.option("--connections", type=int, help="The most processes at once. [default: a quarter of the server's]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 

@@ -43,7 +43,7 @@ def show(session: CliSession) -> None:
 @config.command("trust", study="none", store=False)
 @click.argument("file", required=False, default=HERE, type=FILE)
 def trust_file(session: CliSession, file: Path) -> None:
-    """Trust a hopaas.toml in its present place and form; by default the one in this directory.
+    """Trust a hopaas.toml at this path with its present content; by default the one in this directory.
 
     Until then it can set the study, names and numbers, and a store in its own folder, but no other store or host, no
     file and no place for artifacts: it may have come with somebody else's repository. Trust it again after you change

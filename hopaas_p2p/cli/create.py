@@ -54,7 +54,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=click.Path(path_type=Path), metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="Most starts of a trial whose peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="The most starts of a trial whose peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
@@ -148,7 +148,7 @@ def _to_learn_from(made: Study) -> list[str]:
 def set_(
     session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
 ) -> None:
-    """Change the budget, how all peers search from their next trial on, or which studies it learns from.
+    """Change a study's budget, its search method from the next trial on, or the studies that it learns from.
 
     A study that has no search space, such as an imported one, can be given one.
 

@@ -148,7 +148,7 @@ def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str
         yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}: nothing in them is lost"
     if found.lost:
         yield (
-            f"lost: {rescue.in_words(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
+            f"lost: {rescue.in_words(found.lost)}. {output.count(len(found.uncertain), 'trial')} after them are "
             f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
         )
     if found.histories > 1:

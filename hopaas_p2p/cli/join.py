@@ -58,7 +58,7 @@ def join(
 
     The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
     it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with this
-    site's way to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
+    site's route to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
     node. From then on you need no invitation, and in every directory without a configured store, all commands use this
     study until you leave it: hopaas-p2p join --leave NAME.
 

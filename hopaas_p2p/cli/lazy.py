@@ -1,4 +1,4 @@
-"""Groups of commands: lazy ones, which import a command only when it is called, and none to print their own help."""
+"""Groups of commands that import a command only when it is called, and none to print their own help."""
 
 from __future__ import annotations
 

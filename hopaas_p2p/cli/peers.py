@@ -1,4 +1,4 @@
-"""`hopaas-p2p peers list|drain`: the peers of a study, and asking them to take no more trials."""
+"""`hopaas-p2p peers list|drain`: list the peers of a study, or ask them to take no more trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
-"""The number of idle peers, the last to join, whose heartbeats are read: in a bucket each costs a request."""
+"""How many idle peers' heartbeats are read, those of the last to join: in a bucket each costs a request."""
 
 
 @click.group(cls=Group)
@@ -62,7 +62,7 @@ def list_(session: CliSession, show_all: bool) -> None:
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @click.argument("names", nargs=-1, metavar="[PEER]...")
-@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, and those that join later.")
 @click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
     """Ask peers, or whole sites, to finish their running trials and to take no more.

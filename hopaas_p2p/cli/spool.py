@@ -29,7 +29,7 @@ def spool() -> None:
 
     They are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in
     a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it is sent.
-    Sent under another URL, it is also kept for its own, for 30 days.
+    A result sent under another URL is also kept for its own URL, for 30 days.
     """
 
 

@@ -50,7 +50,7 @@ for command in (create, set_, export, report_html, import_, copy):
 
 @study.command("list", study="none")
 @click.argument("pattern", required=False)
-@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="The newest N.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="List only the newest N.")
 @click.option("--names", is_flag=True, help="Print all names, without opening studies.")
 def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> None:
     """List the studies of the store, or those whose names match a pattern such as 'mnist-*'."""

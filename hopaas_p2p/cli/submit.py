@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment; -P: a module in the job's directory is not mistaken for one of ours."""
+"""This program, in this environment; with -P, a module in the job's directory is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
@@ -126,7 +126,7 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
 def submit_joined(
     session: CliSession, system: str, joined: Membership, command: tuple[str, ...], given: dict[str, Any]
 ) -> None:
-    """The same for a joined study: its jobs find their own way to the store, on their nodes."""
+    """Submit the jobs of a joined study, which find their own route to the store, on their nodes."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours

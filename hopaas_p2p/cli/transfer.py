@@ -201,7 +201,7 @@ def copy(
         names = [chosen] if chosen else [one.study_name for one in there.storage().get_all_studies()]
         if not everything and len(names) != 1:
             known = ", ".join(names[:20]) or "-"
-            raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {known}")
+            raise NoSuchStudy(f"FROM has {len(names)} studies. Use --all, or --study with one of: {known}")
         for study in [open_study(there.storage(), name, create=False) for name in names]:
             to = here.storage(create=True)
             result = copy_study(study, to, name=new_name, unfinished=unfinished, with_files=not no_files)

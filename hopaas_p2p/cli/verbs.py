@@ -225,7 +225,7 @@ def tell(
 def renew(session: CliSession, ticket: str | None) -> None:
     """Renew the lease of the ticket's trial.
 
-    Otherwise another peer may take it over after the --ttl of `ask`. Exits with 11 if that has happened.
+    Otherwise another peer may take it over after the --ttl of `ask`. Exits with 11 if another peer has taken it over.
     """
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("renew")["trial"]

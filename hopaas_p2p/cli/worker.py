@@ -25,7 +25,7 @@ worker_options = together(
     click.option("--site", help="The name of this site. [default: HOPAAS_SITE, cluster or domain]"),
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of yours for the output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
-    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential that the command gets. Repeat."),
+    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential for the command. Repeat."),
 )
 """The options of all commands that run trials."""
 

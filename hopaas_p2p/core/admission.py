@@ -18,9 +18,8 @@ import msgspec
 from hopaas_p2p.core.state import NEVER_PAUSING, State
 
 Alive = Callable[[str], float | None]
-"""What a caller knows about the owner of a running trial: None if the owner is alive, else the latest time, by the
-caller's own clock, at which that will be known: by then the owner has shown a sign of life, or its trials have been
-taken over."""
+"""What a caller knows about the owner of a running trial: None if the owner is alive. Otherwise, the latest time, by
+the caller's own clock, by which the owner will have shown a sign of life, or its trials will have been taken over."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
@@ -41,7 +40,7 @@ class New(msgspec.Struct, frozen=True, gc=False):
     """A trial of a new configuration, or the next replicate of one."""
 
     replicate_of: int | None = None
-    """The first trial of the configuration, see `State.replicates`."""
+    """The first trial of the configuration; see `State.replicates`."""
     why: ClassVar[None] = None
 
 

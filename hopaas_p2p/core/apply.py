@@ -430,7 +430,7 @@ def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Com
 
 
 def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
-    """End a trial as COMPLETE, PRUNED or FAIL. A result that arrives after its lease is kept, see `_keep_late`."""
+    """End a trial as COMPLETE, PRUNED or FAIL. A result that arrives after its lease is kept; see `_keep_late`."""
     if record.state not in _ENDS or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")

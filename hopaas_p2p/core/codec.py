@@ -184,7 +184,7 @@ def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:
 # --- the chain of sums ---
 
 PRIME: Final = (1 << 42) - 11
-"""Sums are below this; times BASE it fits into the 63 bits of Postgres' bigint."""
+"""Sums are below this, which times BASE fits into the 63 bits of Postgres' bigint."""
 BASE: Final = 1_000_003
 _MARK: Final = b"\xc4\x0c"  # msgpack: 12 bytes follow
 _STAMPED: Final = b"\xc4\x0d"

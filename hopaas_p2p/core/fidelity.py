@@ -99,7 +99,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
 
     @property
     def levels(self) -> range:
-        """After how many epochs members pause."""
+        """The numbers of epochs after which members pause."""
         return range(self.every, self.max, self.every)
 
     def impossible(self) -> str | None:

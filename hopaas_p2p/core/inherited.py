@@ -22,7 +22,7 @@ V = TypeVar("V")
 FEW: Final = 256
 """Attributes that are copied rather than linked."""
 FEW_STEPS: Final = 8
-"""The same of the steps of a metric: a trial may have many metrics."""
+"""Steps of a metric that are copied rather than linked; fewer, because a trial may have many metrics."""
 _DEEPEST: Final = 64
 """Links from one mapping to the next before all of them are copied into one."""
 _MANY: Final = 4096
@@ -248,7 +248,7 @@ def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, floa
 
 
 def inherited(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
-    """The values at these steps for another trial.
+    """The values at these steps, for another trial that inherits them.
 
     `values` must never change again, and are `linked` if there are many.
     """

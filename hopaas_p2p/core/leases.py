@@ -129,7 +129,7 @@ class FailureDetector:
         return now - self._seen[owner][1] if owner in self._seen else 0.0
 
     def proven_alive(self, owner: str, *, since: float) -> bool:
-        """Whether this owner has shown a sign of life that was not yet seen by a look after this moment."""
+        """Whether this owner is known to have shown a sign of life after this moment."""
         return self._seen.get(owner, _UNSEEN)[2] >= since
 
 

@@ -32,18 +32,18 @@ HOUR: Final = 3_600_000_000
 KWH: Final = 3_600_000_000
 """Millijoules."""
 LONGEST_LEASE: Final = 400 * 24 * HOUR
-"""In a longer one, a clock was set from 1970 to today."""
+"""If a lease seems longer, a clock was set from 1970 to today."""
 _MOST: Final = 1 << 60
-"""Of any amount: sums stay within the 64 bits that a snapshot writes."""
+"""The largest amount: sums stay within the 64 bits that a snapshot writes."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 30_000
-"""GPUs or cores of one peer. Times the longest lease, in thousandths, that is below `_MOST`."""
+"""GPUs or cores of one peer. This times the longest lease, in thousandths, is below `_MOST`."""
 _MOST_WATTS: Final = 100_000
 Devices = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_DEVICES)]
 Watts = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_WATTS)]
 _MOST_ENERGY: Final = 1 << 52
-"""Of a lease: a thousand megawatt hours."""
+"""The largest energy of one lease: a thousand megawatt hours."""
 _MOST_ACCOUNTS: Final = 1000
 _LOST_KEPT: Final = 256
 _CLOCKS: Final = 8
@@ -132,9 +132,9 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """Whether its steps begin with 0."""
     used: Used | None = None
     counted: Cost = msgspec.field(default_factory=Cost)
-    """What of it is in the accounts, …"""
+    """The part of its cost that the accounts contain."""
     booked: Outcome | None = None
-    """… and as what; None: nothing."""
+    """The outcome under which the accounts contain it; None: they do not."""
 
     def cost(self) -> Cost:
         """What it cost up to its owner's last record."""

@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 
 FACTORS: Final = (0.8, 1.2)
 SHIFT: Final = 0.1
-"""Share of its range's width, for a parameter that may be negative, or is 0."""
+"""The change of a parameter that may be negative, or is 0, as a share of its range's width."""
 _DECIMAL: Final = decimal.Context(prec=40)
 
 

@@ -27,7 +27,7 @@ from hopaas_p2p.core.fidelity import Population
 from hopaas_p2p.core.standings import Key, Ranking, RungCount, RungStanding, TrialChain, first, remove
 
 _MOST_FAILURES: Final = 3
-"""Failures of a member since its last pause after which it is out."""
+"""A member with more failures than this since its last pause is dropped."""
 _ROUNDING: Final = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 

@@ -13,11 +13,11 @@ from typing import Annotated, Final
 import msgspec
 
 FORMAT: Final = 1
-"""The log format this code writes. A commit of any other is garbage to it, see `codec.decode`."""
+"""The log format this code writes. A commit of any other is garbage to it; see `codec.decode`."""
 
 Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""Of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record with a
-field of the wrong type."""
+"""The step of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record
+with a field of the wrong type."""
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """The number of a trial or an epoch."""
 LAST_TIME: Final = 1 << 53
@@ -43,7 +43,7 @@ class TrialState(enum.IntEnum):
 
 
 class Domain(msgspec.Struct, array_like=True, frozen=True):
-    """The distribution from which a parameter is drawn. So that a dictionary of several kinds has a type."""
+    """The distribution from which a parameter is drawn: the common type of all kinds."""
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):
@@ -170,7 +170,7 @@ class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.defin
     policy: Policy = Policy()
     space: dict[str, Distribution] = {}
     info: dict[str, str] = {}
-    """Free provenance: who created it, sampler and pruner by name."""
+    """Provenance in free form: who created it, sampler and pruner by name."""
 
 
 class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
@@ -199,7 +199,7 @@ class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
     """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
-    """Or the name of a crew, shared by all present and future workers of one `optimize` call with `on`."""
+    """The name of a peer, or of a crew, shared by all present and future workers of one `optimize` call with `on`."""
     site: str | None = None
     off: bool = False
 

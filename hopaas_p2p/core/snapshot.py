@@ -41,7 +41,7 @@ from hopaas_p2p.core.validity import (
 VERSION: Final = 7
 _PEERS: Final = 256
 _QUIET: Final = 4096
-"""After this many commits without one of a peer, the peer moves to a piece with 255 neighbours, out of the head."""
+"""Commits after which a peer that wrote none of them moves from the head to a piece shared with 255 neighbours."""
 _LEVEL: Final = 6
 _NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
@@ -76,7 +76,7 @@ class _Header(msgspec.Struct, array_like=True):
     replicates: dict[int, Replicates]
     trials: Natural
     chain: int | None
-    """The log's sum at the snapshot, see `core.codec`."""
+    """The log's sum at the snapshot; see `core.codec`."""
     inline: dict[str, memoryview]
     """Pieces that may still change, by place."""
     names: list[str]

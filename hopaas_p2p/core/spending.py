@@ -17,9 +17,9 @@ def is_last_lease(trial: Trial) -> bool:
 
 
 def past_leases(trial: Trial) -> list[tuple[PastLease, Literal["returned", "taken over"]]]:
-    """The history, oldest first, and how each lease ended: a trial goes on after its return only.
+    """The history, oldest first, and how each lease ended: a trial continues only after it was returned.
 
-    It is taken over by an observer, an operator, or a late result.
+    Otherwise, an observer, an operator or a late result has taken it over.
     """
     returned = len(trial.history) - is_last_lease(trial)
     return [(past, "returned" if at < returned else "taken over") for at, past in enumerate(trial.history)]

@@ -17,7 +17,7 @@ Ranking = list[tuple[Key, int]]
 
 
 def first(ranking: Ranking, skip: Collection[int]) -> tuple[Key, int] | None:
-    """The first entry that is not passed over."""
+    """The first entry whose number is not in `skip`."""
     return next((entry for entry in ranking if entry[1] not in skip), None)
 
 
@@ -32,7 +32,7 @@ class RungStanding(NamedTuple):
     reached: tuple[float, ...] = ()
     """Its value at each rung that it has reached, lowest first."""
     promoted: int = 0
-    """From how many rungs it has continued; it pauses at the next."""
+    """The number of rungs from which it has continued; it pauses at the next."""
     waits: bool = False
     """Whether it waits to continue at the highest rung that it has reached."""
     over: bool = False
@@ -40,9 +40,9 @@ class RungStanding(NamedTuple):
     end: float | None = None
     """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
-    """In a population, how many rungs it had reached when it last copied another: its values there are not its own."""
+    """In a population, the number of rungs reached when it last copied another: its values there are not its own."""
     infeasible: bool = False
-    """Whether it violates its constraints, as its newest finished trial says: it then ranks behind all that do not."""
+    """Whether its newest finished trial violates its constraints: it then ranks behind all that do not."""
 
 
 class RungCount(NamedTuple):
@@ -65,17 +65,17 @@ class TrialChain(msgspec.Struct, gc=False):
     values: Worth = ()
     """What its finished trials reported at the rungs."""
     promoted: int = 0
-    """From how many rungs it has continued."""
+    """The number of rungs from which it has continued."""
     paused: int = -1
     """The trial that paused, and has not been continued; -1: none."""
     paused_rungs: int = 0
-    """How many rungs that trial has reached."""
+    """The number of rungs that this trial has reached."""
     pauses: dict[int, int] = {}
     """The trial of its last pause at each rung, by how many rungs it had reached."""
     failures: int = 0
     """Trials that failed for good since the last pause."""
     copied: int = 0
-    """In a population, from how many rungs it had continued when it last copied another."""
+    """In a population, the number of rungs from which it had continued when it last copied another."""
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
@@ -84,11 +84,11 @@ class TrialChain(msgspec.Struct, gc=False):
     last: int = -1
     """Its newest finished trial."""
     failed: bool = False
-    """Whether that trial failed. If nothing is left to run, the configuration then ranks behind all others."""
+    """Whether its newest finished trial failed. If nothing is left to run, it then ranks behind all others."""
     takes: bool = False
     """Whether a finished trial takes a place in the budget."""
     infeasible: bool = False
-    """Whether that trial violates its constraints."""
+    """Whether its newest finished trial violates its constraints."""
     live: tuple[int, ...] = ()
     """Its waiting and running trials."""
     counted: bool = False

@@ -134,7 +134,7 @@ class Replicates(msgspec.Struct, array_like=True):
     count: int
     """How many trials it gets, including the first."""
     seed: int = 1
-    """Of the next one."""
+    """The seed of the next one."""
 
 
 class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
@@ -183,7 +183,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
 class Trial(Rare, gc=False):
     """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
 
-    Large ones are not dictionaries, see `inherited`.
+    Large ones are not dictionaries; see `inherited`.
     """
 
     number: int
@@ -208,7 +208,7 @@ Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
 class BlockColumns(msgspec.Struct, array_like=True):
     """The trials of one block as columns, for snapshots and bulk readers: no object per trial. When packed, its reals
-    are bytes, and a column in which all entries are the same has one entry, see `blocks`.
+    are bytes, and a column in which all entries are the same has one entry; see `blocks`.
     """
 
     first: Natural
@@ -324,7 +324,7 @@ class Trials(Sequence[Trial]):
         return found
 
     def named(self, number: int) -> Trial:
-        """The trial that a record names; if its block is closed, only how it ended and who owned it, see `end_of`."""
+        """The trial that a record names; if its block is closed, only how it ended and who owned it; see `end_of`."""
         index = number // BLOCK
         found = self.open.get(index)
         return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
@@ -362,7 +362,7 @@ class Trials(Sequence[Trial]):
         self.size += 1
 
     def close(self, index: int, block: ClosedBlock) -> None:
-        """Replace this block by its packed form."""
+        """Replace this block with its packed form."""
         self.closed[index] = block
         self._read.pop(index, None)  # a reader may have kept the list from before it was opened
         del self.open[index]
@@ -403,7 +403,7 @@ class LogState:
     def __init__(self) -> None:
         self.lsn = 0
         self.sum: int | None = 0
-        """The sum of the log up to `lsn`, see `core.codec`; kept by a session, None if unknown. Not in digests."""
+        """The sum of the log up to `lsn` (see `core.codec`); kept by a session, None if unknown. Not in digests."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
 
@@ -461,11 +461,11 @@ class Pausing:
         return RungStanding()
 
     def pauses_at(self, _number: int) -> int | None:
-        """After how many epochs, from the beginning of its configuration, this trial pauses; None if it does not."""
+        """The epochs, from the beginning of its configuration, after which this trial pauses; None if it does not."""
         return None
 
     def may_pause_at(self, number: int) -> int | None:
-        """The same, under any earlier state of the rungs: the peer that paused may not have known the current one."""
+        """Like `pauses_at`, for any earlier rungs, too: the peer that paused may not have known the current ones."""
         return self.pauses_at(number)
 
     def is_at_rung(self, _number: int, _reports: Mapping[int, float], *, ever: bool = False) -> bool:  # noqa: ARG002
@@ -484,7 +484,7 @@ class Pausing:
         return None
 
     def sources(self, _number: int) -> list[int]:
-        """In a population, the paused trials to copy one of instead of continuing this one; empty: it is continued."""
+        """In a population, the paused trials, one of which a copy continues; empty if this one itself is continued."""
         return []
 
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
@@ -514,7 +514,7 @@ class State(LogState):
         super().__init__()
         self.define: StudyDefine | None = None
         self.policy = Policy()
-        """That of `define`, once there is one."""
+        """The policy of `define`, once there is one."""
         self.status = "running"
         self.budget: int | None = None
         self.user: Mapping[str, str] = {}
@@ -527,7 +527,7 @@ class State(LogState):
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
         self.ledger = Ledger(Budget())
-        """What is spent."""
+        """The study's spending."""
         self.dists: dict[str, Distribution] = {}
         """Each parameter's first distribution in the log: a trial's own, unless it states another."""
         self.peers: dict[str, dict[str, str]] = {}
@@ -545,7 +545,7 @@ class State(LogState):
         """How its trials pause. Derived from the trials: not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
-        """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
+        """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study, either."""
 
     def __repr__(self) -> str:
         name = self.define.name if self.define is not None else "?"

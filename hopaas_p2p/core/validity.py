@@ -74,7 +74,7 @@ _REACH: Final = 1e6
 """How far outside its range a value may lie, in widths of the range: much farther out, TPE's kernels underflow to NaN.
 """
 _DEEPEST: Final = 64
-"""Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
+"""Levels of nested JSON. Beyond some hundred, copying it fails in a program that is itself deep in calls."""
 
 
 def possible_time(microseconds: int) -> bool:
@@ -93,7 +93,7 @@ def readable(text: str) -> str:
 
 
 def reason_text(reason: object) -> str | None:
-    """Why a trial ended, see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
+    """Why a trial ended; see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
     return None if reason is None else readable(str(reason))
 
 

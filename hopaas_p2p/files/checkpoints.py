@@ -143,7 +143,7 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 def collect(handle: StudyHandle) -> int:
     """Remove the checkpoints that are no longer needed; return how many there were. Blocks for one request each.
 
-    One that this user may not remove keeps none of the others.
+    If this user may not remove one, the others are removed nevertheless.
     """
     with handle.lock:
         keys = [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]

@@ -111,7 +111,7 @@ def _usable(server: str) -> str:
         if server:
             _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
         return instead
-    told = f"{redacted(server)} is the address of a Hopaas server, and hopaas_p2p has none"
+    told = f"{redacted(server)} is a Hopaas server, and hopaas_p2p needs a store"
     raise HopaasServerError(
         f"{told if server else 'no store is given'}. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs "
         "reach, or a URL"

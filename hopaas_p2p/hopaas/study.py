@@ -120,7 +120,7 @@ class Study:
         """
         study = self._existing()
         if study is None:
-            raise HopaasConsistencyError(f"{self._name!r} has no trials yet: nobody has started one")
+            raise HopaasConsistencyError(f"{self._name!r} has no trials yet; start one with study.trial()")
         try:
             with translated():
                 return study.best_trial.number

@@ -50,12 +50,12 @@ class Membership(NamedTuple):
         return _beside(self.name, "box")
 
     def with_proxy(self, address: Secret | None) -> Membership:
-        """The same with this proxy, or without one; its address goes into a separate file."""
+        """This membership with this proxy, or without one; the proxy's address goes into a separate file."""
         file = None if address is None else str(_write(_beside(self.name, "proxy"), address.reveal()))
         return self.changed(proxy_file=file)
 
     def changed(self, **values: str | None) -> Membership:
-        """The same with these settings, and without those that are None."""
+        """This membership with these settings, and without those that are None."""
         kept = {key: value for key, value in {**self.values, **values}.items() if value is not None}
         return self if kept == self.values else keep(self._replace(values=kept))
 

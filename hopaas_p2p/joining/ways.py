@@ -1,9 +1,9 @@
-"""How a site reaches a store: tries one way after another, with the doctor's checks, and reports why each one fails.
+"""How a site reaches a store: tries one route after another, with the doctor's checks, and reports why each one fails.
 
-    the way that worked last time, the proxy of this environment, or the one of last time, directly, a relay
+    the route that worked last time, the proxy of this environment, or the one of last time, directly, a relay
 
-Through a folder there is one way only. A way is tried in this process's own environment, because that is where all code
-that opens connections looks for a proxy.
+Through a folder there is only one route. A route is tried in this process's own environment, because that is where all
+code that opens connections looks for a proxy.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 
 _NOT_SET: Final = ("store", "study", "token_file", "token_host", "proxy_file", "via")
-"""Settings that are found by HOPAAS_JOINED; and the last two, because a way sets HTTPS_PROXY itself."""
+"""Settings that are found by HOPAAS_JOINED; and the last two, because a route sets HTTPS_PROXY itself."""
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, Membership]:
-    """The first way that leads to the store, which this process uses from now on, and the membership that records it.
+    """The first route that leads to the store, which this process uses from now on, and the membership that records it.
 
-    The way is direct, proxy or relay. `say` gets every finding of the way that works, or of all ways if none does. Call
-    `enter` first.
+    The route is direct, proxy or relay. `say` gets every finding of the route that works, or of all routes if none
+    does. Call `enter` first.
 
     Raises:
-        ConfigurationError: no way works; the findings show why.
+        ConfigurationError: no route works; the findings show why.
 
     """
     failed: list[tuple[str, list[Finding]]] = []

@@ -1,4 +1,4 @@
-"""One file with everything a store holds, or with one study, and the way back.
+"""One file with everything a store holds, or with one study, and how to restore it.
 
 A backup only reads, like any peer, while others continue to work: users may back up the studies that they may read. It
 is a zip file:
@@ -336,7 +336,7 @@ def read(path: Path) -> Backup:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
         except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
-            raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
+            raise InvalidInput(f"{path} is neither a complete backup nor a file of a study") from None
         try:
             opened = _checked(archive, path)
         except _BROKEN as error:
@@ -432,7 +432,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
                 )
             if here != there:
                 raise ConfigurationError(
-                    f"{what} has another commit {here.lsn} in the store than in the backup; restore into an empty store"
+                    f"commit {here.lsn} of {what} differs between the store and the backup; restore into an empty store"
                 )
     except StudyDeleted:
         raise ConfigurationError(f"{what} was deleted in {store.url}; restore into an empty store") from None

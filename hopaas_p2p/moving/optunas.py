@@ -47,7 +47,7 @@ _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _LONGEST_LINE: Final = 64 << 20
 _DEFINITION, _REST = OF_EXPORTS
-"""System attributes in Optuna's storage for data without a field there: a study's definition, the rest of a trial."""
+"""Attributes in Optuna's storage for data without a field there: a study's definition, and the rest of a trial."""
 
 
 class _Rest(msgspec.Struct, omit_defaults=True):
@@ -75,7 +75,7 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
                 try:
                     check_target(Path(file))
                     if is_mostly_holes(Path(file).resolve()):
-                        raise OSError(f"{file} is far larger than what is in it")
+                        raise OSError(f"{file} is far larger than its contents")
                 except OSError as error:
                     raise InvalidInput(f"{error}. Remove it, or name another file") from None
                 if not scheme:

@@ -73,7 +73,7 @@ def _yaml(path: Path) -> Any:
         def get_single_node(self) -> yaml.Node | None:
             root = super().get_single_node()
             if root is not None and _size(root, {}) > _MOST_VALUES:
-                raise ValueError(f"its anchors and aliases stand for more than {_MOST_VALUES:,} values")
+                raise ValueError(f"its anchors and aliases expand to more than {_MOST_VALUES:,} values")
             return root
 
     def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -192,7 +192,7 @@ def _halving(given: Mapping[str, Any]) -> dict[str, int]:
     """The arguments of Optuna's successive halving, which is W&B's hyperband: it has a single ladder of rungs."""
     check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"}, "early_terminate")
     if given.get("type") != "hyperband":
-        raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; there is hyperband")
+        raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; only hyperband is supported")
     if given.get("min_iter") is None and given.get("max_iter") is None:
         raise InvalidInput("early_terminate: hyperband needs min_iter, or max_iter and s")
     said = {"eta": 3, "s": 0, "min_iter": None, **given}

@@ -68,7 +68,7 @@ def checks(
             return True
         if request_tls is not None and not request_tls(connection):
             detail = "the server does not speak TLS, so anybody in between could read and change everything"
-            cure = "enable TLS there; or if the store is served there, write https://"
+            cure = "enable TLS on that server; if it serves the store over HTTPS, write https://"
             yield Finding("tls", detail, passed=False, cure=cure)
             return False
         try:
@@ -90,4 +90,4 @@ def lifetime(certificate: Any, version: str = "TLS") -> Finding:
     detail = f"{version}, issued by {issuer}, verified, {days:.0f} days left (until {until})"
     if days < SOON:
         detail = f"THE CERTIFICATE EXPIRES IN {days:.0f} DAYS: {detail}"
-    return Finding("tls", detail, passed=days >= SOON, cure="renew it now: on that day every peer stops")
+    return Finding("tls", detail, passed=days >= SOON, cure="renew it now: after that day, no peer can connect")

@@ -28,8 +28,8 @@ class Caller:
         peer: the `peer.peer.Peer` whose threads do the work.
         within: seconds for which it continues after an attempt has failed.
         began: when it began, by the peer's clock.
-        pending: the records on which the log must decide.
-        brief: whether, in a hurry, it gives up if this call is not answered; otherwise, if no exchange is answered.
+        pending: the records that wait for verdicts.
+        brief: whether a caller in a hurry gives up when this call is not answered, instead of when no exchange is.
 
     """
 
@@ -45,8 +45,8 @@ class Caller:
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:
-        """The work is done, or an attempt failed; or else, let it check whether to keep waiting. Called by the thread,
-        or from a signal handler.
+        """Report that the work is `done`, or that an attempt failed; without either, make the caller check whether to
+        keep waiting. Called by the thread, or from a signal handler.
         """
         self._said.put((done, error))
 

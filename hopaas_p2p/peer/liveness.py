@@ -27,7 +27,7 @@ class SignOfLife(NamedTuple):
     """Whether a peer is alive, as far as known."""
 
     alive: bool | None
-    """None: not known yet, or no sign for longer than a living peer is ever silent."""
+    """None: not known yet, or no sign of life for longer than a live peer is ever silent."""
     ago: float | None
     """Seconds since its last sign of life; None if that is not known."""
 

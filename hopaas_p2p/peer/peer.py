@@ -59,7 +59,7 @@ _LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use a
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
 _PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
 _MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
-_QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
+_QUEUED: Final = "The change was not refused and may still be made; check whether it was made before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
@@ -415,7 +415,7 @@ class Peer:
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
         """Make a call to the store, in as many attempts as fit in `within` seconds, or `store_wait`.
 
-        In a hurry, a call that should be `brief` is given up like an exchange; an upload is not.
+        When the program is about to end, a `brief` call is given up like an exchange; others are not.
         """
         caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
@@ -564,12 +564,12 @@ class Peer:
         return read and self.clock() < until
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
-        """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
+        """WAITING retries that this peer does not take yet; see `OwnerMonitor.resting`."""
         with log.lock:
             return log.session.owners.resting(log.session.state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
-        """None if this owner has shown a sign of life after `since`, see `OwnerMonitor.doubted_until`."""
+        """None if this owner has shown a sign of life after `since`; see `OwnerMonitor.doubted_until`."""
         if owner in self._beaten_for:
             return None
         return log.session.owners.doubted_until(log.state, owner, since=since, now=self.clock())
@@ -627,7 +627,7 @@ class Peer:
             self._backoff.longest = min([_LONGEST_SILENCE, *(state.policy.ttl / 4 for state in self._active())])
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
-            _log.debug("store unreachable, again in %.1f s: %s", pause, error)
+            _log.debug("store unreachable, trying again in %.1f s: %s", pause, error)
         else:
             self._backoff.reset()
         return pause
@@ -997,10 +997,10 @@ def introduction(about: dict[str, str]) -> PeerJoin:
 class _Running(msgspec.Struct, eq=False):
     began: float
     ahead: float
-    """Seconds by which the clock for commits' times was ahead of the other one."""
+    """Seconds by which the clock for commits' times was ahead of the monotonic one."""
     seconds: float
     joules: float
-    """The usage of a lease that ran since the meter was created; all of these as the lease began."""
+    """All of these are the meter's readings when the lease began."""
 
 
 class Meter:
@@ -1024,7 +1024,7 @@ class Meter:
         """When a lease last began while another was running."""
         self._read, self._read_at = 0.0 if energy is None else energy(), self._at
         self._seconds = self._joules = 0.0
-        """What a lease would have used that ran since this was made."""
+        """The usage of a lease that has run since this meter was created."""
 
     def begin(self, lease: object) -> None:
         """This lease began."""

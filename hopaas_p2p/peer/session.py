@@ -86,7 +86,7 @@ class ReplicatedMachine(NamedTuple, Generic[S]):
     dump: Callable[[S], bytes]
     load: Callable[[bytes], S]
     short: bool = False
-    """Whether the log is read from its first commit if one receipt holds all of it."""
+    """Whether a joiner reads the log from its first commit, without a snapshot, if one exchange returns all of it."""
 
 
 STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)
@@ -149,9 +149,9 @@ class LogSession(Generic[S]):
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
-        """Spool files with what this session is itself still trying to send -> the trials that they end."""
+        """Spool files whose commits this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
-        """The ends of these trials. Nobody waits for the log's decision on them."""
+        """The ends of the trials in `spooled`. Nobody waits for the log's decision on them."""
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
         self.queued: list[PendingCommit] = []

@@ -35,8 +35,8 @@ IN_POD: Final = "/etc/hopaas"
 _UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
 """Characters in a name that a batch system interprets, however they are written."""
 _ESCAPED: Final = {"slurm": ('"', r"\""), "condor": ("$", "$(DOLLAR)"), "kubernetes": ("$", "$$")}
-"""What a text would have replaced, and what to write instead: between double quotes for Slurm; $ENV(NAME) would put a
-secret into the description of an HTCondor job, and Kubernetes knows $(NAME)."""
+"""A character that a batch system would interpret, and what to write instead: for Slurm, between double quotes;
+$ENV(NAME) would put a secret into an HTCondor job's description, and Kubernetes expands $(NAME)."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)

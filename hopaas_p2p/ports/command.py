@@ -27,8 +27,8 @@ _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
 _OPENED: Final = re.compile(
     r"""(?!.*\\["'])(?:[^"']|"[^"]*"|'[^']*')*(?:["']|"(?:[^"']|'[^"']*')*'|'(?:[^"']|"[^"']*")*")""", re.DOTALL
 )
-"""The part of a word up to a quote that opens a text, also one level inside other quotes. Of a quote after a backslash
-each language thinks differently."""
+"""The part of a word up to a quote that opens a text, including one level inside other quotes. Languages differ
+in how they treat a quote after a backslash."""
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
 
@@ -42,7 +42,7 @@ def text_of(value: object) -> str:
 
 
 def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> list[str]:
-    """The command with `{name}` replaced by parameters, and `{trial}` by the number; `{{` and `}}` are braces.
+    """The command with `{name}` replaced with parameters, and `{trial}` with the number; `{{` and `}}` are braces.
 
     `params` are those of the study's search space, because a trial queued by somebody else may have others.
 
@@ -115,8 +115,8 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
     may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
     if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
         raise DoesNotFit(
-            f"{name} may be {shown(value)}, and in a word that may be a program, as {shown(field.string)}, a string "
-            f"must have only letters, digits and _, or be quoted: '{{{name}}}'. {_instead(name)}"
+            f"{name} may be {shown(value)}, and {shown(field.string)} may be a program: a string in it must have only "
+            f"letters, digits and _, or be quoted: '{{{name}}}'. {_instead(name)}"
         )
     return value
 

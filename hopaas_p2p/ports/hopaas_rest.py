@@ -112,7 +112,7 @@ class HopaasRest:
         setup_id, _, number = str(text).partition(":")
         study = self._studies.get(setup_id)
         if study is None:
-            raise NotYourTrial(f"{text!r} was not requested here")
+            raise NotYourTrial(f"{text!r} is not a trial of this server; ask for one first")
         return study, int(number)
 
 

@@ -7,7 +7,7 @@
     POST /v1/VERB for the others: see `LocalPeer.answer`.
 
 An error is {"ok": false, "error": "…", "code": N} with the exit code of the command line. Requests carry the key as
-`Authorization: Bearer KEY`. Below /api/ it speaks the REST interface of Hopaas, see `hopaas_rest`.
+`Authorization: Bearer KEY`. Below /api/ it speaks the REST interface of Hopaas; see `hopaas_rest`.
 """
 
 from __future__ import annotations

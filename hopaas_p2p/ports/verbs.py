@@ -1,4 +1,4 @@
-"""Requests of a program about a trial that another process of its user runs: the same verbs for all carriers.
+"""A program's requests about a trial that another process of its user runs, with the same verbs for all carriers.
 
 The worker's socket, the local server, MCP and the tickets of the shell carry requests; `TrialVerbs` carries them out. A
 request and a reply are plain JSON:

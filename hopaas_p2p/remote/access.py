@@ -56,7 +56,7 @@ class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
     name: _Called
     user: str = ""
     digest: bytes = b""
-    """Of its secret."""
+    """The hash of its secret."""
     expires: Annotated[int, Meta(ge=0, lt=_YEAR_9999)] = 0
     """Seconds since 1970, by the server's clock."""
     label: Annotated[str, Meta(max_length=1000)] = ""

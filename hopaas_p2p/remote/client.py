@@ -322,7 +322,7 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
     elif 300 <= status < 400:
         why = "redirects are not followed; write the server's own address"
     elif version is None:
-        why = "that is not a hopaas-p2p server, or a proxy in between refuses. Check the address, and its path"
+        why = "that is not a hopaas-p2p server, or a proxy in between refused. Check the address and its path"
     elif version != str(protocol.VERSION):
         why = f"its version is {version[:20]!r}, and here {protocol.VERSION}. Install the same version on both sides"
     elif status == 403:

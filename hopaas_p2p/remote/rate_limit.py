@@ -22,7 +22,7 @@ class RequestRefused(Exception):
     def __init__(self, status: int, retry: float | None = None) -> None:
         super().__init__()
         self.status, self.retry = status, retry
-        """429 if this caller asks too much, 503 if all have to wait; and in how many seconds to come again."""
+        """429 if this caller sends too many requests, 503 if all must wait; and the seconds until a retry."""
 
 
 class _TokenBucket:

@@ -153,7 +153,7 @@ class Service:
             self._tell(log)
 
     async def carry_out(self, token: Token, request: StoreRequest, file: Path | None = None) -> bytes:
-        """The same for a request that may involve a file's bytes."""
+        """Like `answer`, for a request that may involve a file's bytes."""
         try:
             async with self.lease(token, request) as store:
                 found = await asyncio.get_running_loop().run_in_executor(

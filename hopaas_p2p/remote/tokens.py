@@ -60,7 +60,7 @@ class TokenCache:
         self._limiter = RateLimiter()
         self._pool = ThreadPoolExecutor(_LOGINS, thread_name_prefix="hopaas-token")
         self.logins = 0
-        """At Postgres so far."""
+        """The number of logins at Postgres so far."""
         self.reachable = True
         """Whether Postgres answered the last login."""
 
@@ -119,7 +119,7 @@ class TokenCache:
         return status
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Release the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

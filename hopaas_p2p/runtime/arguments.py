@@ -106,7 +106,7 @@ def names_arguments(**elsewhere: str) -> Callable[[Callable[_P, _R]], Callable[_
         def checked(*args: _P.args, **given: _P.kwargs) -> _R:
             for name in given:
                 if name not in known:
-                    hint = near(name, known, f"there are {', '.join(known)}")
+                    hint = near(name, known, f"it takes {', '.join(known)}")
                     hint = f"give it as {elsewhere[name]}({name}=…)" if name in elsewhere else hint
                     raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
             return function(*args, **given)

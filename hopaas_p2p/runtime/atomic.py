@@ -220,7 +220,7 @@ def read_secret(path: Path) -> str:
 
 
 def secret_if_any(path: Path, what: str) -> str | None:
-    """The same; None if there is no such file.
+    """Like `read_secret`, but None if there is no such file.
 
     Raises:
         ConfigurationError: it cannot be used; the message says why, and that it is `what`.

@@ -525,8 +525,8 @@ def check_wandb(file: Path) -> None:
         said = {"something that cannot be read, or may be somebody else's"}
     if said:
         raise ConfigurationError(
-            f"{file} came with this directory, and could send your key for W&B elsewhere by {', '.join(sorted(said))}. "
-            "Remove that from it, and set W&B's variables instead, such as WANDB_BASE_URL"
+            f"{file} came with this directory, and could send your key for W&B elsewhere through "
+            f"{', '.join(sorted(said))}. Remove that from it, and set W&B's variables instead, such as WANDB_BASE_URL"
         )
 
 

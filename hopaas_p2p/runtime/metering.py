@@ -19,7 +19,7 @@ from hopaas_p2p.runtime.condor import job_ad
 
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
 _NO_GPU: Final = ("-1", "none", "void", "NoDevFiles", "10000")
-"""What stands for none; the last is HTCondor's."""
+"""Values that stand for no GPU; the last is HTCondor's."""
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
 """Slurm, PBS, LSF, SGE."""

@@ -146,7 +146,7 @@ def _check_owner(link: os.stat_result, path: Path) -> None:
 
 
 def who_could_move(path: Path) -> str | None:
-    """How others could replace this folder, or one above it, by something else; None if nobody could.
+    """How others could replace this folder, or one above it, with something else; None if nobody could.
 
     A batch system opens the files that a script names by path, as the user who submitted the job, unattended.
     """

@@ -18,8 +18,8 @@ def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: i
     """The results of `do` for each of these, in order; `at_once` of them run at a time. Raises the first error of any
     call.
 
-    Nothing is done twice: where there are too few threads, those that there are do it. One by one, and in this thread,
-    if there is but one, or if there are no more threads: the interpreter is ending.
+    Nothing is done twice: where fewer threads can be started, these do everything. The calls run one by one in this
+    thread if there is only one, or if the interpreter is ending and no thread can be started.
     """
     items = list(given)
     if min(at_once, len(items)) < 2:

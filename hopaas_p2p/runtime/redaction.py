@@ -14,7 +14,7 @@ _LOGIN: Final = re.compile(
     r"(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
     re.IGNORECASE,
 )
-"""What precedes a password, also in a URL with a slash too few, or with none. --signal=B:USR1@330 has none."""
+"""What precedes a password, even in a URL that lacks one slash or both. --signal=B:USR1@330 holds no password."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )

@@ -291,7 +291,7 @@ class Settings:
         return SettingValue(setting.default, "default" if setting.default is not None else "not set")
 
     def find(self, name: str, given: str | None = None) -> SettingValue:
-        """The winning value, and its origin; a secret's value is `***`, see `credentials`.
+        """The winning value, and its origin; a secret's value is `***` (see `credentials`).
 
         Raises:
             ConfigurationError: as in `look`; or the value comes from this directory's file, for something that only the
@@ -409,7 +409,7 @@ def _checked(path: Path, name: str, value: object) -> str:
     if setting is None:
         known = ", ".join(key for key, one in SETTINGS.items() if one.in_files)
         raise ConfigurationError(
-            f"{path}: {shown(name)} is not a setting; {near(name, SETTINGS, f'there are: {known}')}"
+            f"{path}: {shown(name)} is not a setting; {near(name, SETTINGS, f'the settings are: {known}')}"
         )
     if not setting.in_files:
         instead = (

@@ -54,7 +54,7 @@ class SortedRows:
         return self._values[: self._count]
 
     def fill(self, rows: Ints, values: Floats) -> None:
-        """Replace the content by these rows."""
+        """Replace the content with these rows."""
         order = np.argsort(values)
         self._count = len(rows)
         self.rows[:] = rows[order]

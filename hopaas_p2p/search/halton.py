@@ -1,4 +1,4 @@
-"""A sequence of evenly spread points, each of which every peer can compute: Halton's, scrambled.
+"""The scrambled Halton sequence: evenly spread points, each of which every peer can compute.
 
 In each dimension the number of the point is written in a different prime base; its digits, permuted according to the
 seed and reversed, are the digits of the coordinate (Owen, arXiv:1706.02808).

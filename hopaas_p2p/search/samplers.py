@@ -408,7 +408,7 @@ def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = 
     """The default sampler of a study, designed for many peers.
 
     It needs no trial number, so parameters are sent with the ask, which is worth more than a spread first wave.
-    `priors` come from earlier studies, see `hopaas_p2p.Prior`.
+    `priors` come from earlier studies; see `hopaas_p2p.Prior`.
     """
     return TPESampler(seed=seed, repeats="avoid", model="process", priors=priors)
 

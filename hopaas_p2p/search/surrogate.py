@@ -80,7 +80,7 @@ class Lengths(NamedTuple):
     """The number of known trials when this was fitted."""
 
     def quiet(self) -> Lengths:
-        """The same, with the noise limited for use with priors."""
+        """These lengths, with the noise limited for use with priors."""
         return self._replace(noise=min(self.noise, _QUIET))
 
 
@@ -98,7 +98,7 @@ class Cube:
         self._numbers = np.flatnonzero(~np.array(self._choices, np.bool_))
         counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in space.values()]
         self._owners = np.repeat(np.arange(len(counts)), counts)
-        """The parameter of each choice; -1, the first of each, is one that the space does not have."""
+        """The parameter of each choice. The first choice of each, with code -1, is one that the space does not have."""
         self._codes = np.array([code for count in counts for code in range(-1, count - 1)])
 
     def points(self, values: Mapping[str, Floats]) -> Floats:
@@ -221,7 +221,7 @@ def scores(ranks: Ints, count: int) -> Floats:
 
 
 def declustered(near: Floats, count: int) -> Floats:
-    """The same for the trials that are `chosen`, the best first, where those close together share their weight.
+    """Normal scores of the trials that are `chosen`, the best first, where those close together share their weight.
 
     The best and the worst half of a weight are cut off.
 

@@ -122,7 +122,7 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> Non
     """Raise if the entry has a key that is not allowed: otherwise a typo would be ignored silently."""
     for key in entry:
         if key not in allowed:
-            hint = near(str(key), allowed, f"there are {', '.join(sorted(allowed))}")
+            hint = near(str(key), allowed, f"the keys are {', '.join(sorted(allowed))}")
             raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
 
 

@@ -76,7 +76,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 
 def is_new(trial: LoggedTrial, record: Record) -> bool:
-    """Whether this trial, which has just started, is the one that the record describes, and not one that came first."""
+    """Whether this trial, which has just started, is the record's own new one, and not a waiting trial in its place."""
     if not isinstance(record, TrialCreate) or trial.epoch != 1 or trial.attempt != 1 or trial.continues is not None:
         return False
     return trial.params == record.params and trial.user == record.user and trial.system == record.system
@@ -178,7 +178,7 @@ class StudyHandle:
     def next_start(self, no_new: str = "") -> NextStart:
         """What this process may start next, as far as the log has been read.
 
-        `no_new` is why it begins no new configuration, see `core.admission.next_start`.
+        `no_new` is why it begins no new configuration; see `core.admission.next_start`.
         """
         log, me = self.log, self.peer.uuid
         with log.lock:

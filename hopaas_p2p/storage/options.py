@@ -36,7 +36,7 @@ class StorageOptions(NamedTuple):
 
 
 def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
-    """The store; if its file system is not mounted, wait up to `within` seconds, or for as long as it takes.
+    """The store; if its file system is not mounted, wait up to `within` seconds, or without a limit if that is None.
 
     The same holds for a directory that `was_there` and is now missing.
     """

@@ -57,7 +57,7 @@ from hopaas_p2p.translate import attributes, checked_step, created, directions_o
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
-"""Times `Store.freshness`: a heartbeat is seen up to that long plus an eighth of a ttl late, and so is the reclaim."""
+"""In units of `Store.freshness`: heartbeats, and so reclaims, are seen up to that long plus an eighth of a ttl late."""
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
@@ -296,7 +296,7 @@ class Storage(BaseStorage):
         """Like Optuna's; one exchange. NoWork when the study starts no trial: its budget is used up, or it is paused,
         stopped or failing.
 
-        Waits for an unreachable store for `store_wait`, see `open_storage`.
+        Waits for an unreachable store for `store_wait`; see `open_storage`.
         """
         handle = self.handle(study_id)
         if template_trial is None:

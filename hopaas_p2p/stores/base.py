@@ -66,7 +66,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     about: str = ""
     """The uuid of the study that a commit to the catalog opens or closes, which that study's owner may do."""
     chain: int | None = None
-    """The sum, see `core.codec`, of the log up to `since` as the sender has read it; None if unknown."""
+    """The sum (see `core.codec`) of the log up to `since`, as the sender has read it; None if unknown."""
     stamp: Stamp = UNSTAMPED
     """The stamp of a server that offers this store to others: stored with the commit where no database does so."""
 
@@ -297,7 +297,7 @@ class Log(ABC):
         return None if found is None else found._replace(data=self.whole_snapshot(found.data) or b"")
 
     def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
-        """The same, with only the head of the snapshot."""
+        """Like `doubtful_snapshot`, with only the head of the snapshot."""
         return None
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
@@ -398,7 +398,7 @@ class Store(ABC):
     """A shared place for studies. Optional methods have a default."""
 
     url: str
-    """Its location, without secrets: the URL may be shown and stored, and opens the store again."""
+    """The URL that opens the store again; it contains no secret, so it may be shown and stored."""
     freshness: float
     """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, so every read calls it."""
     piggybacks_heartbeats: bool = False

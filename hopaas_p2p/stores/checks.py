@@ -126,7 +126,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
     yield Finding("write and read", done)
     median = statistics.median(seconds)
-    detail = f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most"
+    detail = f"median {median * 1000:.1f} ms, maximum {max(seconds) * 1000:.1f} ms"
     cure = "every ask and tell takes that long; use a closer store"
     yield Finding("exchange", detail, passed=median < _SLOW, cure=cure)
 

@@ -32,7 +32,7 @@ class MemoryLog(Log):
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._sum = 0
-        """The sum of the whole log, see `core.codec`."""
+        """The sum of the whole log; see `core.codec`."""
         self._snapshots: dict[int, bytes] = {}
         self._blocks: dict[str, bytes] = {}
         self._lock = threading.Lock()

@@ -122,7 +122,7 @@ def checked_space(space: Space) -> dict[str, records.Distribution]:
 
 
 def as_given(space: Space) -> dict[str, records.Distribution]:
-    """The same, including beliefs about the parameters, which are not part of the definition."""
+    """Like `checked_space`, including beliefs about the parameters, which are not part of the definition."""
     found = checked_space(space)
     for name, given in space.items():
         if isinstance(given, records.Float | records.Int | records.Categorical):
@@ -222,7 +222,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 
 
 def check_points(sampler: object, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if the sampler tries every point of the space, and there is no end of them."""
+    """Raise InvalidInput if the sampler tries every point of the space, and their number is infinite."""
     reals = {name: one for name, one in space.items() if isinstance(one, FloatDistribution | records.Float)}
     endless = [name for name, one in reals.items() if one.step is None and one.low < one.high]
     if endless and isinstance(sampler, BruteForceSampler):

@@ -140,7 +140,7 @@ class Trial(optuna.trial.Trial):
     def should_prune(self) -> bool:
         """Whether to give up this trial now.
 
-        True when the trial has reached a rung, see `at_rung`, when the pruner decides so, when this trial was asked to
+        True when the trial has reached a rung (see `at_rung`), when the pruner decides so, when this trial was asked to
         stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
         handle, number = self.handle, self.number
@@ -216,7 +216,7 @@ class Trial(optuna.trial.Trial):
         checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
     def upload(self, source: str | Path, *, filename: str | None = None, mimetype: str | None = None) -> Artifact:
-        """Keep a file with this trial: a model, a plot. Blocks until the store has it.
+        """Keep a file with this trial, such as a model or a plot. Blocks until the store has it.
 
         optuna-dashboard shows it with the trial; `study.artifacts()` and `hopaas-p2p trial artifact` fetch it.
 

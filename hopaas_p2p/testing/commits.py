@@ -34,7 +34,7 @@ def outgoing(name: str, size: int = 0) -> Outgoing:
 
 
 def outgoing_of(writer: str, name: str) -> Outgoing:
-    """The same, with the writer in its usual place, which decides whose turn it is in a busy bucket."""
+    """Like `outgoing`, with the writer in its usual place, which decides whose turn it is in a busy bucket."""
     return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 

@@ -41,7 +41,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 def keep(
     trial: Trial | RankedTrial, save: Callable[[Path], Any], step: int, *, name: str = "checkpoint", **how: Any
 ) -> None:
-    """Store the checkpoint that `save` writes, in the way of `how`.
+    """Store the checkpoint that `save` writes; `how` is passed on to `trial.checkpoint`.
 
     Training continues without it if the store does not answer within `patience`.
 
@@ -106,7 +106,7 @@ class EpochCallback(Reporting):
     def _measured(self, measured: Mapping[str, Any]) -> float:
         """The monitored value."""
         if measured.get(self._monitor) is None:
-            raise InvalidInput(f"{self._monitor!r} was not measured; measured are {', '.join(measured)}")
+            raise InvalidInput(f"{self._monitor!r} was not measured; the metrics are {', '.join(measured)}")
         return float(measured[self._monitor])
 
 

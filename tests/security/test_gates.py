@@ -199,7 +199,7 @@ def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str,
     container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{where}/keys", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "canary"}
     machine = {"HOME": str(ann), "AWS_EC2_METADATA_SERVICE_ENDPOINT": where}
     for env in (container, machine, identity)[: 2 if "[" in where else 3]:
-        with pytest.raises(ConfigurationError, match="but is no URL with https://"):
+        with pytest.raises(ConfigurationError, match="but is not an https:// URL"):
             keys.Chain(address, env=env).retrieve()
 
 

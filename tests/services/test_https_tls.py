@@ -183,8 +183,8 @@ def test_a_redirect_into_the_clear_is_not_followed(authority: Authority, status:
         (http("200 OK"), "not a hopaas-p2p server"),
         (http("404 Not Found"), "not a hopaas-p2p server"),
         (http("418 I'm a teapot"), "not a hopaas-p2p server"),
-        (http("401 Unauthorized"), "a proxy in between refuses"),  # its own page: our token is as good as before
-        (http("403 Forbidden"), "a proxy in between refuses"),
+        (http("401 Unauthorized"), "a proxy in between refused"),  # its own page: our token is as good as before
+        (http("403 Forbidden"), "a proxy in between refused"),
         (http("200 OK", "Hopaas-Server: 99"), "its version is '99', and here 1"),
         (http("404 Not Found", "Hopaas-Server: 2"), "its version is '2', and here 1"),
         (http("403 Forbidden", "Hopaas-Server: 1"), "X-Forwarded-Proto: https"),
@@ -400,7 +400,7 @@ def test_training_goes_on_while_a_proxy_answers_in_the_servers_place(
     kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_words: Any, **_named: Any) -> Any:
-        raise kind("the server gw answered 403 Forbidden: a proxy in between refuses")
+        raise kind("the server gw answered 403 Forbidden: a proxy in between refused")
 
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
     trial = study.ask()

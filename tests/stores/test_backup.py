@@ -203,7 +203,7 @@ def test_an_archive_that_claims_a_version_beyond_all_is_refused(tmp_path: Path) 
     needed = whole.index(b"PK\x01\x02") + 6  # in the first entry of the archive's list
     whole[needed : needed + 2] = b"\xff\xff"
     file.write_bytes(whole)
-    with pytest.raises(InvalidInput, match="is not a complete backup"):
+    with pytest.raises(InvalidInput, match="is neither a complete backup"):
         backups.read(file)
 
 

@@ -147,7 +147,7 @@ def test_gc_stops_where_the_list_of_studies_has_lost_a_commit(campaign: Campaign
         other.exchange()
     campaign.store.objects.delete([f"studies/log/{2:020d}"])
     before = campaign.store.objects.listed("study/")
-    with pytest.raises(StoreCorrupt, match=r"no commit 2, but later ones.*nothing was removed"):
+    with pytest.raises(StoreCorrupt, match=r"no commit 2, but has later ones.*nothing was removed"):
         campaign.clean_up()
     assert campaign.store.objects.listed("study/") == before
 

@@ -546,6 +546,6 @@ def test_a_sparse_journal_in_the_place_of_an_export_is_refused(tmp_path: Path) -
     target.touch()
     os.truncate(target, 5 << 30)
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
-    with pytest.raises(InvalidInput, match=r"far larger than what is in it\. Remove it, or name another file"):
+    with pytest.raises(InvalidInput, match=r"far larger than its contents\. Remove it, or name another file"):
         export_study(study, target)
     study.close()

@@ -48,7 +48,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tup
         ("direction", "did you mean 'directions'?"),
         ("storage", "did you mean 'store'?"),
         ("max_failures", r"give it as policy=StudyPolicy\(max_failures=…\)"),
-        ("n_trials", "there are store, name, space, .*budget"),
+        ("n_trials", "it takes store, name, space, .*budget"),
     ],
 )
 def test_an_unknown_argument_of_open_study_has_a_hint(word: str, hint: str) -> None:

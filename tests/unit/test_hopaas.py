@@ -385,7 +385,7 @@ def test_the_same_set_up_is_the_same_study_whatever_its_order_spelling_and_place
 
 def test_everybodys_trials_are_shown_and_the_best_is_among_them(tmp_path: Path) -> None:
     here, there = joined(tmp_path), joined(tmp_path)
-    with pytest.raises(hpc.exceptions.HopaasConsistencyError, match="nobody has started one"):
+    with pytest.raises(hpc.exceptions.HopaasConsistencyError, match="start one with study"):
         _ = here.best_trial_id
     assert (here.study_id, here.is_initialized) == (None, False)
 

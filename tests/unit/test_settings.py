@@ -63,7 +63,7 @@ def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None
     ("text", "said"),
     [
         ("stor = 1", "did you mean 'store'"),
-        ("zzz = 1", "there are: store, study"),
+        ("zzz = 1", "the settings are: store, study"),
         ('token = "secret"', "name that with token_file"),
         ('ticket = "hp1-x"', "Use HOPAAS_TICKET"),
         ("store = [1]", "give text or a number"),

@@ -129,7 +129,7 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("method: random\nparameters: {p: {distribution: q_log_uniform_values, min: 0, max: 9}}", "needs min > 0"),
         ("method: random\nparameters: {p: {distribution: unifrom, min: 1, max: 9}}", "there is no unifrom here"),
         ("method: grid\nparameters: {p: {min: 0.0, max: 1.0}}", "a grid needs values"),
-        ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: median}", "there is hyperband"),
+        ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: median}", "only hyperband"),
         ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: hyperband}", "needs min_iter"),
         ("method: random\nparameters: {p: {min: 1, max: 2}}\nrun_cap: many", "a budget cannot have trials = 'many'"),
         ("method: random\nparameters: {p: {min: 1, max: 2}}\nrun_cap: 0", "budget must be at least 1, got 0"),

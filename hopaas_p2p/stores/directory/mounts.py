@@ -11,10 +11,10 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 _LOCAL: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
-"""Used by one machine only: what one process does is visible to all others at once."""
+"""File systems that one machine uses: what one process does is visible to all others at once."""
 NFS: Final = frozenset(("nfs", "nfs4"))
 BORN_WHOLE: Final = _LOCAL | NFS | {"ceph", "fuse.ceph", "fuse.ceph-fuse"}
-"""Where a symbolic link appears with all of its text or not at all, on every machine.
+"""File systems on which a symbolic link appears with all of its text or not at all, on every machine.
 
 GlusterFS is not among them: a client that reads a name while its link is being created may see a link without text, or
 make the creation fail after others were refused the name."""

@@ -42,7 +42,7 @@ class NotRemoved(Denied):
 
 
 def delete_each(delete: Callable[[str], None], keys: Iterable[str], *, at_once: int = 1) -> None:
-    """Delete one object after another, or several `at_once`; one that may not be removed keeps no other."""
+    """Delete one object after another, or several `at_once`; one that may not be removed does not stop the rest."""
     stay: dict[str, Denied] = {}
 
     def one(key: str) -> None:
@@ -67,10 +67,10 @@ class Found(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """The calls. Keys are relative to the store's root. They may be made from any thread.
+    """The calls, which any thread may make. Keys are relative to the store's root.
 
     Raises, all of them:
-        StoreUnreachable: no answer, or one that says to try later. The request may have been carried out.
+        StoreUnreachable: no answer, or one that asks to try again later. The request may have been carried out.
         Denied: this user may not do that. The request was not carried out.
         ConfigurationError: bucket, keys, clock or server must be changed. The request was not carried out.
 

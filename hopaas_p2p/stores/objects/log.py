@@ -50,7 +50,7 @@ from hopaas_p2p.stores.objects.store import ObjectBackedStore
 DELETED: Final = "deleted"
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
-"""In place of the lsn of the log's end: not known, so the next read starts with earlier commits."""
+"""Stands for an unknown lsn of the log's end: the next read starts with earlier commits."""
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
@@ -124,7 +124,7 @@ class History:
         """The last moment at which this process's knowledge of the log's end was true."""
         self._began = self.clocks()
         self._known: Clocks | None = None
-        """The same as `last` for this exchange, which may yet fail."""
+        """Like `last`, for this exchange, which may still fail."""
 
     # --- did this process sleep? ---
 
@@ -287,7 +287,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     asleep: float
     """Seconds without contact after which this process may have slept through a removal."""
     scatter: int = SPAN
-    """The range of lsns over which the pieces of one commit are spread, see `_pieces`."""
+    """The range of lsns over which the pieces of one commit are spread; see `_pieces`."""
     losses: int = 1
     """Consecutive lost writes after which a read is worthwhile."""
     looks_if_behind: bool = False

@@ -19,7 +19,7 @@ from hopaas_p2p.stores.objects.contract import ObjectStore
 
 RACERS: Final = 8
 KEYS: Final = 12
-"""A server with two places passes 12 keys written twice in turn once in 4,096 times."""
+"""A server with two places for objects passes a test of 12 keys, each written twice in turn, once in 4,096 times."""
 _AT_ONCE: Final = 16  # the most concurrent writes
 _START_TIMEOUT: Final = 30.0  # seconds for which racers wait for each other
 

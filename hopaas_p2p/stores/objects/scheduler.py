@@ -39,9 +39,9 @@ class Sight(NamedTuple):
 
     writer: str | None
     modified: float
-    """By the server's clock."""
+    """When it was written, by the server's clock."""
     seen: float
-    """By this machine's monotonic one."""
+    """When it was seen, by this machine's monotonic clock."""
 
 
 class CrowdScheduler(WriteScheduler):

@@ -2,7 +2,7 @@
 
 v1/meta.json                     format and uuid of the store
 v1/studies/…                     the catalog's log
-v1/study/{uuid}/…                a study's log, see `log`
+v1/study/{uuid}/…                a study's log; see `log`
 v1/beats/{peer}
 v1/artifacts/…
 """

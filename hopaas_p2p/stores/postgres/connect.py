@@ -79,7 +79,7 @@ class PostgresAddress:
         unknown = set(url.query) - _OPTIONS
         if unknown:
             raise ConfigurationError(
-                f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; allowed are "
+                f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; use only "
                 f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
         self.user = url.username

@@ -267,7 +267,7 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:
-        """The same, all in one transaction, which an error rolls back."""
+        """Like `connect`, with all statements in one transaction, which an error rolls back."""
         import psycopg2
 
         with self.connect() as connection:

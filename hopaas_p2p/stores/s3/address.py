@@ -29,7 +29,7 @@ class Address(NamedTuple):
 
     bucket: str
     prefix: str
-    """Without slashes at its ends; may be empty."""
+    """Without a leading or trailing slash; may be empty."""
     endpoint: str
     """`https://host[:port]`."""
     region: str
@@ -86,7 +86,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
             "order. Use a general purpose bucket"
         )
     if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
-        raise ConfigurationError(f"the prefix {prefix!r} may have letters, digits, '_', '-', '.', '=' and '/' only")
+        raise ConfigurationError(f"the prefix {prefix!r} may contain only letters, digits, '_', '-', '.', '=' and '/'")
     region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
     if not _REGION.fullmatch(region):
         raise ConfigurationError(f"{region!r} is not a region; write one such as eu-central-1")

@@ -87,7 +87,7 @@ class Bucket:
         self._heard: float | None = None
         """Seconds by which the server's clock is ahead of this machine's, according to its last answer."""
         self._ahead = 0.0
-        """The same, as used to sign requests."""
+        """The seconds by which the server's clock is assumed to be ahead when requests are signed."""
         self._pool: urllib3.PoolManager | None = None
         self._room = threading.Semaphore(WIDEST)
         """Shared by the requests of all `get_many` and `delete` calls: there are no more connections than this."""

@@ -6,9 +6,9 @@ later joiners read the second. Or a bucket loses its newest object, and the next
 checks each of its commits once, when no write to its key can be under way any more, and at the end. A commit that is
 gone, although nobody removed it, is put back where it was, unless another took its place.
 
-That is half a minute later. If later objects carry copies of a commit, so that acknowledged data is not lost with it, a
-writer collects five minutes of its commits first. A listing with ETags that are the MD5 of what was written replaces up
-to a thousand GETs; other objects are read.
+The check comes half a minute later. If later objects carry copies of a commit, so that acknowledged data is not lost
+with it, a writer collects five minutes of its commits first. A listing with ETags that are the MD5 of what was written
+replaces up to a thousand GETs; other objects are read.
 """
 
 from __future__ import annotations

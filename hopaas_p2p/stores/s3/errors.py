@@ -69,12 +69,12 @@ def refusal(
     said = f"HTTP {status}{' ' + code if code else ''}"
     if code in CLOCK:
         return ConfigurationError(
-            f"{where}: this machine's clock is wrong, and the server refuses it; set the clock ({said})"
+            f"{where}: the server refuses requests because this machine's clock is wrong; set it ({said})"
         )
     if code in RUN_OUT or code == "SignatureDoesNotMatch" or status == 401:
         return ConfigurationError(f"{where}: the keys are invalid or expired; renew them ({said})")
     if status in PASSING or code in _MANGLED:
-        return StoreUnreachable(f"{where}: try later ({said}). Nothing acknowledged is lost.")
+        return StoreUnreachable(f"{where}: try again later ({said}). Nothing acknowledged is lost.")
     if code == "NoSuchBucket" and known:
         return StoreUnreachable(f"{where}: the bucket is gone. If it was removed, restore it")
     if code == "NoSuchBucket":

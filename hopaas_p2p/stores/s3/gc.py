@@ -91,8 +91,8 @@ def _catalog(store: S3Store) -> Catalog:
     catalog.replay(read_all(store.catalog()))
     if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
         raise StoreCorrupt(
-            f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
-            "for deleted; nothing was removed. Restore it from a backup, or run: hopaas-p2p doctor URL"
+            f"the list of studies has no commit {catalog.lsn + 1}, but has later ones, so studies after it would count "
+            "as deleted; nothing was removed. Restore it from a backup, or run: hopaas-p2p doctor URL"
         )
     return catalog
 

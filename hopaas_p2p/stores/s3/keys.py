@@ -201,8 +201,8 @@ def _check_private(url: str) -> None:
     scheme, host, _ = _place(url) or ("", "", 0)
     if not host or not (scheme == "https" or trust.is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
-            f"{_shown(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
-            "on the way could read them"
+            f"{_shown(url)} should give the keys for the bucket, but is not an https:// URL. Without TLS, anybody "
+            "in between could read them"
         )
 
 

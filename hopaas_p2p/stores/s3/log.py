@@ -55,7 +55,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         self._modified = 0.0
         """When the server accepted the object of the last commit read."""
         self._hole = 0
-        """The lsn of the hole about which was last warned."""
+        """The lsn of the last hole that was warned about."""
         self._confirmation = Confirmation(self)
 
     def confirm(self) -> None:

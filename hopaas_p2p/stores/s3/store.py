@@ -65,7 +65,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         self._found = False
         self._proved_at: float | None = None
         self._interruptions = 0
-        """The server's interruptions up to its last proof."""
+        """The number of the server's interruptions up to the last proof."""
         self._refusal: ConfigurationError | BrokenChain | None = None
 
     def _new_log(self, root: str) -> BucketLog:
