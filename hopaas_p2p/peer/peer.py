@@ -796,11 +796,12 @@ class Peer:
             owners = log.session.owners
             spare = self._beaten_for
             watched = owners.watched(log.state, spare)
-            heard = set() if self.store.piggybacks_heartbeats else owners.heard(log.state, watched)
+            heard = owners.heard(log.state, watched)
         with translated():
             beats = self.store.beats([owner for owner in watched if owner not in heard])
         with log.lock:
-            due = log.session.owners.look(log.state, beats, watched, spare=spare, now=now, heard=heard)
+            read = self.clock()
+            due = owners.look(log.state, beats, watched, spare=spare, now=now, read=read, heard=heard)
         if not due:
             return
         with log.turn:
