@@ -22,6 +22,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
+from hopaas_p2p.core.ledger import announced_number
 from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State, Trial
 
@@ -54,14 +55,8 @@ def ttl_of(state: State, owner: str) -> float:
     The study's ttl, or a longer one that the owner announced when it joined, as for a shell ticket: between two
     commands no process sends beats for it.
     """
-    told = state.peers.get(owner, {}).get("ttl", "")
-    try:
-        longer = float(told) if told else 0.0
-    except ValueError:
-        longer = 0.0
-    if math.isnan(longer):
-        return state.policy.ttl
-    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))
+    longer = announced_number(state.peers.get(owner, {}).get("ttl"))
+    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))  # the study's if the other is NaN
 
 
 def beat_value(peer: str, count: int, now_us: int) -> str:
@@ -227,19 +222,14 @@ class OwnerMonitor:
                 due.append(kind(number, epoch, f"no report for {now - moved:.0f} s"))
         return due
 
-    def silent(self, state: State, due: Iterable[TrialReclaim | TrialStop], now: float) -> list[str]:
-        """The owners that these records are about because of their silence."""
-        owners = {state.trials[one.number].owner for one in due}
-        return [one for one in owners if one is not None and self.detector.silence(one, now) >= ttl_of(state, one)]
-
     def still_due(
         self, state: State, due: Iterable[TrialReclaim | TrialStop], beats: Mapping[str, str]
     ) -> list[TrialReclaim | TrialStop]:
-        """Which of these to write, now that the log has been read again, and the beats of those that were silent."""
+        """Which of these to write, now that the log and the beats of these trials' owners have been read again."""
         back = {one for one, beat in beats.items() if beat != self.detector.beat(one)}
         trials = [(one, state.trials[one.number]) for one in due if one.number in state.running]
         same = [pair for pair in trials if (pair[1].epoch, _said(pair[1])) == self._leases[pair[0].number][:2]]
-        return [one for one, trial in same if trial.owner not in back]
+        return [one for one, trial in same if trial.owner not in back or isinstance(one, TrialStop) or one.seen is None]
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.

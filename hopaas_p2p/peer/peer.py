@@ -806,9 +806,9 @@ class Peer:
             return
         with log.turn:
             self._exchange(log)  # another peer may have been quicker, or the owner has finished
-            silent = owners.silent(log.state, due, now)
+            of = {owner for one in due if (owner := log.state.trials[one.number].owner) is not None}
             with translated():
-                still = owners.still_due(log.state, due, self.store.beats(silent) if silent else {})
+                still = owners.still_due(log.state, due, self.store.beats(of))
             pending = self.put(log, *still) if still else None
             while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
                 self._exchange(log)
