@@ -88,8 +88,7 @@ def _pace(ledger: Ledger, what: str) -> float | None:
         hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
         if lease.heard <= lease.start and lease.used is None:  # it has not reported its use yet: count all its devices
             hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
-        amount = euro(lease.site, cost, ledger.limits.prices) if what == "euro" else getattr(cost, what)
-        total += amount / hours
+        total += (euro(lease.site, cost, ledger.limits.prices) if what == "euro" else getattr(cost, what)) / hours
     return total or None
 
 

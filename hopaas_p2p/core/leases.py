@@ -40,6 +40,7 @@ _LONGEST_REST: Final = 64  # number of doublings: effectively for ever
 _LONGEST_GAP: Final = 0.5  # share of a ttl without a look: the store was unreachable, perhaps for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 _UNSEEN: Final = (None, -math.inf, -math.inf)
+_NO_LEASE: Final = (-1, 0, 0.0, 0.0)
 
 
 class Lease(NamedTuple):
@@ -71,18 +72,6 @@ def beat_time(beat: str | None) -> float | None:
     """When this heartbeat was sent, in seconds since 1970 by its peer's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
-
-
-class _Observed(NamedTuple):
-    """A lease as an observer last saw it, when it was first seen, and when it was seen to progress."""
-
-    epoch: int
-    said: int
-    first: float
-    moved: float
-
-
-_NOT_SEEN: Final = _Observed(-1, 0, 0.0, 0.0)
 
 
 def _said(trial: Trial) -> int:
@@ -156,8 +145,9 @@ class OwnerMonitor:
     def __init__(self) -> None:
         self.detector = FailureDetector()
         self.next_look = 0.0
-        self._leases: dict[int, _Observed] = {}
-        """Those that ran at the last look, by trial."""
+        self._leases: dict[int, tuple[int, int, float, float]] = {}
+        """For each trial that ran at the last look: its epoch, how many reports and metrics it had, when this lease was
+        first seen, and when it was last seen to progress."""
         self._rests: dict[int, float] = {}
         self._heard_to: int | None = None
         self._looked_at: int | None = None
@@ -207,16 +197,15 @@ class OwnerMonitor:
         due: list[TrialReclaim | TrialStop] = []
         for trial in [state.trials[number] for number in list(state.running)]:
             number, owner, epoch, said = trial.number, trial.owner, trial.epoch, _said(trial)
-            _, _, first, moved = known = before.get(number, _NOT_SEEN)
+            _, _, first, moved = known = before.get(number, _NO_LEASE)
             if (epoch, said) != known[:2]:
-                first, moved = first if epoch == known.epoch else now, now
-            self._leases[number] = _Observed(epoch, said, first, moved)
+                first, moved = first if epoch == known[0] else now, now
+            self._leases[number] = epoch, said, first, moved
             silence = 0.0 if owner is None or owner in spare else self.detector.silence(owner, now)
             if owner is not None and silence >= ttl_of(state, owner):
                 # how long the owner was seen alive in this lease, and half a beat more
-                lived = now - silence - first + ttl_of(state, owner) / BEATS_PER_TTL / 2
-                us = round(lived * 1e6) if lived > 0 else None
-                due.append(TrialReclaim(number, epoch, lived=us, seen=self._looked_at))
+                lived = round((now - silence - first + ttl_of(state, owner) / BEATS_PER_TTL / 2) * 1e6)
+                due.append(TrialReclaim(number, epoch, lived=max(lived, 0) or None, seen=self._looked_at))
             elif timeout is not None and now - moved >= timeout * (1 if trial.stop is None else 2):
                 kind = TrialStop if trial.stop is None else TrialReclaim
                 due.append(kind(number, epoch, f"no report for {now - moved:.0f} s"))

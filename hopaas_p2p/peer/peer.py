@@ -800,8 +800,7 @@ class Peer:
         with translated():
             beats = self.store.beats([owner for owner in watched if owner not in heard])
         with log.lock:
-            read = self.clock()
-            due = owners.look(log.state, beats, watched, spare=spare, now=now, read=read, heard=heard)
+            due = owners.look(log.state, beats, watched, spare=spare, now=now, read=self.clock(), heard=heard)
         if not due:
             return
         with log.turn:
