@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.analysis.facts import count, duration, person, shown
-from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
+from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.runtime.times import to_iso
@@ -50,27 +50,25 @@ class Spending(NamedTuple):
 def spending(state: State) -> Spending:
     """The spending recorded in the log. Reads the State only."""
     ledger = state.ledger
-    booked = [*ledger.accounts.values()]
+    booked: list[tuple[tuple[str, str, str], Cost]] = [*ledger.accounts.items()]
     for lease in list(ledger.open.values()):
         more = lease.cost()
         more.add(lease.counted, -1)
-        booked.append(Account(lease.site, lease.user, "running", more))
+        booked.append(((lease.site, lease.user, "running"), more))
     names = ("attempts", "gpu_hours", "core_hours", "kwh", "euro", "seconds", "epochs")
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     total: dict[str, Any] = {"site": "all", "person": "", "state": "", **dict.fromkeys(names, 0)}
-    for account in booked:
-        cost, key = account.cost, (account.site, account.user, account.outcome)
+    for key, cost in booked:
         empty: dict[str, Any] = {**dict(zip(("site", "person", "state"), key, strict=True)), **dict.fromkeys(names, 0)}
         numbers = (
-            cost.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(account, ledger.limits.prices),
+            cost.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(key[0], cost, ledger.limits.prices),
             cost.time / 1e6, cost.epochs,
         )  # fmt: skip
         for row in (rows.setdefault(key, empty), total):
             for name, number in zip(names, numbers, strict=True):
                 row[name] += number
-    order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
     found = [row for row in rows.values() if any(row[name] for name in names)]
-    found.sort(key=lambda row: (row["site"], row["person"], order.get(row["state"], len(order))))
+    found.sort(key=lambda row: (row["site"], row["person"], OUTCOMES.index(row["state"])))
 
     counts, limits = state.counts, ledger.limits
     done = counts[COMPLETE] + counts[PRUNED] if state.budget is None else state.used()
@@ -90,9 +88,7 @@ def _pace(ledger: Ledger, what: str) -> float | None:
         hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
         if lease.heard <= lease.start and lease.used is None:  # it has not reported its use yet: count all its devices
             hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
-        account = Account(lease.site, lease.user, "running", cost)
-        amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(cost, what)
-        total += amount / hours
+        total += (euro(lease.site, cost, ledger.limits.prices) if what == "euro" else getattr(cost, what)) / hours
     return total or None
 
 

@@ -143,8 +143,9 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
             _judge(state)
     decided = tuple(verdicts)
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, decided, stamp.author)
-    if stamp.author and commit.owner not in state.writers:
-        state.writers[commit.owner] = LastCommit(0, lsn, (), stamp.author)
+    if commit.owner != commit.writer:
+        last = state.writers.get(commit.owner, LastCommit(0, lsn, (), stamp.author))
+        state.writers[commit.owner] = msgspec.structs.replace(last, lsn=lsn)
     return decided
 
 
@@ -532,8 +533,10 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     _resume(trial, last, first)
 
 
-def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> None:
+def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> str | None:
     """An observer found the owner silent: the trial fails, and its parameters are queued again."""
+    if record.seen is not None and state.has_written(trial.owner, since=record.seen):
+        return "alive"
     _end_lease(trial, commit.at, record.reason)
     state.ledger.was_lost(trial.number, record.lived)
     trial.epoch += 1
@@ -543,10 +546,10 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         last = (trial.reports[newest],)
         trial.values = last if _can_end(state, COMPLETE, last) else None
         _close(state, trial, PRUNED, TrialReclaim, commit.at, record.reason)
-        return
+        return None
     _close(state, trial, FAIL, TrialReclaim, commit.at, record.reason)
     if last_try:
-        return
+        return None
     # the same parameters again, with the attributes that Optuna's own retry callback writes
     retry = Trial(state.trials.size, WAITING)
     _inherit(retry, trial, without=(RESUMED,))
@@ -561,6 +564,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     retry.system["failed_trial"] = str(history[0])
     retry.system["retry_history"] = msgspec.json.encode(history).decode()
     _enter(state, retry, WAITING)
+    return None
 
 
 def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:

@@ -11,6 +11,8 @@ beat costs a request, it does not read the beats of owners whose commits have ar
 trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
 they saw no earlier than that. If its next beat arrives later than that, it trusts the lease again only once the log
 was read after the beat had arrived. An observer reads the log and the beats of silent owners again before it reclaims.
+It may then be stopped for any time, so its record names the lsn that it knew when it looked, and is refused if the
+owner has written since.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
+from hopaas_p2p.core.ledger import announced_number
 from hopaas_p2p.core.records import TrialReclaim, TrialStop
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, Trial
 
 MARGIN: Final = 0.1
 """Share of the ttl by which an owner treats its lease as uncertain before others may reclaim the trial."""
@@ -37,6 +40,7 @@ _LONGEST_REST: Final = 64  # number of doublings: effectively for ever
 _LONGEST_GAP: Final = 0.5  # share of a ttl without a look: the store was unreachable, perhaps for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 _UNSEEN: Final = (None, -math.inf, -math.inf)
+_NO_LEASE: Final = (-1, 0, 0.0, 0.0)
 
 
 class Lease(NamedTuple):
@@ -52,14 +56,8 @@ def ttl_of(state: State, owner: str) -> float:
     The study's ttl, or a longer one that the owner announced when it joined, as for a shell ticket: between two
     commands no process sends beats for it.
     """
-    told = state.peers.get(owner, {}).get("ttl", "")
-    try:
-        longer = float(told) if told else 0.0
-    except ValueError:
-        longer = 0.0
-    if math.isnan(longer):
-        return state.policy.ttl
-    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))
+    longer = announced_number(state.peers.get(owner, {}).get("ttl"))
+    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))  # the study's if the other is NaN
 
 
 def beat_value(peer: str, count: int, now_us: int) -> str:
@@ -74,6 +72,11 @@ def beat_time(beat: str | None) -> float | None:
     """When this heartbeat was sent, in seconds since 1970 by its peer's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
+
+
+def _said(trial: Trial) -> int:
+    """How many reports and metrics it has."""
+    return len(trial.reports) + sum(map(len, trial.metrics.values()))
 
 
 class FailureDetector:
@@ -96,23 +99,26 @@ class FailureDetector:
         owners: Iterable[str],
         now: float,
         *,
+        read: float | None = None,
         heard: Collection[str] = (),
         gap: float = math.inf,
     ) -> None:
         """Record the beats of these owners, or for some of them that they were `heard`; forget all others.
 
-        After more than `gap` seconds without a look, all that was seen before is forgotten.
+        The beats were read between `now` and `read`. After more than `gap` seconds without a look, all that was seen
+        before is forgotten.
         """
         earlier, last = {} if now - self._looked > gap else self._seen, self._looked
+        seen = now if read is None else read
         self._looked, self._seen = now, {}
         for owner in owners:
             before, beat, lives = earlier.get(owner), beats.get(owner), owner in heard
             if before is None:
-                self._seen[owner] = beat, now, last if lives else -math.inf
+                self._seen[owner] = beat, seen, last if lives else -math.inf
             elif lives:
-                self._seen[owner] = before[0], now, last
+                self._seen[owner] = before[0], seen, last
             else:
-                changed = beat, now, before[2] if owner in self._unread else last  # perhaps long before the last look
+                changed = beat, seen, before[2] if owner in self._unread else last  # perhaps long before the last look
                 self._seen[owner] = before if before[0] == beat else changed
         self._unread = heard
 
@@ -139,22 +145,19 @@ class OwnerMonitor:
     def __init__(self) -> None:
         self.detector = FailureDetector()
         self.next_look = 0.0
-        self._progress: dict[int, tuple[int, int, float]] = {}
-        """For each trial: its epoch, how many reports and metrics it had when it was last seen to progress, and when.
-        """
-        self._first_seen: dict[tuple[int, int], float] = {}
-        """When each running lease, by trial and epoch, was first seen."""
+        self._leases: dict[int, tuple[int, int, float, float]] = {}
+        """For each trial that ran at the last look: its epoch, how many reports and metrics it had, when this lease was
+        first seen, and when it was last seen to progress."""
         self._rests: dict[int, float] = {}
+        self._heard_to: int | None = None
         self._looked_at: int | None = None
-        """How long the log was at the last look."""
+        """How long the log was when the owners that wrote to it were last named; and when they were at the last look,
+        which may fail after that."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
-        """The owners that wrote to the log since the last call: they are alive, and their beats need not be read."""
-        before, self._looked_at = self._looked_at, state.lsn
-        if before is None:
-            return set()
-        last = {owner: commit.lsn for owner in watched if (commit := state.writers.get(owner)) is not None}
-        return {owner for owner, lsn in last.items() if lsn > before}
+        """The owners that wrote to the log since the last look: they are alive, and their beats need not be read."""
+        before, self._heard_to = self._looked_at, state.lsn
+        return {owner for owner in watched if before is not None and state.has_written(owner, since=before)}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
         """The owners to look at: all, if this peer runs no trial itself; otherwise the few that follow it in a ring.
@@ -179,6 +182,7 @@ class OwnerMonitor:
         *,
         spare: Collection[str],
         now: float,
+        read: float | None = None,
         heard: Collection[str] = (),
     ) -> list[TrialReclaim | TrialStop]:
         """Record the beats of the watched owners that were not `heard`, and return the records to write about silent
@@ -187,44 +191,34 @@ class OwnerMonitor:
         Trials without a report for the policy's progress timeout are asked to stop and, one timeout later, reclaimed.
         """
         ttl, timeout = state.policy.ttl, state.policy.progress_timeout
-        self.next_look = now + ttl / _LOOKS_PER_TTL
-        self.detector.look(beats, watched, now, heard=heard, gap=ttl * _LONGEST_GAP)
-        running = [(number, state.trials[number].epoch) for number in list(state.running)]
-        self._first_seen = {lease: self._first_seen.get(lease, now) for lease in running}
+        self.next_look, self._looked_at = now + ttl / _LOOKS_PER_TTL, self._heard_to
+        self.detector.look(beats, watched, now, read=read, heard=heard, gap=ttl * _LONGEST_GAP)
+        before, self._leases = self._leases, {}
         due: list[TrialReclaim | TrialStop] = []
-        for (number, epoch), seen in self._first_seen.items():
-            owner = state.trials[number].owner
+        for trial in [state.trials[number] for number in list(state.running)]:
+            number, owner, epoch, said = trial.number, trial.owner, trial.epoch, _said(trial)
+            _, _, first, moved = known = before.get(number, _NO_LEASE)
+            if (epoch, said) != known[:2]:
+                first, moved = first if epoch == known[0] else now, now
+            self._leases[number] = epoch, said, first, moved
             silence = 0.0 if owner is None or owner in spare else self.detector.silence(owner, now)
             if owner is not None and silence >= ttl_of(state, owner):
                 # how long the owner was seen alive in this lease, and half a beat more
-                lived = now - silence - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
-                due.append(TrialReclaim(number, epoch, lived=round(lived * 1e6) if lived > 0 else None))
-        before, self._progress = self._progress, {}
-        for trial in [state.trials[number] for number, _ in running] if timeout is not None else ():
-            said = len(trial.reports) + sum(map(len, trial.metrics.values()))
-            moved = trial.epoch, said, now
-            last = before.get(trial.number, moved)
-            self._progress[trial.number] = last = last if last[:2] == moved[:2] else moved
-            idle = now - last[2]
-            why = f"no report for {idle:.0f} s"
-            if idle >= 2 * (timeout or 0.0) and trial.stop is not None:
-                due.append(TrialReclaim(trial.number, trial.epoch, why))
-            elif idle >= (timeout or 0.0) and trial.stop is None:
-                due.append(TrialStop(trial.number, trial.epoch, why))
+                lived = round((now - silence - first + ttl_of(state, owner) / BEATS_PER_TTL / 2) * 1e6)
+                due.append(TrialReclaim(number, epoch, lived=max(lived, 0) or None, seen=self._looked_at))
+            elif timeout is not None and now - moved >= timeout * (1 if trial.stop is None else 2):
+                kind = TrialStop if trial.stop is None else TrialReclaim
+                due.append(kind(number, epoch, f"no report for {now - moved:.0f} s"))
         return due
-
-    def silent(self, state: State, due: Iterable[TrialReclaim | TrialStop], now: float) -> list[str]:
-        """The owners that these records are about because of their silence."""
-        owners = {state.trials[one.number].owner for one in due}
-        return [one for one in owners if one is not None and self.detector.silence(one, now) >= ttl_of(state, one)]
 
     def still_due(
         self, state: State, due: Iterable[TrialReclaim | TrialStop], beats: Mapping[str, str]
     ) -> list[TrialReclaim | TrialStop]:
-        """Which of these to write, now that the log has been read again, and the beats of those that were silent."""
-        back = self.heard(state, beats) | {one for one, beat in beats.items() if beat != self.detector.beat(one)}
+        """Which of these to write, now that the log and the beats of these trials' owners have been read again."""
+        back = {one for one, beat in beats.items() if beat != self.detector.beat(one)}
         trials = [(one, state.trials[one.number]) for one in due if one.number in state.running]
-        return [one for one, trial in trials if trial.epoch == one.epoch and trial.owner not in back]
+        same = [pair for pair in trials if (pair[1].epoch, _said(pair[1])) == self._leases[pair[0].number][:2]]
+        return [one for one, trial in same if trial.owner not in back or isinstance(one, TrialStop) or one.seen is None]
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.

@@ -101,15 +101,6 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
         return self.energy / KWH
 
 
-class Account(msgspec.Struct, array_like=True, gc=False):
-    """The cost of one person's leases at one site that had the same outcome."""
-
-    site: str
-    user: str
-    outcome: Outcome
-    cost: Cost
-
-
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """The cost of a lease that is open, was returned or was lost."""
 
@@ -151,7 +142,8 @@ class Ledger(msgspec.Struct, array_like=True):
     limits: Budget
     maximize: bool = False
     """Whether large values are good."""
-    accounts: dict[str, Account] = {}
+    accounts: dict[tuple[str, str, Outcome], Cost] = {}
+    """The cost of one person's leases at one site that had the same outcome: by site, person and outcome."""
     open: dict[int, OpenLease] = {}
     """The leases of running trials, by trial; `apply` adds one when a trial starts."""
     given_back: dict[Natural, list[OpenLease]] = {}
@@ -251,14 +243,10 @@ class Ledger(msgspec.Struct, array_like=True):
         for booked, cost, times in ((before, lease.counted, -1), (outcome, now, 1)):
             if booked is None:
                 continue
-            key = f"{lease.site}\n{lease.user}\n{booked}"
-            account = self.accounts.get(key)
-            if account is None:
-                site, user = lease.site, lease.user
-                if len(self.accounts) >= _MOST_ACCOUNTS:
-                    site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{booked}"
-                account = self.accounts.setdefault(key, Account(site, user, booked, Cost()))
-            account.cost.add(cost, times)
+            key = lease.site, lease.user, booked
+            if key not in self.accounts and len(self.accounts) >= _MOST_ACCOUNTS:
+                key = OTHERS, OTHERS, booked
+            self.accounts.setdefault(key, Cost()).add(cost, times)
             self.total.add(cost, times)
         lease.counted = now
 
@@ -319,7 +307,7 @@ class Ledger(msgspec.Struct, array_like=True):
         """How much of this quantity is spent: epochs, gpu_hours, core_hours, kwh or euro."""
         if name != "euro":
             return float(getattr(self.total, name))
-        return sum([euro(account, self.limits.prices) for account in self.accounts.values()])
+        return sum([euro(site, cost, self.limits.prices) for (site, _, _), cost in self.accounts.items()])
 
 
 AMOUNTS: Final = {
@@ -333,9 +321,9 @@ AMOUNTS: Final = {
 UNLIMITED: Final = Budget()
 
 
-def euro(account: Account, prices: Mapping[str, Price]) -> float:
-    """What an account costs at these prices."""
-    price, cost = prices.get(account.site) or prices.get("*"), account.cost
+def euro(site: str, cost: Cost, prices: Mapping[str, Price]) -> float:
+    """What this costs at the prices of a site."""
+    price = prices.get(site) or prices.get("*")
     if price is None:
         return 0.0
     return price.gpu_hour * cost.gpu_hours + price.core_hour * cost.core_hours + price.kwh * cost.kwh
@@ -389,12 +377,16 @@ def announced(
 
 
 def _thousandths(text: str | None, most: int = _MOST_DEVICES) -> int:
-    """A number of devices or watts from an introduction, which may contain anything."""
-    try:
-        number = float(text or 0.0)
-    except ValueError:
-        return 0
+    number = announced_number(text)
     return round(number * 1000) if 0 <= number <= most else 0
+
+
+def announced_number(text: str | None) -> float:
+    """A number from an introduction, which may contain anything, such as NaN; 0 if it cannot be read."""
+    try:
+        return float(text or 0.0)
+    except ValueError:
+        return 0.0
 
 
 def _possible(used: Used) -> bool:

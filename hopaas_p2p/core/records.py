@@ -318,6 +318,8 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
     reason: str = "its owner fell silent"
     lived: int | None = None
     """Microseconds for which the observer saw the owner alive in this lease, by the observer's own clock."""
+    seen: int | None = None
+    """The lsn up to which the observer knew the log when it found the owner silent: a later commit refutes that."""
 
 
 class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):

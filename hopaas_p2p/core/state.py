@@ -114,6 +114,7 @@ REFUSALS: Final = {
     "fenced": "another peer has the lease: the owner is wrong, or the epoch outdated",
     "not waiting": "another peer started the trial first",
     "not running": "only a running trial can be stopped, released or reclaimed",
+    "alive": "its owner has written since the observer found it silent",
     "late": "the lease was lost, but the result is kept as a separate trial",
     "budget": "the budget is used up",
     "paused": "the study is paused",
@@ -382,6 +383,7 @@ class LastCommit(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     seq: Natural
     lsn: Natural
+    """Of this commit, or a later one that another process wrote on the writer's behalf."""
     verdicts: tuple[Verdict, ...]
     author: str = ""
     """The user the writer belongs to, as the store vouches; empty where the store has no users."""
@@ -411,6 +413,10 @@ class LogState:
         """Count one more refusal with this reason, and return the verdict."""
         self.refusals[reason] = self.refusals.get(reason, 0) + 1
         return Verdict(False, number, reason)
+
+    def has_written(self, owner: str | None, *, since: int) -> bool:
+        """Whether a commit by this peer, or by a process that acts for it, came after this lsn."""
+        return owner in self.writers and self.writers[owner].lsn > since
 
     def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
         """The verdicts on a commit that does not count: garbage, another author's, or known; None for others."""

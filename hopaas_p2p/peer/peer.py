@@ -796,18 +796,18 @@ class Peer:
             owners = log.session.owners
             spare = self._beaten_for
             watched = owners.watched(log.state, spare)
-            heard = set() if self.store.piggybacks_heartbeats else owners.heard(log.state, watched)
+            heard = owners.heard(log.state, watched)
         with translated():
             beats = self.store.beats([owner for owner in watched if owner not in heard])
         with log.lock:
-            due = log.session.owners.look(log.state, beats, watched, spare=spare, now=now, heard=heard)
+            due = owners.look(log.state, beats, watched, spare=spare, now=now, read=self.clock(), heard=heard)
         if not due:
             return
         with log.turn:
             self._exchange(log)  # another peer may have been quicker, or the owner has finished
-            silent = owners.silent(log.state, due, now)
+            of = {owner for one in due if (owner := log.state.trials[one.number].owner) is not None}
             with translated():
-                still = owners.still_due(log.state, due, self.store.beats(silent) if silent else {})
+                still = owners.still_due(log.state, due, self.store.beats(of))
             pending = self.put(log, *still) if still else None
             while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
                 self._exchange(log)

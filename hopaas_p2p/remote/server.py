@@ -314,11 +314,10 @@ class ListedService(Service):
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user may send its heartbeat; the mark in the value shows the user to every server."""
         beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
-        mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
-        if beat.peer.startswith(REQUEST):
-            mark = ""  # any of the study's owners may end what another began
-            if access.role_in(self._access.roles, user, beat.peer.removeprefix(REQUEST)) != "owner":
-                raise Denied("only an owner of a study may rescue it: hopaas-p2p admin grant STUDY USER owner")
+        asks = beat.peer.startswith(REQUEST)  # any of the study's owners may end what another began
+        mark = "" if asks else "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
+        if asks and access.role_in(self._access.roles, user, beat.peer.removeprefix(REQUEST)) != "owner":
+            raise Denied("only an owner of a study may rescue it: hopaas-p2p admin grant STUDY USER owner")
         if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
             raise Denied("this peer is another user's")
         if request.call == "remove_beat":

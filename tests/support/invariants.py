@@ -39,8 +39,8 @@ def broken(state: State) -> list[str]:
     continued = [one.continues for one in trials if one.continues is not None]
     in_population = state.configurations.population is not None  # what failed is continued too, and a pause is copied
     booked = Counter[str]()
-    for account in ledger.accounts.values():
-        booked[account.outcome] += account.cost.leases
+    for (_, _, outcome), cost in ledger.accounts.items():
+        booked[outcome] += cost.leases
     promises = {
         "numbers are dense": [one.number for one in trials] == list(range(len(trials))),
         "counts agree with states": state.counts == [counts[word] for word in of],
@@ -76,7 +76,7 @@ def broken(state: State) -> list[str]:
         "running leases are booked as such": booked["running"]
         == sum(map(bool, [one.booked for one in ledger.open.values()])),
         "what is given back is booked as such": booked["given back"] == sum(map(len, ledger.given_back.values())),
-        "no cost is negative": all(min(astuple(account.cost)) >= 0 for account in ledger.accounts.values()),
+        "no cost is negative": all(min(astuple(cost)) >= 0 for cost in ledger.accounts.values()),
     }
     return [promise for promise, holds in promises.items() if not holds]
 

@@ -35,9 +35,14 @@ class Link(Store):
         self.piggybacks_heartbeats = False
         self.snapshots = True
         self.cut_until = -1.0
+        self.stopped = False
 
     def through(self) -> None:
-        """Raise if nothing gets through now."""
+        """Raise if nothing gets through now. First, the process may be stopped, in the middle of anything."""
+        if self.world.happens(self.world.weather.stop):
+            self.stopped = True
+            self.world.go_on_without(self.world.random.uniform(0.0, 3.0 * TTL))
+            self.stopped = False
         self.world.operations += 1
         if self.world.now < self.cut_until or self.world.happens(self.world.weather.lose_request):
             self.world.faults += 1
@@ -80,6 +85,8 @@ class _LinkedLog(Log):
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         self._link.through()
         receipt = self._inner.exchange(outgoing, since, beat)
+        for entry in receipt.entries:
+            self._link.world.arrived.setdefault(entry.lsn, self._link.world.now)
         self._link.after()
         return receipt
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, Float, Policy, StudyDefine, TrialState
+from hopaas_p2p.core.records import Commit, Float, Policy, StudyDefine, TrialReclaim, TrialState
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
@@ -39,10 +39,11 @@ class Weather(NamedTuple):
     kill: float = 0.004
     freeze: float = 0.004
     preempt: float = 0.003
+    stop: float = 0.002
 
 
 STORMY: Final = Weather()
-CALM: Final = Weather(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+CALM: Final = Weather(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Result(NamedTuple):
@@ -87,6 +88,8 @@ class World:
         self.ledger = Ledger()
         self.budget = budget
         self.peers: list[SimulatedPeer] = []
+        self.arrived: dict[int, float] = {}
+        """When each commit arrived, by lsn."""
         self._names = itertools.count()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._ties = itertools.count()
@@ -117,6 +120,9 @@ class World:
     def _awake(self, peer: SimulatedPeer, again: Callable[[SimulatedPeer], None]) -> bool:
         """Whether the peer runs now; a frozen one goes on where it was when it thaws."""
         if peer.done:
+            return False
+        if peer.link.stopped:
+            self.later(0.5, lambda: again(peer))
             return False
         if self.now < peer.frozen_until:
             self.later(peer.frozen_until - self.now + 0.001, lambda: again(peer))
@@ -158,16 +164,26 @@ class World:
     def run(self, *, until: float) -> None:
         """Go on until nobody has anything to do, or the clock says `until`; then calm down and finish."""
         while self._queue and self.now < until:
-            self.now, _, what = heapq.heappop(self._queue)
-            what()
+            self._step()
         self.weather = CALM
         for peer in self.peers:
             peer.link.cut_until = -1.0
         self.later(0.0, self.arrive)  # somebody comes by when all is over, and finds what the dead left
         end = self.now + 3000.0
         while self._queue and self.now < end:
-            self.now, _, what = heapq.heappop(self._queue)
-            what()
+            self._step()
+
+    def _step(self) -> None:
+        self.now, _, what = heapq.heappop(self._queue)
+        what()
+
+    def go_on_without(self, seconds: float) -> None:
+        """Let the others act for so long, while a peer is stopped within a call."""
+        self.faults += 1
+        end = self.now + seconds
+        while self._queue and self._queue[0][0] < end:
+            self._step()
+        self.now = max(self.now, end)
 
 
 def simulate(
@@ -180,8 +196,8 @@ def simulate(
     """
     world = World(seed, peers=peers, budget=budget, weather=weather)
     world.run(until=until)
-    state = _replay(world.store)
-    problems = [*world.ledger.broken, *_broken(state, world)]
+    state = State()
+    problems = [*world.ledger.broken, *_taken_from_the_living(state, world), *_broken(state, world)]
     if problems:
         raise Broken(f"simulate(seed={seed}, peers={peers}, budget={budget}): " + "; ".join(problems))
     return Result(
@@ -194,11 +210,18 @@ def simulate(
     )
 
 
-def _replay(store: MemoryStore) -> State:
-    state = State()
-    for entry in store.log(STUDY).exchange(None, 0).entries:
-        apply(state, entry.lsn, codec.decode(entry.payload))
-    return state
+def _taken_from_the_living(state: State, world: World) -> Iterable[str]:
+    """Replay the log; the trials that were reclaimed from an owner that had written within a ttl."""
+    wrote: dict[str, float] = {}
+    for entry in world.store.log(STUDY).exchange(None, 0).entries:
+        commit, now = codec.decode(entry.payload), world.arrived.get(entry.lsn, 0.0)
+        assert isinstance(commit, Commit)
+        taken = [one for one in commit.records if isinstance(one, TrialReclaim)]
+        silent = {one.number: now - wrote.get(state.trials[one.number].owner or "", -TTL) for one in taken}
+        for record, verdict in zip(commit.records, apply(state, entry.lsn, commit), strict=False):
+            if isinstance(record, TrialReclaim) and verdict.accepted and silent[record.number] < TTL:
+                yield f"trial {record.number} was taken from an owner that wrote {silent[record.number]:.1f} s before"
+        wrote[commit.writer] = now
 
 
 def _broken(state: State, world: World) -> Iterable[str]:

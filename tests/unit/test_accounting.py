@@ -19,8 +19,8 @@ def test_totals_are_within_a_hundredth_of_the_truth_under_kills_and_resumes(seed
     assert world.kills >= 5
     truth = true_costs(world.leases, state)
     told: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in truth}
-    for account in state.ledger.accounts.values():
-        where, cost = (account.site, account.outcome), account.cost
+    for (site, _, outcome), cost in state.ledger.accounts.items():
+        where = site, outcome
         told["seconds"][where] += cost.time / 1e6
         told["gpu_seconds"][where] += cost.gpu / 1e6
         told["joules"][where] += cost.energy / 1e3

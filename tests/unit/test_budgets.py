@@ -216,7 +216,7 @@ def test_what_is_measured_travels_with_what_is_sent_anyway(opened: Any) -> None:
     joules[0] = 25.0
     study.tell(trial, 1.0)
     assert study.state.lsn == before + 2
-    costs = [one.cost for one in study.state.ledger.accounts.values() if one.outcome == "complete"]
+    costs = [cost for (_, _, how), cost in study.state.ledger.accounts.items() if how == "complete"]
     assert sum(cost.energy for cost in costs) == 25_000
 
 
@@ -225,7 +225,7 @@ def test_trials_at_a_time_in_one_process_share_its_time(opened: Any) -> None:
     first, second = study.ask(), study.ask()
     study.tell(first, 1.0)
     study.tell(second, 1.0)
-    (cost,) = [one.cost for one in study.state.ledger.accounts.values() if one.outcome == "complete"]
+    (cost,) = [cost for (_, _, how), cost in study.state.ledger.accounts.items() if how == "complete"]
     leases = [trial.end - trial.start for trial in study.state.trials]
     assert cost.time < sum(leases)
 

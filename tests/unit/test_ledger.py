@@ -55,7 +55,7 @@ class Campaign(Scribe):
 
     def cost(self, outcome: str, site: str = "north") -> Cost:
         ledger = self.state.ledger
-        found = [one.cost for one in ledger.accounts.values() if (one.site, one.outcome) == (site, outcome)]
+        found = [cost for (at, _, how), cost in ledger.accounts.items() if (at, how) == (site, outcome)]
         return found[0] if found else Cost()
 
     def reached(self) -> str | None:
@@ -419,7 +419,7 @@ def test_what_a_thousand_sites_spend_is_kept_and_more_is_booked_together(peer: C
         ledger.heard(number, HOUR, None, {})
         ledger.ended(number, "complete")
     assert len(ledger.accounts) <= 1002
-    assert sum(account.cost.time for account in ledger.accounts.values()) == 1200 * HOUR
+    assert sum(cost.time for cost in ledger.accounts.values()) == 1200 * HOUR
 
 
 # --- what people read --------------------------------------------------------------------------------------------

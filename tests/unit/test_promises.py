@@ -11,8 +11,18 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.records import (
+    Commit,
+    Policy,
+    StudyDefine,
+    TrialCreate,
+    TrialFinish,
+    TrialReclaim,
+    TrialSet,
+    TrialState,
+)
 from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing, Store
@@ -277,6 +287,161 @@ def test_an_owner_that_comes_back_while_an_observer_reads_the_log_again_keeps_it
 
     assert back
     assert of_observer.state.trials[0].state is TrialState.RUNNING
+
+
+def _when_it_takes_over(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> list[object]:
+    """Do this once, when an observer that was stopped after its last look sends its takeover."""
+    exchange, done = MemoryLog.exchange, list[object]()
+
+    def arrive_late(self: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
+        commit = None if outgoing is None else codec.decode(outgoing.payload)
+        if isinstance(commit, Commit) and not done and any(isinstance(one, TrialReclaim) for one in commit.records):
+            done.append(None)
+            do()
+        return exchange(self, outgoing, since, beat)
+
+    monkeypatch.setattr(MemoryLog, "exchange", arrive_late)
+    return done
+
+
+@pytest.mark.parametrize("by", ["itself", "a child", "another trial"])
+def test_a_takeover_that_comes_after_its_owner_has_written_again_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    time = _Time()
+    _define(store)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate(), TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    child, of_child = _peer(store, time)
+    child.act_for(frozenset({owner.uuid}))
+    writer, log = (child, of_child) if by == "a child" else (owner, of_owner)
+    report = TrialSet(int(by == "another trial"), 1, reports={0: 1.0})
+    came = _when_it_takes_over(monkeypatch, lambda: writer.commit(log, report, owner=owner.uuid))
+
+    while time.now < 1.9 * TTL:  # it does not beat again
+        time.now += 1.0
+        tick(observer)
+
+    assert came
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
+    assert of_observer.state.refusals == {"alive": 2}
+    assert _wait(time, observer, until=lambda: len(of_observer.state.waiting) == 2) <= TTL
+
+
+def test_an_owner_whose_commit_arrives_while_an_observer_reads_the_log_again_is_alive_for_a_ttl_from_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = _Time()
+    _define(store)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    beats, back = MemoryStore.beats, list[float]()
+
+    def written_meanwhile(self: MemoryStore, peers: Iterable[str]) -> dict[str, str]:
+        found = beats(self, peers)
+        if time.now >= TTL + 1.0 and not back:
+            back.append(time.now)
+            owner.commit(of_owner, TrialSet(0, 1, reports={0: 1.0}))  # its beat is still on its way
+        return found
+
+    monkeypatch.setattr(MemoryStore, "beats", written_meanwhile)
+    while not back or time.now < back[0] + 0.9 * TTL:
+        time.now += 1.0
+        tick(observer)
+
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
+    assert _wait(time, observer, until=lambda: bool(of_observer.state.waiting)) <= TTL
+
+
+def test_an_owner_that_wrote_before_a_look_that_failed_is_alive_for_a_ttl_from_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = _Time()
+    _define(store)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    beats, failed = MemoryStore.beats, list[float]()
+
+    def fail_once(self: MemoryStore, peers: Iterable[str]) -> dict[str, str]:
+        if time.now >= 0.9 * TTL and not failed:
+            failed.append(time.now)
+            raise StoreUnreachable
+        return beats(self, peers)
+
+    monkeypatch.setattr(MemoryStore, "beats", fail_once)
+    while time.now < 1.7 * TTL:
+        time.now += 1.0
+        if time.now == 0.85 * TTL:
+            owner.commit(of_owner, TrialSet(0, 1, reports={0: 1.0}))
+            observer.pull(of_observer)
+        tick(observer)
+
+    assert failed
+    assert of_observer.state.trials[0].state is TrialState.RUNNING
+
+
+def test_a_trial_whose_report_arrives_while_an_observer_reads_the_log_again_is_not_stuck(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = _Time()
+    define = StudyDefine("study", ("minimize",), Policy(ttl=TTL, progress_timeout=2 * TTL))
+    store.log("study").exchange(Outgoing("creator:1", codec.encode(Commit("creator", 1, "creator", 0, (define,)))), 0)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    beats, reported = MemoryStore.beats, list[float]()
+
+    def reported_meanwhile(self: MemoryStore, peers: Iterable[str]) -> dict[str, str]:
+        if time.now >= 2 * TTL and not reported:
+            reported.append(time.now)
+            owner.commit(of_owner, TrialSet(0, 1, reports={0: 1.0}))
+        return beats(self, peers)
+
+    monkeypatch.setattr(MemoryStore, "beats", reported_meanwhile)
+    while time.now < 3.9 * TTL:
+        time.now += 1.0
+        tick(owner)
+        tick(observer)
+
+    assert reported
+    assert of_observer.state.trials[0].stop is None
+    assert _wait(time, observer, until=lambda: of_observer.state.trials[0].stop is not None) <= TTL
+
+
+def test_an_observer_that_is_stopped_while_it_reads_beats_has_seen_them_no_earlier_than_it_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = _Time()
+    _define(store)
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+    tick(observer)
+    beats, stopped = MemoryStore.beats, list[float]()
+
+    def read_late(self: MemoryStore, peers: Iterable[str]) -> dict[str, str]:
+        if not stopped:
+            stopped.append(time.now)
+            for _ in range(round(TTL * 0.45)):
+                time.now += 1.0
+                tick(owner)
+        return beats(self, peers)
+
+    monkeypatch.setattr(MemoryStore, "beats", read_late)
+    while of_observer.state.trials[0].state is TrialState.RUNNING:
+        time.now += 1.0
+        tick(observer)
+
+    assert stopped
+    assert not owner.lease_valid(of_owner, owner.uuid)
 
 
 _SUSPENDED = """

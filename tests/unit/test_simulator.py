@@ -14,7 +14,7 @@ from tests.support import simulator
 from tests.support.simulator import CALM, Broken, Weather, simulate
 
 _SECONDS = 60.0 if os.environ.get("HOPAAS_TEST_REQUIRE") == "all" else 15.0
-_TEMPEST = Weather(lose_request=0.1, lose_reply=0.1, cut_off=0.01, kill=0.02, freeze=0.02, preempt=0.01)
+_TEMPEST = Weather(lose_request=0.1, lose_reply=0.1, cut_off=0.01, kill=0.02, freeze=0.02, preempt=0.01, stop=0.01)
 
 
 def test_every_promise_holds_in_one_storm_after_another(record_property: Callable[[str, object], None]) -> None:
