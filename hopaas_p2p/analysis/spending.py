@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.analysis.facts import count, duration, person, shown
-from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
+from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, Outcome, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.runtime.times import to_iso
@@ -56,21 +56,19 @@ def spending(state: State) -> Spending:
         more.add(lease.counted, -1)
         booked.append(Account(lease.site, lease.user, "running", more, 0 if lease.booked else 1))
     names = ("attempts", "gpu_hours", "core_hours", "kwh", "euro", "seconds", "epochs")
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    total: dict[str, Any] = {"site": "all", "person": "", "state": "", **dict.fromkeys(names, 0)}
+    rows: dict[tuple[str, str, Outcome], list[float]] = {}
     for account in booked:
         cost, key = account.cost, (account.site, account.user, account.outcome)
-        empty: dict[str, Any] = {**dict(zip(("site", "person", "state"), key, strict=True)), **dict.fromkeys(names, 0)}
-        numbers = (
-            account.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(account, ledger.limits.prices),
-            cost.time / 1e6, cost.epochs,
-        )  # fmt: skip
-        for row in (rows.setdefault(key, empty), total):
-            for name, number in zip(names, numbers, strict=True):
-                row[name] += number
-    order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
-    found = [row for row in rows.values() if any(row[name] for name in names)]
-    found.sort(key=lambda row: (row["site"], row["person"], order.get(row["state"], len(order))))
+        money, seconds = euro(account, ledger.limits.prices), cost.time / 1e6
+        numbers = (account.leases, cost.gpu_hours, cost.core_hours, cost.kwh, money, seconds, cost.epochs)
+        rows[key] = [one + more for one, more in zip(rows.get(key, [0] * len(names)), numbers, strict=True)]
+    found: list[dict[str, Any]] = [
+        {"site": site, "person": person, "state": outcome, **dict(zip(names, sums, strict=True))}
+        for (site, person, outcome), sums in rows.items()
+        if any(sums)
+    ]
+    found.sort(key=lambda row: (row["site"], row["person"], OUTCOMES.index(row["state"])))
+    total = {"site": "all", "person": "", "state": "", **{name: sum(row[name] for row in found) for name in names}}
 
     counts, limits = state.counts, ledger.limits
     done = counts[COMPLETE] + counts[PRUNED] if state.budget is None else state.used()
