@@ -123,9 +123,8 @@ def history(
         layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
     alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is {best}"
-    notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
     alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
-    caption = " ".join([*notes, *([far] if far else [])])
+    caption = f"{shown_points:,} of {total:,} drawn. {far}".strip() if shown_points < total else far
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
 
 

@@ -56,19 +56,18 @@ def spending(state: State) -> Spending:
         more.add(lease.counted, -1)
         booked.append(((lease.site, lease.user, "running"), more))
     names = ("attempts", "gpu_hours", "core_hours", "kwh", "euro", "seconds", "epochs")
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    total: dict[str, Any] = {"site": "all", "person": "", "state": "", **dict.fromkeys(names, 0)}
+    rows: dict[tuple[str, str, str], list[float]] = {}
     for key, cost in booked:
-        empty: dict[str, Any] = {**dict(zip(("site", "person", "state"), key, strict=True)), **dict.fromkeys(names, 0)}
-        numbers = (
-            cost.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(key[0], cost, ledger.limits.prices),
-            cost.time / 1e6, cost.epochs,
-        )  # fmt: skip
-        for row in (rows.setdefault(key, empty), total):
-            for name, number in zip(names, numbers, strict=True):
-                row[name] += number
-    found = [row for row in rows.values() if any(row[name] for name in names)]
+        money, seconds = euro(key[0], cost, ledger.limits.prices), cost.time / 1e6
+        numbers = (cost.leases, cost.gpu_hours, cost.core_hours, cost.kwh, money, seconds, cost.epochs)
+        rows[key] = [one + more for one, more in zip(rows.get(key, [0] * len(names)), numbers, strict=True)]
+    found: list[dict[str, Any]] = [
+        {"site": site, "person": person, "state": outcome, **dict(zip(names, sums, strict=True))}
+        for (site, person, outcome), sums in rows.items()
+        if any(sums)
+    ]
     found.sort(key=lambda row: (row["site"], row["person"], OUTCOMES.index(row["state"])))
+    total = {"site": "all", "person": "", "state": "", **{name: sum(row[name] for row in found) for name in names}}
 
     counts, limits = state.counts, ledger.limits
     done = counts[COMPLETE] + counts[PRUNED] if state.budget is None else state.used()

@@ -245,11 +245,9 @@ class TrialTable:
                 self._read_logged(row + at, trials[row + at], state)
             row += BLOCK
         self.lsn, self.owners = state.lsn, tuple(self._codes)
-        sites = [place(state, one)[0] for one in self.owners]
-        self.sites = tuple(sorted({*sites, *(("-",) if (self.owner < 0).any() else ())}))
-        index = {name: position for position, name in enumerate(self.sites)}
-        of_owner = np.array([index[name] for name in sites] + [index.get("-", 0)], dtype=np.int64)
-        self.site = of_owner[self.owner]  # -1 takes the last one
+        names = [place(state, one)[0] for one in self.owners] + ["-"] * bool((self.owner < 0).any())
+        sites, codes = np.unique(np.array(names, object), return_inverse=True)
+        self.sites, self.site = tuple(sites.tolist()), codes[self.owner]  # -1 takes the last one
 
     def read_block(self, block: BlockColumns, *, but: Collection[int]) -> Ints:
         """Read a block of finished trials except those at these places; returns the places that were read."""

@@ -33,6 +33,4 @@ def HyperbandPruner(
     min_resources: int = 1, max_resources: str | int = "auto", bootstrap_count: int = 0
 ) -> NamedArguments:
     """Prunes a trial that is not among the best of its bracket at its rung. Resources are counted in steps."""
-    return NamedArguments(
-        "HyperbandPruner", locals(), {"min_resources": "min_resource", "max_resources": "max_resource"}
-    )
+    return NamedArguments("HyperbandPruner", locals())

@@ -14,4 +14,4 @@ def TPESampler(
     n_startup_trials: int = 10, n_ei_candidates: int = 24, consider_magic_clip: bool = True
 ) -> NamedArguments:
     """Optuna's default. `consider_magic_clip` has no effect any more; its value only distinguishes set-ups."""
-    return NamedArguments("TPESampler", locals(), {"consider_magic_clip": ""})
+    return NamedArguments("TPESampler", locals())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+_THEIRS: Final = {"min_resources": "min_resource", "max_resources": "max_resource", "consider_magic_clip": ""}
+"""Arguments that have another name in Optuna; an empty name if Optuna has no such argument."""
 
 
 class NamedArguments(NamedTuple):
@@ -11,13 +13,11 @@ class NamedArguments(NamedTuple):
 
     name: str
     args: dict[str, Any]
-    theirs: Mapping[str, str] = {}
-    """Arguments that have another name in Optuna; an empty name if Optuna has no such argument."""
 
     def make(self) -> Any:
         """Optuna's object of this name; ValueError or TypeError if it does not take these arguments."""
         import optuna
 
-        arguments = {self.theirs.get(name, name): value for name, value in self.args.items()}
+        arguments = {_THEIRS.get(name, name): value for name, value in self.args.items()}
         arguments.pop("", None)
         return getattr(optuna.pruners if self.name.endswith("Pruner") else optuna.samplers, self.name)(**arguments)

@@ -260,16 +260,14 @@ def _loaded(data: bytes, name: str) -> State:
 # --- the file ---
 
 
-class Backup:
-    """A backup that was opened and found intact."""
+class Backup(zipfile.ZipFile):
+    """A backup that `read` opened and found intact."""
 
-    def __init__(self, archive: zipfile.ZipFile, manifest: Manifest) -> None:
-        self._archive = archive
-        self.manifest = manifest
+    manifest: Manifest
 
     def base(self, one: StudyBackup) -> tuple[int, bytes] | None:
         """The snapshot with which a study begins."""
-        return (one.base, self._archive.read(f"base/{one.uuid}")) if one.base else None
+        return (one.base, self.read(f"base/{one.uuid}")) if one.base else None
 
     def replayed(self, one: StudyBackup, log: Log | None = None) -> State:
         """The state of a study after the commits of the backup, or of this log."""
@@ -293,18 +291,18 @@ class Backup:
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
-        return (name.removeprefix(_FILES) for name in self._archive.namelist() if name.startswith(_FILES))
+        return (name.removeprefix(_FILES) for name in self.namelist() if name.startswith(_FILES))
 
     def get(self, key: str, path: Path) -> None:
         """Write a file; raises KeyError if it is not in the backup."""
-        with self._archive.open(_FILES + key) as member, path.open("wb") as file:
+        with self.open(_FILES + key) as member, path.open("wb") as file:
             shutil.copyfileobj(member, file)
 
     def entries(self, name: str) -> Iterator[Entry]:
         """The commits of a member: CATALOG, ACCESS or `study/{uuid}`; none if there is no such member."""
-        if name not in self._archive.namelist():
+        if name not in self.namelist():
             return
-        with self._archive.open(name) as member:
+        with self.open(name) as member:
             while head := member.read(4):
                 size = int.from_bytes(head, "big")
                 if size > _LARGEST:
@@ -314,9 +312,6 @@ class Backup:
                 except msgspec.MsgspecError:
                     raise _damaged(name) from None
                 yield Entry(lsn, payload, Stamp(author, role, at), before)
-
-    def close(self) -> None:
-        self._archive.close()
 
 
 def _damaged(what: str) -> InvalidInput:
@@ -334,11 +329,11 @@ def read(path: Path) -> Backup:
     with contextlib.ExitStack() as stack, waits_for(str(path)):
         os.close(open_regular(path, named=True))  # a FIFO would block
         try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            opened = stack.enter_context(Backup(path))
         except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
             raise InvalidInput(f"{path} is neither a complete backup nor a file of a study") from None
         try:
-            opened = _checked(archive, path)
+            _check(opened, path)
         except _BROKEN as error:
             if isinstance(error, HopaasError) or (isinstance(error, OSError) and error.errno in TEMPORARY):
                 raise
@@ -347,8 +342,8 @@ def read(path: Path) -> Backup:
         return opened
 
 
-def _checked(archive: zipfile.ZipFile, path: Path) -> Backup:
-    """The backup in this archive; raises whatever is wrong with it."""
+def _check(archive: Backup, path: Path) -> None:
+    """Read its manifest; raises whatever is wrong with it."""
     if archive.comment != _COMMENT:
         raise InvalidInput(f"{path} is not a backup that this version can read")
     members = archive.infolist()
@@ -358,15 +353,13 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> Backup:
         raise _damaged("its parts overlap")
     if (wrong := archive.testzip()) is not None:
         raise _damaged(wrong)
-    manifest = msgspec.json.decode(archive.read(_MANIFEST), type=Manifest)
-    opened = Backup(archive, manifest)
-    uuids, files, names = [one.uuid for one in manifest.studies], list(opened.files()), archive.namelist()
+    archive.manifest = manifest = msgspec.json.decode(archive.read(_MANIFEST), type=Manifest)
+    uuids, files, names = [one.uuid for one in manifest.studies], list(archive.files()), archive.namelist()
     needed = {CATALOG, *(f"study/{uuid}" for uuid in uuids)}
     needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
     valid = all(map(valid_name, uuids)) and all(map(valid_key, files)) and len(files) == manifest.files
     if not valid or not needed <= set(names) or len(set(uuids)) < len(uuids) or len(set(names)) < len(names):
         raise _damaged(_MANIFEST)
-    return opened
 
 
 def _grows(one: zipfile.ZipInfo) -> bool:

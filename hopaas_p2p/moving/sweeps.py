@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -108,7 +108,9 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         raise InvalidInput(f"metric, goal = {goal!r}: minimize or maximize")
-    space, constants = _parameters(mapping(content.get("parameters"), "parameters"))
+    entries = dict(_parameters(mapping(content.get("parameters"), "parameters")))
+    constants = {name: entry["value"] for name, entry in entries.items() if "value" in entry}
+    space = {name: _distribution(f"the parameter {name!r}", entries[name]) for name in entries if name not in constants}
     if not space:
         raise InvalidInput("parameters: none of them varies; at least one needs values, or min and max")
     endless = [name for name, one in space.items() if isinstance(one, Float) and one.step is None]
@@ -129,25 +131,18 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     )
 
 
-def _parameters(entries: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Distribution], dict[str, Any]]:
-    """The search space and the constants; nested parameters by their path."""
-    space: dict[str, Distribution] = {}
-    constants: dict[str, Any] = {}
+def _parameters(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The entries of all parameters; nested ones by their path."""
     for key, value in entries.items():
         name = f"{prefix}{key}"
         what = f"the parameter {name!r}"
         if not is_one_line(name):
             raise InvalidInput(f"{what}: a name must not contain a line break or another control character")
         entry = mapping(value, what)
-        if "value" in entry:
-            constants[name] = entry["value"]
-        elif "parameters" in entry:
-            below, fixed = _parameters(mapping(entry["parameters"], what), f"{name}.")
-            space |= below
-            constants |= fixed
+        if "parameters" in entry and "value" not in entry:
+            yield from _parameters(mapping(entry["parameters"], what), f"{name}.")
         else:
-            space[name] = _distribution(what, entry)
-    return space, constants
+            yield name, entry
 
 
 def _distribution(what: str, entry: Mapping[str, Any]) -> Distribution:

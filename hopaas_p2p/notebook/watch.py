@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import threading
-import time
 import weakref
 from typing import Any, Final
 
@@ -64,12 +63,7 @@ class Watching:
             timeout: seconds; None waits forever.
 
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self._thread.is_alive():
-            left = 0.5 if deadline is None else min(0.5, deadline - time.monotonic())
-            if left <= 0:
-                return False
-            self._thread.join(left)
+        self._thread.join(timeout)  # Ctrl-C ends it
         return self._over.is_set()
 
     def _follow(self) -> None:

@@ -61,7 +61,10 @@ class TrialSocketServer:
                 time.sleep(_PAUSE)  # until there are descriptors again
             else:
                 serving = threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True)
-                while not _started(serving):
+                while True:
+                    with contextlib.suppress(RuntimeError):  # this user is short of processes
+                        serving.start()
+                        break
                     time.sleep(_PAUSE)
 
     def _serve(self, connection: socket.socket) -> None:
@@ -70,14 +73,6 @@ class TrialSocketServer:
                 reply = answered(line, lambda said: self._verbs.do(str(said.pop("do", "")), **said))
                 lines.write(json.dumps(reply).encode() + b"\n")
                 lines.flush()
-
-
-def _started(thread: threading.Thread) -> bool:
-    """Start a thread, unless this user is short of processes."""
-    with contextlib.suppress(RuntimeError):
-        thread.start()
-        return True
-    return False
 
 
 def _private_directory() -> Path:

@@ -22,6 +22,7 @@ from hopaas_p2p.analysis.objectives import names_given
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.names import first_id
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.study_like import StudyLike
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             state=state_word(state),
             final=over,
             params={"directions": ",".join(define.directions), **space},
-            values={
-                f"trials_{name.lower()}": state.counts[at] for at, name in enumerate(("RUNNING", *_FINAL, "WAITING"))
-            },
+            values={f"trials_{one.name.lower()}": state.counts[one] for one in TrialState},
             series={"best_value": best},
             tags={
                 **define.info,  # chosen by the study's creator, and must not override its identity

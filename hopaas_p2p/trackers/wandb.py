@@ -87,10 +87,9 @@ class WandB:
         self._close_runs()
         self._uuid, self._group = study.tags[STUDY], study.name
         try:
-            found = json.loads(read_regular(self._ledger_file, limit=_LARGEST_LEDGER, named=True))
+            self._ledger = json.loads(read_regular(self._ledger_file, limit=_LARGEST_LEDGER, named=True))
         except (FileNotFoundError, ValueError):
-            found = {}
-        self._ledger = {name: dict(entry) for name, entry in found.items()}
+            self._ledger = {}
         other = self._ledger.get(STUDY, {}).get("project", self._project)
         if other != self._project:
             raise ConfigurationError(
