@@ -411,28 +411,25 @@ END $$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
-RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY
-        SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
-        WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
-END $$;
+RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s JOIN hopaas.logs l ON l.id = s.log
+    WHERE l.uuid = p_log AND s.deniers <> '{}' ORDER BY s.lsn
+$$;
 
 -- The names of a log's blocks.
-CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v.log;
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT b.name FROM hopaas.blocks b JOIN hopaas.logs l ON l.id = b.log WHERE l.uuid = p_log
+$$;
 
 -- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
 CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT b.name, b.data FROM hopaas.blocks b WHERE b.log = v.log AND b.name = ANY (p_names);
-END $$;
+LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT b.name, b.data FROM hopaas.blocks b JOIN hopaas.logs l ON l.id = b.log
+    WHERE l.uuid = p_log AND b.name = ANY (p_names)
+$$;
 
 -- Keep a block. Nobody can put other bytes under a name that honest peers will use.
 CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
@@ -473,11 +470,10 @@ CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS voi
 LANGUAGE sql AS $$ SELECT hopaas.renew_beat(p_peer, p_value, hopaas.caller()) $$;
 
 -- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
-CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hopaas.caller();
-    RETURN QUERY SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers);
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE sql AS $$
+    SELECT hopaas.caller();
+    SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers)
+$$;
 
 -- Let a user view a study, work in it, or own it. For its owners.
 CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void LANGUAGE plpgsql AS $$
@@ -563,9 +559,8 @@ END $$;
 
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
-RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
-        FROM hopaas.grants g WHERE g.log = v.log ORDER BY g.username;
-END $$;
+RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT g.username, g.role, g.granted, g.granted_by FROM hopaas.grants g JOIN hopaas.logs l ON l.id = g.log
+    WHERE l.uuid = p_log ORDER BY g.username
+$$;
