@@ -37,7 +37,7 @@ CREATE TABLE hopaas.commits (
     role text NOT NULL,
     at bigint NOT NULL,
     payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
-    before bigint,  -- the sum of the log before it, see core/codec.py: below 2^42; NULL if it was restored without one
+    before bigint,  -- the sum of the log before it, see core/codec.py: below 2^42
     PRIMARY KEY (log, lsn),
     UNIQUE (log, nonce, author)
 );
@@ -222,34 +222,23 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
 $$;
 
--- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
--- see core/codec.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
--- go over.
-CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    v_first bigint := 0;
-    v_sum bigint := 0;
-    v_next bigint;
-BEGIN
-    SELECT c.lsn, c.before INTO v_first, v_sum FROM hopaas.commits c
-    WHERE c.log = p_log AND c.lsn <= p_lsn AND c.before IS NOT NULL ORDER BY c.lsn DESC LIMIT 1;
-    v_sum := coalesce(v_sum, 0);
-    FOR v_next IN
-        SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
+-- The sum of a log up to this lsn, which follows from its last commit's checksum, its first four bytes, the lowest first:
+-- see core/codec.py. NULL if the log has no such commit.
+CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT CASE p_lsn WHEN 0 THEN 0 ELSE (
+        SELECT (c.before * 1000003 + get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16)
+                + (get_byte(h, 3)::bigint << 24)) % 4398046511093
         FROM hopaas.commits c, LATERAL substr(substr(c.payload, 1, 4) || '\x00000000'::bytea, 1, 4) h
-        WHERE c.log = p_log AND c.lsn BETWEEN coalesce(v_first, 1) AND p_lsn ORDER BY c.lsn
-    LOOP
-        v_sum := (v_sum * 1000003 + v_next) % 4398046511093;
-    END LOOP;
-    RETURN v_sum;
-END $$;
+        WHERE c.log = p_log AND c.lsn = p_lsn
+    ) END
+$$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
 -- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
 -- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
 -- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
--- appended. `before` is the sum before a commit, NULL in those that were restored without one. Bytes that
--- go to a client are in base64, which adds a third; Postgres' own text form would double them.
+-- appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which adds a third; Postgres'
+-- own text form would double them.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
 -- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
