@@ -23,7 +23,7 @@ import struct
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -194,21 +194,21 @@ class Connections:
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
         """Write the data stored under the key to this file; raises KeyError if there are none."""
-        full: OSError | None = None
-        with target.open("wb") as file, self.send("GET", f"{PATH}/files/{key}") as answer:
-            if answer.getheader("Content-Type") != FILE:
-                protocol.result_of("get", answer.read(LARGEST))
-            while full is None and (data := answer.read(_PIECE)):
-                try:
-                    file.write(data)
-                except OSError as error:  # from this machine's disk, not the server
-                    full = error
+        with target.open("wb") as file, contextlib.closing(self._pieces(key)) as pieces:
+            for data in pieces:
+                file.write(data)
                 if progress is not None:
                     progress(len(data))
-            if full is None and answer.length:
+
+    def _pieces(self, key: str) -> Generator[bytes, None, None]:
+        """The bytes of a file as they arrive; an error of this machine's disk is none of the server's."""
+        with self.send("GET", f"{PATH}/files/{key}") as answer:
+            if answer.getheader("Content-Type") != FILE:
+                protocol.result_of("get", answer.read(LARGEST))
+            while data := answer.read(_PIECE):
+                yield data
+            if answer.length:
                 raise StoreUnreachable(f"the transfer of {key} broke off: {answer.length} bytes are missing")
-        if full is not None:
-            raise full
 
     def withdraw(self, place: str, nonce: str) -> None:
         """Does nothing: a request on a connection cannot be withdrawn."""

@@ -299,13 +299,11 @@ class FolderServer:
         async with self._beats_turn:
             now = time.monotonic()
             if now - self._beats_at >= self.pace or any(peer not in self._looked for peer in asked):
-                kept = {peer: at for peer, at in self._looked.items() if now - at < _LOOKED}
-                for peer in asked:
-                    kept.pop(peer, None)
-                    kept[peer] = now
-                names = list(kept)[-_PEERS:]
-                self._looked = {peer: kept[peer] for peer in names}
-                self._beats = protocol.result_of("beats", await self._ask(StoreRequest("beats", "", (names,))))
+                looked = self._looked | dict.fromkeys(asked, now)
+                names = sorted((peer for peer in looked if now - looked[peer] < _LOOKED), key=looked.__getitem__)
+                self._looked = {peer: looked[peer] for peer in names[-_PEERS:]}
+                request = StoreRequest("beats", "", (list(self._looked),))
+                self._beats = protocol.result_of("beats", await self._ask(request))
                 self._beats_at = now
         return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
 

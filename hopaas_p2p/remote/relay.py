@@ -24,6 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress, server_of
+from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.runtime.atomic import secret_if_any, write_private
 from hopaas_p2p.runtime.settings import Secret
 
@@ -135,7 +136,10 @@ class Relay:
             oldest.cancel()
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._serve(reader, writer)
+                try:
+                    await self._serve(reader, writer)
+                except RequestRefused as refusal:
+                    await self._refuse(writer, refusal.status)
         finally:
             self._tasks.discard(task)
             self._pending.pop(task, None)
@@ -146,15 +150,10 @@ class Relay:
             async with asyncio.timeout(_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
         except (TimeoutError, asyncio.LimitOverrunError):
-            await self._refuse(writer, 400)
-            return
-        status, target = self._judge(head)
-        if target is None:
-            await self._refuse(writer, status)
-            return
+            raise RequestRefused(400) from None
+        target = self._judge(head)
         if len(self._tasks) - len(self._pending) >= self._limit:
-            await self._refuse(writer, 503)
-            return
+            raise RequestRefused(503)
         task = asyncio.current_task()
         assert task is not None
         self._pending.pop(task, None)
@@ -162,8 +161,7 @@ class Relay:
             made = await asyncio.to_thread(proxies.connect, target, timeout=_TIMEOUT)
         except HopaasError as error:
             _log.warning("%s", error)
-            await self._refuse(writer, 502)
-            return
+            raise RequestRefused(502) from None
         made.setblocking(False)  # noqa: FBT003
         there = await asyncio.open_connection(sock=made)
         self.carried += 1
@@ -177,12 +175,12 @@ class Relay:
         finally:
             there[1].transport.abort()
 
-    def _judge(self, head: bytes) -> tuple[int, ServerAddress | None]:
-        """The target of a permitted request, or the status of its refusal."""
+    def _judge(self, head: bytes) -> ServerAddress:
+        """The target of a permitted request; raises RequestRefused."""
         lines = head.decode("latin-1").split("\r\n")
         words = lines[0].split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            return 400, None
+            raise RequestRefused(400)
         headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
         }
@@ -191,9 +189,10 @@ class Relay:
         with contextlib.suppress(ValueError):  # not base64, or not ASCII
             login = base64.b64decode(encoded, validate=True)
         if not (scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)):
-            return 407, None
-        target = self._targets.get(words[1].lower()) if words[0] == "CONNECT" else None
-        return (200, target) if target is not None else (403, None)
+            raise RequestRefused(407)
+        if words[0] != "CONNECT" or words[1].lower() not in self._targets:
+            raise RequestRefused(403)
+        return self._targets[words[1].lower()]
 
     async def _refuse(self, writer: asyncio.StreamWriter, status: int) -> None:
         self.refused += 1

@@ -19,12 +19,13 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable, StudyDeleted
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Entry, read_all
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.testing.commits import chained, sealed, sum_of
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import OWNER
 from tests.support.postgres_people import Place
@@ -294,6 +295,17 @@ def test_on_postgres_no_statement_of_a_restore_is_much_larger_than_a_commit(plac
 
     assert [(one.lsn, one.payload) for one in restored] == [(one.lsn, one.payload) for one in entries]
     assert (1 << 16) < max(sizes) < 3 * (1 << 16)
+
+
+def test_on_postgres_commits_that_were_backed_up_without_a_sum_get_the_one_that_follows(place: Place) -> None:
+    entries = [Entry(lsn, sealed(b"%d" % lsn)) for lsn in (1, 2, 3)]
+    with contextlib.closing(PostgresStore(place.admin)) as store:
+        log = store.log("restored")
+        log.restore(None, entries)
+        assert [one.before for one in read_all(log)] == [sum_of(entries[:count]) for count in range(3)]
+        with pytest.raises(BrokenChain):
+            chained(log, "false", since=3, total=sum_of(entries) + 1)
+        assert chained(log, "next", since=3, total=sum_of(entries)).before == sum_of(entries)
 
 
 def test_a_user_who_is_no_administrator_cannot_restore(place: Place, tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_a_process_that_is_ending_and_has_no_more_threads_makes_its_last_calls(m
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(watchdog, "_in_use", None)
+    monkeypatch.setattr(watchdog, "_checks", False)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     ours, theirs = socket.socketpair()
     with ours, theirs, watchdog.watched(ours.fileno()):

@@ -349,10 +349,8 @@ class WriteOnceLog(Log, Generic[Objects]):
     # --- exchanging ---
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        if outgoing is None:
-            self.store.find()
-        elif not self._proven:
-            self._prove()
+        if outgoing is None or not self._proven:
+            self._enter(writes=outgoing is not None)
         deadline = time.monotonic() + self._timeout
         if self.history.begin(since, outgoing):
             self._head, self._has_beginning = BEHIND, False
@@ -363,6 +361,10 @@ class WriteOnceLog(Log, Generic[Objects]):
         self.history.end(since)
         return receipt
 
+    def _enter(self, *, writes: bool) -> None:
+        """Before an exchange, check that this is a store, and before a write that a key has one winner."""
+        self._prove() if writes else self.store.find()
+
     def _prove(self) -> None:
         self._proven = self.store.prove(self.root)
 
@@ -371,7 +373,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         return self.scheduler.flush_interval(time.monotonic())
 
     def wait_turn(self, since: int) -> ExchangeResult:
-        self._prove()
+        self._enter(writes=True)
         if self.history.begin(since):
             self._head, self._has_beginning = BEHIND, False
         if self.looks_if_behind and since != self._head:

@@ -90,21 +90,18 @@ END $$;
 
 -- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
-RETURNS TABLE (id bigint, size bigint, data text) LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hopaas.entered_by_key(p_key, 'viewer');
-    RETURN QUERY
-        SELECT a.id, a.size, encode(p.data, 'base64')
-        FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
-        WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id);
-END $$;
+RETURNS TABLE (id bigint, size bigint, data text) LANGUAGE sql AS $$
+    SELECT hopaas.entered_by_key(p_key, 'viewer');
+    SELECT a.id, a.size, encode(p.data, 'base64')
+    FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
+    WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id)
+$$;
 
 -- Remove a file, if it is there.
-CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hopaas.entered_by_key(p_key, 'worker');
-    DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void LANGUAGE sql AS $$
+    SELECT hopaas.entered_by_key(p_key, 'worker');
+    DELETE FROM hopaas.artifacts WHERE key = p_key AND whole
+$$;
 
 -- The keys with this prefix, in the user's studies.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text) LANGUAGE plpgsql AS $$

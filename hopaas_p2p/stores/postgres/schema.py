@@ -239,11 +239,13 @@ def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
     query(connection, f"SET LOCAL ROLE {quoted(schema_owner(connection), connection)}")
     sql = "INSERT INTO hopaas.logs (uuid, created_by) VALUES (%s, session_user) ON CONFLICT DO NOTHING"
     query(connection, sql, (uuid,))
-    seen: set[tuple[str, str]] = set()
+    seen, total = set[tuple[str, str]](), 0
     for entry in entries:  # one at a time: a commit may have megabytes, and many at once would take a server too long
         nonce, author = codec.nonce_of(entry.payload), entry.stamp.author
         if not nonce or (nonce, author) in seen:  # a directory may contain one twice
             nonce = f"restored:{entry.lsn}"
         seen.add((nonce, author))
-        values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": entry.before}
+        before = total if entry.before is None else entry.before  # some stores keep none with bytes that are no commit
+        total = codec.following(before, entry.payload)
+        values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": before}
         query(connection, _RESTORE_COMMIT, values | msgspec.structs.asdict(entry.stamp))

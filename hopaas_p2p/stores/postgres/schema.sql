@@ -37,7 +37,7 @@ CREATE TABLE hopaas.commits (
     role text NOT NULL,
     at bigint NOT NULL,
     payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
-    before bigint,  -- the sum of the log before it, see core/codec.py: below 2^42; NULL if it was restored without one
+    before bigint,  -- the sum of the log before it, see core/codec.py: below 2^42
     PRIMARY KEY (log, lsn),
     UNIQUE (log, nonce, author)
 );
@@ -226,34 +226,23 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
     WHERE b.author = excluded.author OR p_peer LIKE 'rescue-%'
 $$;
 
--- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
--- see core/codec.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
--- go over.
-CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    v_first bigint := 0;
-    v_sum bigint := 0;
-    v_next bigint;
-BEGIN
-    SELECT c.lsn, c.before INTO v_first, v_sum FROM hopaas.commits c
-    WHERE c.log = p_log AND c.lsn <= p_lsn AND c.before IS NOT NULL ORDER BY c.lsn DESC LIMIT 1;
-    v_sum := coalesce(v_sum, 0);
-    FOR v_next IN
-        SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
+-- The sum of a log up to this lsn, which follows from its last commit's checksum, its first four bytes, the lowest first:
+-- see core/codec.py. NULL if the log has no such commit.
+CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT CASE p_lsn WHEN 0 THEN 0 ELSE (
+        SELECT (c.before * 1000003 + get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16)
+                + (get_byte(h, 3)::bigint << 24)) % 4398046511093
         FROM hopaas.commits c, LATERAL substr(substr(c.payload, 1, 4) || '\x00000000'::bytea, 1, 4) h
-        WHERE c.log = p_log AND c.lsn BETWEEN coalesce(v_first, 1) AND p_lsn ORDER BY c.lsn
-    LOOP
-        v_sum := (v_sum * 1000003 + v_next) % 4398046511093;
-    END LOOP;
-    RETURN v_sum;
-END $$;
+        WHERE c.log = p_log AND c.lsn = p_lsn
+    ) END
+$$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
 -- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
 -- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
 -- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
--- appended. `before` is the sum before a commit, NULL in those that were restored without one. Bytes that
--- go to a client are in base64, which adds a third; Postgres' own text form would double them.
+-- appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which adds a third; Postgres'
+-- own text form would double them.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
 -- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
@@ -415,28 +404,25 @@ END $$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
-RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY
-        SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
-        WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
-END $$;
+RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s JOIN hopaas.logs l ON l.id = s.log
+    WHERE l.uuid = p_log AND s.deniers <> '{}' ORDER BY s.lsn
+$$;
 
 -- The names of a log's blocks.
-CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v.log;
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT b.name FROM hopaas.blocks b JOIN hopaas.logs l ON l.id = b.log WHERE l.uuid = p_log
+$$;
 
 -- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
 CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT b.name, b.data FROM hopaas.blocks b WHERE b.log = v.log AND b.name = ANY (p_names);
-END $$;
+LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT b.name, b.data FROM hopaas.blocks b JOIN hopaas.logs l ON l.id = b.log
+    WHERE l.uuid = p_log AND b.name = ANY (p_names)
+$$;
 
 -- Keep a block. Nobody can put other bytes under a name that honest peers will use.
 CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
@@ -477,11 +463,10 @@ CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS voi
 LANGUAGE sql AS $$ SELECT hopaas.renew_beat(p_peer, p_value, hopaas.caller()) $$;
 
 -- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
-CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hopaas.caller();
-    RETURN QUERY SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers);
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE sql AS $$
+    SELECT hopaas.caller();
+    SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers)
+$$;
 
 -- Let a user view a study, work in it, or own it. For its owners.
 CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void LANGUAGE plpgsql AS $$
@@ -567,9 +552,8 @@ END $$;
 
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
-RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
-        FROM hopaas.grants g WHERE g.log = v.log ORDER BY g.username;
-END $$;
+RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE sql AS $$
+    SELECT hopaas.entered(p_log, 'viewer');
+    SELECT g.username, g.role, g.granted, g.granted_by FROM hopaas.grants g JOIN hopaas.logs l ON l.id = g.log
+    WHERE l.uuid = p_log ORDER BY g.username
+$$;

@@ -33,8 +33,10 @@ _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
 _lock = threading.Lock()
-_in_use: set[WatchedSocket] | None = None
-"""The connections that the thread checks; None while there is no thread."""
+_in_use: set[WatchedSocket] = set()
+"""The connections that the thread checks."""
+_checks = False
+"""Whether there is a thread."""
 
 
 @contextlib.contextmanager
@@ -45,16 +47,14 @@ def watched(descriptor: int) -> Iterator[None]:
         StoreUnreachable: in place of the block's own error.
 
     """
-    global _in_use
+    global _checks
     one = WatchedSocket(descriptor)
     with _lock:
-        if _in_use is None:
-            fresh: set[WatchedSocket] = set()
+        _in_use.add(one)
+        if not _checks:
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, and has no more threads
-                threading.Thread(target=_look_at, args=(fresh,), name="hopaas-watchdog", daemon=True).start()
-                _in_use = fresh
-        if _in_use is not None:
-            _in_use.add(one)
+                threading.Thread(target=_check, name="hopaas-watchdog", daemon=True).start()
+                _checks = True
     try:
         yield
     except Exception:
@@ -66,29 +66,28 @@ def watched(descriptor: int) -> Iterator[None]:
         raise
     finally:
         with _lock:
-            if _in_use is not None:  # neither a child forked in the block nor the end of the interpreter
-                _in_use.discard(one)
+            _in_use.discard(one)
         one.close()
 
 
-def _look_at(in_use: set[WatchedSocket]) -> None:
+def _check() -> None:
     """The thread's main loop. It ends when a check finds no connection in use."""
-    global _in_use
+    global _checks
     while True:
         time.sleep(IDLE_LIMIT / _LOOKS)
         with _lock:
-            for one in [one for one in in_use if one.look()]:
-                in_use.discard(one)
+            for one in [one for one in _in_use if one.look()]:
+                _in_use.discard(one)
                 one.give_up()
-            if not in_use:
-                _in_use = None
+            if not _in_use:
+                _checks = False
                 return
 
 
 def _in_child() -> None:
     """A forked child has a thread of its own: the parent's thread and callers stay with the parent."""
-    global _lock, _in_use
-    _lock, _in_use = threading.Lock(), None
+    global _lock, _in_use, _checks
+    _lock, _in_use, _checks = threading.Lock(), set(), False
 
 
 process.call_in_child(_in_child)

@@ -213,17 +213,11 @@ class Bucket:
         try:
             modified = http.parse_date(answer.headers.get("Last-Modified")) or 0.0
             length = answer.headers.get("Content-Length", "")
-            if length.isascii() and length.isdigit():
-                size = int(length)
-                data = b"" if size > limit else answer.read(size, decode_content=False)
-            else:
-                data = answer.read(limit + 1, decode_content=False)
-                size = len(data)
-            if size > limit:
+            size = int(length) if length.isascii() and length.isdigit() else 0
+            data = b"" if size > limit else http.read(answer, limit)
+            if (size := max(size, len(data))) > limit:
                 answer.close()  # without reading on
-                return Found(b"", size, modified)
-            if len(data) != size:
-                raise StoreUnreachable(f"{self.address.endpoint} sent {len(data)} of {size} bytes")
+                data = b""
             return Found(data, size, modified)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # a length of 5,000 digits
             raise unreachable(self.address, error) from None

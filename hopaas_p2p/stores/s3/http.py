@@ -98,14 +98,20 @@ def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolM
     return made
 
 
-def whole(answer: Any) -> urllib3.HTTPResponse:
-    """This answer with all its bytes, not decompressed: compressed ones could grow to any size.
+def read(answer: Any, limit: int) -> bytes:
+    """The bytes of an answer, not decompressed, because compressed ones could grow to any size; raises like urllib3.
 
-    Raises like urllib3, also if there are more bytes than a listing has.
+    If there are more than `limit`, one more than these.
     """
     data = b""
-    while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
+    while piece := answer.read(limit + 1 - len(data), decode_content=False):
         data += piece
+    return data
+
+
+def whole(answer: Any) -> urllib3.HTTPResponse:
+    """This answer with all its bytes; raises like urllib3, also if there are more bytes than a listing has."""
+    data = read(answer, _LARGEST_ANSWER)
     if len(data) > _LARGEST_ANSWER:
         answer.close()
         raise urllib3.exceptions.HTTPError("the answer is longer than allowed")

@@ -20,7 +20,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
-from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
+from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog
@@ -65,16 +65,9 @@ class BucketLog(WriteOnceLog[Bucket]):
     def unconfirmed(self) -> list[int]:
         return self._confirmation.due
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        if outgoing is not None:
-            self._prove()  # first: what is missing is put back on the same condition
+    def _enter(self, *, writes: bool) -> None:
+        super()._enter(writes=writes)  # first: what is missing is put back on the same condition
         self._confirmation.check()  # now: between a read and the following write, each request causes collisions
-        return super().exchange(outgoing, since, beat)
-
-    def wait_turn(self, since: int) -> ExchangeResult:
-        self._prove()
-        self._confirmation.check()
-        return super().wait_turn(since)
 
     def changed(self, since: int) -> bool | None:
         return True if since != self._head else None
