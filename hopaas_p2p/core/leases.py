@@ -6,7 +6,7 @@ treats its lease as uncertain a little before others may reclaim it.
 
 No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw since when,
 on its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
-could not look for a while starts over: the same cause may have kept the owner from sending any. Where each
+could not look for a while starts over: the same cause may have kept the owner from beating. Where each
 beat costs a request, it does not read the beats of owners whose commits have arrived since its last look. An owner
 trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
 they saw no earlier than that. If its next beat arrives later than that, it trusts the lease again only once the log
@@ -221,7 +221,7 @@ class OwnerMonitor:
     def still_due(
         self, state: State, due: Iterable[TrialReclaim | TrialStop], beats: Mapping[str, str]
     ) -> list[TrialReclaim | TrialStop]:
-        """Which of these to write, now that the log has been read again, and the beats of those that were silent."""
+        """Which of these to write, now that the log and the beats of the silent owners have been read again."""
         back = self.heard(state, beats) | {one for one, beat in beats.items() if beat != self.detector.beat(one)}
         trials = [(one, state.trials[one.number]) for one in due if one.number in state.running]
         return [one for one, trial in trials if trial.epoch == one.epoch and trial.owner not in back]
