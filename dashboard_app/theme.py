@@ -81,7 +81,7 @@ def nothing(text: str) -> None:
 
 
 def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
-    """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes data only, and no code.
+    """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes only data, no code.
 
     ECharts draws strings in an option as text; a tooltip's `formatter` is HTML, so no name goes into one.
     """

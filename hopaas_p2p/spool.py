@@ -6,7 +6,7 @@ directory. Files are readable by their owner only. Each commit is kept byte for 
 matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged everything
 in it.
 
-A file is a sequence of frames, each behind four bytes with its length: the description of a batch, then its commits. An
+A file is a sequence of frames, each after four bytes with its length: the description of a batch, then its commits. An
 exported file holds several batches. It is read frame by frame, so reading a file with false lengths stops at its first
 frame.
 """

@@ -40,7 +40,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
         return
     columns = frame.columns
     if len(columns.directions) > 1:
-        theme.nothing("Optuna prunes studies with one objective only; this one has several.")
+        theme.nothing("Optuna prunes only studies with one objective; this one has several.")
         return
     if not offered(frame):
         theme.nothing(

@@ -65,7 +65,7 @@ def _status(page: PageContext, frame: Frame) -> None:
         ("Waiting", f"{len(state.waiting):,}", "trials"),
     ])  # fmt: skip
     if not page.may_steer:
-        theme.caption("You may queue trials. Only owners of the study may pause or stop it or change its budget.")
+        theme.caption("You may queue trials. Only owners of the study may pause it, stop it or change its budget.")
         return
     first, second, third, fourth = st.columns([1, 1, 1, 3], vertical_alignment="bottom")
     running = state.status == "running" and next_start(state).why != "failing"

@@ -243,7 +243,7 @@ def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
 
 
 def whole_seconds(seconds: float) -> str:
-    """A duration in whole seconds, in the format that the monitor's pages count on in."""
+    """A duration in whole seconds, in the format in which the monitor's pages continue to count."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 

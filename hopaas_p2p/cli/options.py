@@ -172,7 +172,7 @@ class CommandAfterDashes(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
-        missing = click.UsageError("There is no command. It goes behind --, as in: -- python train.py", ctx)
+        missing = click.UsageError("There is no command. It goes after --, as in: -- python train.py", ctx)
         try:
             rest = super().parse_args(ctx, args[:at])
         except click.UsageError as error:

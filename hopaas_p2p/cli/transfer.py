@@ -183,9 +183,9 @@ def copy(
 ) -> None:
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
-    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Repeating the command copies only
-    the trials that have finished since. FROM is not changed, and others may continue to work there. Checkpoints are not
-    copied.
+    FROM and TO are directories or URLs. Without --study or --all, FROM must hold one study. Repeating the command
+    copies only the trials that have finished since. FROM is not changed, and others may continue to work there.
+    Checkpoints are not copied.
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist

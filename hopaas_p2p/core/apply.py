@@ -116,7 +116,7 @@ _MOST_COPIED: Final = 16 << 20
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not inherit from its predecessor."""
 _OF_PARAMETERS: Final = frozenset({"constraints", "fixed_params", "grid_id", AGAIN, CMAES})
-"""Those that a continuation with other parameters does not inherit either; nor does it inherit named constraints."""
+"""System attributes that a continuation with other parameters does not inherit either, like named constraints."""
 
 
 def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:

@@ -12,7 +12,7 @@ places to all that come later. Rungs from before it last copied do not reflect i
 copies the checkpoint that a better one left at the rung where it pauses, so every schedule of parameters has one entry
 per interval.
 
-The rules know numbers only, no trials. `perturbation` says how parameters change.
+The rules know only numbers, no trials. `perturbation` says how parameters change.
 """
 
 from __future__ import annotations

@@ -55,5 +55,5 @@ class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if len(values) != len(self.scores) or not all(map(math.isfinite, values)):
                 return f"{name!r} lacks values"
             if isinstance(one, Categorical) and not all(0 <= value < len(one.choices) for value in values):
-                return f"{name!r} has values that are none of its choices"
+                return f"{name!r} has values that are not among its choices"
         return None

@@ -14,7 +14,7 @@ With three brackets or more, the first configurations do not pause until `whole`
 and later one in 32 never pauses. A rung at which the eventual best ranked low is skipped for as long as that is the
 case, and configurations that wait there continue in the order in which they began.
 
-The rules know numbers only, no trials: `configurations` derives from a study's trials where each configuration stands.
+The rules know only numbers, no trials: `configurations` derives from a study's trials where each configuration stands.
 """
 
 from __future__ import annotations

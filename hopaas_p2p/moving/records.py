@@ -101,7 +101,7 @@ def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
 def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
     """The `trial` and the `study` that this was copied from, as far as known.
 
-    And the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
+    Also the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
     """
     found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
     return found

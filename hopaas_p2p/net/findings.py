@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 
 def clock(ahead: float) -> Finding:
-    """The finding about a store's clock, `ahead` seconds ahead of this machine's; some have whole seconds only."""
+    """The finding about a store's clock, `ahead` seconds ahead of this machine's; some report only whole seconds."""
     said = "as ours, to the second" if abs(ahead) < 1.5 else f"{ahead:+.0f} s from ours"
     cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired: run NTP"
     return Finding("clock", f"the store's is {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)

@@ -139,7 +139,7 @@ class Peer:
         self._adopted: set[tuple[str, str, int]] = set()
         """Owner, study and number of running trials of other peers that this process acts for and has touched."""
         self.retry_at = 0.0
-        """The time before which calls that can do without the store do not try it, since it did not answer."""
+        """Until this time, calls that can do without the store skip it, because it did not answer."""
         self._hurried_at = math.inf
         """Since when calls soon give up on a silent store, because the program is about to end; infinite if they do
         not."""

@@ -145,7 +145,7 @@ class LogSession(Generic[S]):
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
-        """The time before which its job does not try it, since it cannot be read."""
+        """Until this time, its job leaves the log alone, because it cannot be read."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The child's side of `hopaas-p2p worker`: standard library only, meant to be copied into a project.
+"""The child's side of `hopaas-p2p worker`: only the standard library, meant to be copied into a project.
 
 The protocol, for other languages: connect to the Unix socket that HOPAAS_TICKET names, write one JSON object per line,
 read one JSON object per line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.

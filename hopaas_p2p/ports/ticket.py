@@ -57,7 +57,7 @@ class Ticket(NamedTuple):
     owner: str
     epoch: int
     uuid: str
-    """The study's, because names may be reused."""
+    """The study's uuid, because names may be reused."""
     seal: str = ""
     """Shows that this user made it; see `credentials.seal`."""
 

@@ -105,7 +105,7 @@ class Box:
             found = path.stat()
         box = cls(path)
         if box.leads_to != store:
-            raise ConfigurationError(f"{path}: another store is served, {box.leads_to}. Choose another folder")
+            raise ConfigurationError(f"{path} already serves another store, {box.leads_to}. Choose another folder")
         if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or found.st_uid != os.geteuid():
             others = "its group" if found.st_mode & stat.S_IRWXG else "its owner, who is somebody else"
             who = "every user of this machine" if found.st_mode & stat.S_IRWXO else others

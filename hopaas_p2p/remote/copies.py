@@ -1,6 +1,6 @@
 """Copies of logs next to a server that may lose its link, which can answer when the store itself does not.
 
-A copy is a cache: one file per log, entries one after another, each behind its length and checksum. An entry that is
+A copy is a cache: one file per log, entries one after another, each after its length and checksum. An entry that is
 damaged, or does not follow the one before it, is dropped with all later ones, and read again.
 """
 

@@ -39,7 +39,7 @@ class Changes(NamedTuple):
     trials: Sequence[FrozenTrial]
     """Changed trials outside the blocks, by number; each as its own process sees it."""
     distributions: Mapping[str, BaseDistribution]
-    """Those of the parameters in the blocks."""
+    """The distributions of the parameters in the blocks."""
 
 
 class TrialReader(Protocol):

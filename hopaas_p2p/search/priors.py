@@ -213,7 +213,7 @@ class Taught:
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
         self.cube = Cube(space)
         self.priors: list[PriorRecord] = []
-        """Those that share a parameter with the space."""
+        """The priors that share a parameter with the space."""
         self._processes: list[Process] = []
         self._together: dict[tuple[int, ...], Processes] = {}
         self._best: list[Floats] = []

@@ -100,13 +100,13 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
     if name not in _CLASSES[kind]:
         raise InvalidInput(f"{kind} = {name[:80]!r}; choose from {', '.join(sorted(_CLASSES[kind]))}")
     if method.get("arguments") is None:
-        raise InvalidInput(f"the arguments of the {kind} {name} cannot be kept with a study; give it as an object")
+        raise InvalidInput(f"the arguments of the {kind} {name} cannot be stored with a study; give it as an object")
     arguments = dict(method["arguments"])
     cls = _class(name)
     annotations = _parameters(cls)
     for key, value in arguments.items():
         if key not in annotations or any(one in annotations[key] for one in _OBJECTS):
-            raise InvalidInput(f"{kind} {name}: no argument {str(key)[:80]!r} can be kept")
+            raise InvalidInput(f"{kind} {name}: the argument {str(key)[:80]!r} cannot be stored")
         if not _is_plain(value) or (isinstance(value, str) and not any(one in annotations[key] for one in _WORDS)):
             raise InvalidInput(f"{kind} {name}: {key} = {str(value)[:80]!r} is impossible")
     try:

@@ -85,7 +85,7 @@ class Lengths(NamedTuple):
 
 
 def first_lengths(parameters: int) -> Lengths:
-    """Before there are trials."""
+    """The lengths to assume before there are trials."""
     return Lengths(np.full(parameters, _FIRST_LENGTH), _FIRST_NOISE, 0)
 
 

@@ -11,7 +11,7 @@ wider kernels, at most 200 for each parameter, are evaluated one by one.
 Those few and the prior also bound how good a candidate can be. The narrow kernels are therefore evaluated only for the
 most promising candidates, until one is better than all others can be.
 
-The scores differ from Optuna's by rounding only: less than 1e-9 in the logarithm.
+The scores differ from Optuna's only by rounding: less than 1e-9 in the logarithm.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ content. Each log is used by one thread at a time.
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
 DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
 DO    include a commit's own entry among the entries once it is appended, whoever appended it.
-DO    store with each commit the sum of the log before it, see `core.codec`, if that is known: from `Outgoing.chain`, or
-      from what was read.
+DO    store with each commit the sum of the log before it (see `core.codec`), if that is known: from `Outgoing.chain`,
+      or from what was read.
 DO    raise `StoreUnreachable` when the outcome is not known. The caller tries again with the same bytes.
 DON'T append a commit that is already in (since, head]: it is a repeated attempt.
 DON'T append to a log whose sum differs from `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.

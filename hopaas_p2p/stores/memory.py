@@ -88,7 +88,7 @@ class MemoryLog(Log):
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
-            raise ConfigurationError("A store in memory holds complete logs only; restore this backup into a bucket.")
+            raise ConfigurationError("A store in memory holds only complete logs; restore this backup into a bucket.")
         with self._lock:
             for entry in list(entries)[len(self._entries) :]:
                 self._entries.append(entry if entry.before is not None else replace(entry, before=self._sum))

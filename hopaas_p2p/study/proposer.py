@@ -44,7 +44,7 @@ _EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISa
 (the number selects the point), BruteForceSampler (looks itself up among all trials), QMCSampler (counts its points in
 the study), CmaEsSampler (seeds by the number)."""
 _ENUMERATING: Final = (optuna.samplers.GridSampler, optuna.samplers.BruteForceSampler)
-"""Those that enumerate fixed points, so that a neighbour is no substitute."""
+"""Samplers that enumerate fixed points, so that a neighbour is no substitute."""
 
 
 class Proposer:

@@ -148,7 +148,7 @@ class WatchedWorkers:
         self._gave_up: NothingSucceeded | None = None
         """The error of the last worker whose trials all failed; the others continue, since its node may be at fault."""
         self._succeeded = False
-        """Whether any trial of these workers did not fail."""
+        """Whether any trial of these workers has ended without failing."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
         self._changed = self._study.handle.log.session.cursor()

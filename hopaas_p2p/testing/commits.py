@@ -24,7 +24,7 @@ TIMEOUT: Final = 60.0
 
 
 def sealed(body: bytes) -> bytes:
-    """A payload that a log accepts: any bytes, behind their checksum."""
+    """A payload that a log accepts: any bytes, after their checksum."""
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 

@@ -43,7 +43,7 @@ class RunView(NamedTuple):
     """The study, or one of its trials."""
 
     number: int | None
-    """The trial's; None for the study itself."""
+    """The trial's number; None for the study itself."""
     name: str
     state: str
     """For a trial the name of an Optuna state: RUNNING, COMPLETE, …; for the study a word: running, paused, done, …"""

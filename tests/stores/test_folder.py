@@ -773,7 +773,7 @@ def test_a_folder_leads_to_one_store_and_is_no_store_itself(tmp_path: Path) -> N
         open_store(f"folder://{tmp_path}/box")
     Box.make(tmp_path / "box", "file:///far")
     Box.make(tmp_path / "box", "file:///far")
-    with pytest.raises(ConfigurationError, match=r"another store is served, file:///far"):
+    with pytest.raises(ConfigurationError, match=r"already serves another store, file:///far"):
         Box.make(tmp_path / "box", "file:///another")
     assert open_store(tmp_path / "box").url == f"folder://{tmp_path}/box", "its path will do as well"
     assert not (tmp_path / "box" / "v1").exists()

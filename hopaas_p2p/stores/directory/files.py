@@ -1,6 +1,6 @@
 """Objects in a directory: names that are write-once on every file system with symbolic links, network ones included.
 
-The text of a symbolic link that is never followed *is* a small object, in base64 behind `hopaas:`. `symlink()` is one
+The text of a symbolic link that is never followed *is* a small object, in base64 after `hopaas:`. `symlink()` is one
 call to a file server; it creates the name with all of its text or not at all, and of all callers that create the same
 name exactly one succeeds; `readlink()` reads it. Larger objects (over 4 kB, on XFS 1 kB) are in a file beside it, which
 is written and synced first; the link then names that file. Where a symbolic link may be seen half made, as on

@@ -33,7 +33,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[bytes], int]:
-    """The commits in these bytes up to the first incomplete (with `sound`, damaged) one, and where that begins."""
+    """The commits in these bytes up to the first incomplete (or, if `sound`, damaged) one, and where that begins."""
     found: list[bytes] = []
     while (end := _end(data, position, sound=sound)) is not None:
         found.append(data[position + _HEAD : end - 1])

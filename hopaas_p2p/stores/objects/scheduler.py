@@ -62,7 +62,7 @@ class CrowdScheduler(WriteScheduler):
         self._look = 0.0
         self._recent: deque[Sight] = deque(maxlen=256)
         self._own: deque[tuple[str, float]] = deque(maxlen=256)
-        """Whose commits this process wrote, and when: several writers', if it is a server."""
+        """The writers whose commits this process wrote, and when: several, if it is a server."""
         self._alone, self._run = 0, _ALONE[0]
 
     def saw(self, payload: bytes, modified: float, now: float) -> None:
