@@ -278,21 +278,16 @@ class LogSession(Generic[S]):
                 del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
-        kept: list[PendingCommit] = []
         drafts: list[PendingCommit] = []
         left: dict[int, Draft] = {}
         room, count = MAX_TEXT, 0
         for pending in self.queued:
-            weight = 0
-            for record in pending.records:
-                weight += weight_of(record) if type(record) in _TEXT_BEARING else 0  # type: ignore[arg-type]
-            fits = count + len(pending.records) <= MAX_RECORDS and weight <= room
-            if pending.owner != owner or kept or (taken and not fits):
-                kept.append(pending)
-                continue
+            weight = sum([weight_of(record) for record in pending.records if isinstance(record, _TEXT_BEARING)])
+            count += len(pending.records)
+            if pending.owner != owner or (taken and (count > MAX_RECORDS or weight > room)):
+                break
             taken.append(pending)
             room -= weight
-            count += len(pending.records)
         for number, draft in self.drafts.items():
             if draft.owner == owner and room >= 0:
                 room -= weight_of(draft)
@@ -300,7 +295,7 @@ class LogSession(Generic[S]):
                 drafts.append(PendingCommit(owner, draft.records()))
             else:
                 left[number] = draft
-        self._launch(drafts + taken, kept, left)
+        self._launch(drafts + taken, self.queued[len(taken) :], left)
 
     def _launch(self, taken: list[PendingCommit], kept: Sequence[PendingCommit], left: dict[int, Draft]) -> None:
         """Make a commit of `taken`; `kept` stays in the queue, and `left` are the remaining drafts."""
@@ -487,12 +482,8 @@ class LogSession(Generic[S]):
                     self.unkept.setdefault(record.number, []).extend(record.dists)
         for pending in sent.pending:
             count = len(pending.records)
-            if count == len(verdicts):  # almost always
-                pending.verdicts, verdicts = verdicts, ()
-            else:
-                given, verdicts = verdicts[:count], verdicts[count:]
-                pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
-        for pending in sent.pending:
+            given, verdicts = verdicts[:count], verdicts[count:]
+            pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
             if pending.abandoned:
                 self._release(pending)
         del self.in_flight[0]  # last: if Ctrl-C interrupts this, the log is joined again, and all of it is repeated

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import optuna
@@ -40,6 +41,7 @@ _NAMES = "abcde"
 _BARE_NAMES = "abc"
 _TRIALS = 10_000
 _MANY = 100_000
+_COUNTED = 100
 
 
 class Row(NamedTuple):
@@ -55,7 +57,8 @@ class Row(NamedTuple):
 def rows(directory: Path) -> list[Row]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return [*_replay(directory), *_joins(directory), _memory(), *_own_share(directory), *_cpu(directory)]
+    found = [*_replay(directory), *_joins(directory), _memory(), *_own_share(directory), *_cpu(directory)]
+    return [*found, *_bytecodes(directory)]
 
 
 def commits(trials: int, *, alone: bool) -> list[bytes]:
@@ -338,11 +341,7 @@ def _cpu_a_trial(
     fused: bool = False,
     objective: Callable[[optuna.Trial], float] = _objective,
 ) -> Cpu:
-    pruner = optuna.pruners.MedianPruner()
-    if fused:
-        optimize = hopaas_p2p.open_study(storage, "s", sampler=sampler, pruner=pruner).optimize
-    else:
-        optimize = optuna.create_study(storage=storage, sampler=sampler, pruner=pruner).optimize
+    optimize = _optimize(storage, sampler, fused=fused)
     gc.collect()  # what earlier runs left is not collected in this one
     before = resource.getrusage(resource.RUSAGE_SELF)
     optimize(objective, n_trials=trials)
@@ -351,6 +350,43 @@ def _cpu_a_trial(
         storage.close()  # its thread is not to work while the next one is measured
     scale = 1e6 / trials
     return Cpu((after.ru_utime - before.ru_utime) * scale, (after.ru_stime - before.ru_stime) * scale)
+
+
+def _optimize(
+    storage: optuna.storages.BaseStorage, sampler: optuna.samplers.BaseSampler, *, fused: bool
+) -> Callable[..., None]:
+    """`optimize` of a new study: ours, or Optuna's on this storage."""
+    pruner = optuna.pruners.MedianPruner()
+    if fused:
+        return hopaas_p2p.open_study(storage, "s", sampler=sampler, pruner=pruner).optimize
+    return optuna.create_study(storage=storage, sampler=sampler, pruner=pruner).optimize
+
+
+def _bytecodes(directory: Path) -> list[Row]:
+    """Instructions of Python's that a trial executes: a busy machine does not change them, as it changes a time."""
+    counts: dict[str, float] = {}
+    for how in ("Optuna", "", ", Study.optimize"):
+        ours = _fresh("memory", directory, f"bytecodes{how}")
+        storage = optuna.storages.InMemoryStorage() if how == "Optuna" else ours
+        optimize = _optimize(storage, optuna.samplers.RandomSampler(seed=1), fused=how == ", Study.optimize")
+        optimize(_objective, n_trials=_COUNTED)
+        executed = 0
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal executed
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            executed += event == "opcode"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            optimize(_objective, n_trials=_COUNTED)
+        finally:
+            sys.settrace(None)
+        ours.close()
+        counts[how] = executed / _COUNTED
+    theirs, what = counts.pop("Optuna"), "bytecodes per trial, random, memory store"
+    return [Row(what + how, f"{own:.0f}", f"{theirs:.0f}", f"{own / theirs:.2f}", "") for how, own in counts.items()]
 
 
 def machine() -> str:
