@@ -147,7 +147,7 @@ def test_a_command_learns_how_to_print_two_values(tmp_path: Path) -> None:
 def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> None:
     for words in (("python", "train.py"), ("python", "train.py", "--lr", "{lr}"), ()):
         done = cli("worker", *words, cwd=tmp_path, check=False, HOPAAS_STORE="store", HOPAAS_STUDY="s")
-        assert (done.returncode, "behind --, as in: -- python train.py" in done.stderr) == (2, True)
+        assert (done.returncode, "after --, as in: -- python train.py" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
