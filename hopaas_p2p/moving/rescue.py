@@ -52,13 +52,13 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
 from hopaas_p2p.moving.records import Renumber, StudyRecords, linked, of_state, record_of, renamed
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.runtime.atomic import scratch
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -93,6 +93,8 @@ class Rescued(NamedTuple):
     """Those that a snapshot or a live peer's state replaces."""
     lost: list[range] = []
     """Those that nothing replaces."""
+    disputed: bool = False
+    """Whether a commit is stored with another sum than that of the commits before it."""
 
 
 class _Guesses:
@@ -124,14 +126,21 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
 
 def damage(store: Store, uuid: str) -> str | None:
     """Why peers stop at this log, or which acknowledged commits it lacks, as an older backup does; or None."""
-    found = rescue(store, uuid, unsent=False)
+    found, log = rescue(store, uuid, unsent=False), store.log(uuid)
     if found.damaged:
         count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
         return f"{count} commits cannot be read, the first is {first}"
     if found.histories > 1:
         return f"it has {found.histories} histories: commits were not written after the ones that precede them"
+    if found.disputed:
+        return "the sum that is stored with a commit is not that of the commits before it"
     if found.from_spool and any(spool.histories(uuid)):
         return f"{found.from_spool} commits of its peers are missing in the log, but are in this machine's spool"
+    try:
+        for _ in read_all(log, log.removed_up_to()):
+            pass
+    except StoreCorrupt as error:  # only what is stored around the commits
+        return str(error)
     return None
 
 
@@ -154,7 +163,8 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     base = next((one for one in states if removed and one.lsn >= removed), State())
     placed, loose = _kept(uuid, entries, there, unsent=unsent)
     placed = [entry for entry in placed if not _contains(base, entry.payload)] + others
-    shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
+    agreed = _shared(entries, head)
+    shared = min(agreed, *[entry.lsn - 1 for entry in placed], head)
     root = max([base, *(one for one in states if one.lsn <= shared or shared == head)], key=lambda one: one.lsn)
     read = [base.lsn, *sorted(lsn for lsn in entries if lsn > base.lsn), max(head, base.lsn) + 1]
     damaged = [range(one + 1, other) for one, other in itertools.pairwise(read) if other > one + 1]
@@ -165,7 +175,7 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     found = united(root, root.sum, rest, loose, later=later, there=there, uuid=uuid)
     covered = [range(run.start, min(run.stop, root.lsn + 1)) for run in damaged if run.start <= root.lsn]
     lost = [range(max(run.start, root.lsn + 1), run.stop) for run in damaged if run.stop > root.lsn + 1]
-    return found._replace(damaged=damaged, covered=covered, lost=lost)
+    return found._replace(damaged=damaged, covered=covered, lost=lost, disputed=agreed < head)
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:

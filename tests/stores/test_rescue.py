@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,14 +127,14 @@ def test_trials_keep_their_numbers_whatever_is_missing(tmp_path: Path, lost: lis
     assert rescued[-3:] == told[-3:]
 
 
-def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    uuid, told = filled(store, trials=150, snapshot=True)  # more than 256 commits: a pack and a snapshot
+def with_a_damaged_pack(store: Path, place: Callable[[bytes, Entry], int]) -> list[float]:
+    """The values of a study with a snapshot, and with a pack in which a byte of commit 100 is damaged."""
+    uuid, told = filled(store, trials=150, snapshot=True)
     log = DirectoryStore(store).log(uuid)
     assert isinstance(log, FolderLog)
     pack = store / "v1" / log.pack(1)
-    data = pack.read_bytes()
-    at = len(data) // 2
+    data, entry = pack.read_bytes(), next(itertools.islice(read_all(log), 99, None))
+    at = place(data, entry)
     pack.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
     for folder in (store / "v1" / "study" / uuid / "commits").glob("*1"):
         for one in folder.iterdir():
@@ -141,10 +142,36 @@ def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
                 one.unlink()
     with pytest.raises(StoreCorrupt):
         list(read_all(DirectoryStore(store).log(uuid)))
+    return told
+
+
+def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    told = with_a_damaged_pack(store, lambda data, entry: data.index(entry.payload[5:]))
 
     result = run_rescue(store)
 
-    assert (len(result["damaged"]), result["lost"], result["uncertain"]) == (1, [], [])  # type: ignore[arg-type]
+    assert (result["damaged"], result["lost"], result["uncertain"]) == ([100], [], [])
+    assert values(store, "s-rescued") == told
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda data, entry: data.index(entry.before.to_bytes(8, "little")),
+        lambda data, entry: data.index(entry.payload[5:]) - 5,
+    ],
+    ids=["the sum before it", "its checksum"],
+)
+def test_what_is_damaged_around_a_commit_is_found_and_costs_nothing(
+    tmp_path: Path, place: Callable[[bytes, Entry], int]
+) -> None:
+    store = tmp_path / "store"
+    told = with_a_damaged_pack(store, place)
+
+    result = run_rescue(store)
+
+    assert (result["damaged"], result["lost"]) == ([], [])
     assert values(store, "s-rescued") == told
 
 
