@@ -303,14 +303,12 @@ BEGIN
                 v.role := 'owner:' || p_about;
             END IF;
         END IF;
-        IF p_chain IS NOT NULL THEN
-            v_chain := hopaas.chain_at(v.log, p_since);
-            IF v_chain <> p_chain THEN
-                RAISE EXCEPTION 'this log has two histories: up to commit % it has the sum %, and a peer has read the sum %',
-                    p_since, lpad(to_hex(v_chain), 11, '0'), lpad(to_hex(p_chain), 11, '0') USING ERRCODE = 'ZH409';
-            END IF;
+        v_chain := hopaas.chain_at(v.log, p_since);
+        IF v_chain <> p_chain THEN
+            RAISE EXCEPTION 'this log has two histories: up to commit % it has the sum %, and a peer has read the sum %',
+                p_since, lpad(to_hex(v_chain), 11, '0'), lpad(to_hex(p_chain), 11, '0') USING ERRCODE = 'ZH409';
         END IF;
-        IF v_chain IS NULL OR v_head IS DISTINCT FROM p_since THEN  -- NULL for p_since is nobody's lsn
+        IF v_head IS DISTINCT FROM p_since THEN  -- NULL for p_since is nobody's lsn
             v_chain := hopaas.chain_at(v.log, v_head);
         END IF;
         v_head := v_head + 1;
