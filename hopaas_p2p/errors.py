@@ -195,7 +195,7 @@ class Denied(HopaasError):
     exit_code = 77
 
 
-GUEST: Final = "is the guest of one study and can take part in no other"
+GUEST: Final = "is the guest of one study: it can neither create nor delete studies, nor take part in another"
 """Why a guest is refused elsewhere; the schema of Postgres has the same words."""
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)

@@ -41,14 +41,14 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         raise ConfigurationError(f"a store is named by a path or a URL, not {url!r}") from None
     if not url or "\0" in url:
         raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
-    scheme, separator, _ = url.partition("://")
-    if not separator:
+    scheme = _scheme(url)
+    if not scheme:
         if _NO_SLASHES.match(url) or redacted(url) != url:
             raise ConfigurationError(
                 f"{redacted(url)!r} looks like a URL without its two slashes; for a directory, put ./ first"
             )
         return _directory(Path(url), create=create)
-    match scheme.lower():
+    match scheme:
         case "file":
             return _directory(path_of(url), create=create)
         case "memory":
@@ -64,12 +64,10 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
             from hopaas_p2p.remote.client import RemoteStore
 
             return RemoteStore(url)
-        case "postgresql" | "postgresql+psycopg2":
+        case _:
             from hopaas_p2p.stores.postgres.store import PostgresStore
 
             return PostgresStore(url)
-    known = ", ".join(f"{name}://" for name in _SCHEMES)
-    raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
 
 
 def open_beside(url: str, *, create: bool = True) -> Store:
@@ -90,23 +88,33 @@ def servers_of(url: str) -> list[tuple[str, int]]:
     directory.
 
     Raises:
-        ConfigurationError: the URL cannot be parsed.
+        ConfigurationError: the URL cannot be parsed, or no store has such a one.
 
     """
-    if url.lower().startswith("postgresql"):
-        from hopaas_p2p.stores.postgres.connect import PostgresAddress
+    match _scheme(url):
+        case "postgresql" | "postgresql+psycopg2":
+            from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
-        return PostgresAddress(url).destinations
-    if url.lower().startswith("https:"):
-        from hopaas_p2p.remote.client import RemoteAddress
+            return PostgresAddress(url).destinations
+        case "http" | "https":
+            from hopaas_p2p.remote.client import RemoteAddress
 
-        return [(host, port) for host, port in RemoteAddress.parse(url).servers]
-    if url.lower().startswith("s3:"):
-        from hopaas_p2p.net.proxies import server_of
-        from hopaas_p2p.stores.s3.address import parse
+            return [(host, port) for host, port in RemoteAddress.parse(url).servers]
+        case "s3":
+            from hopaas_p2p.net.proxies import server_of
+            from hopaas_p2p.stores.s3.address import parse
 
-        return [server_of(parse(url).endpoint)]
+            return [server_of(parse(url).endpoint)]
     return []
+
+
+def _scheme(url: str) -> str:
+    """The scheme of a store's URL, in lower case; empty for a path."""
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme.lower() not in ("http", *_SCHEMES):  # a better reason than this awaits http
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
+    return scheme.lower() if separator else ""
 
 
 def names_servers(url: str) -> bool:
@@ -117,10 +125,8 @@ def names_servers(url: str) -> bool:
         from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
         return bool(PostgresAddress(url).parameters.get("host"))
-    if not url.lower().startswith("s3:"):
-        return True
     servers_of(url)  # can be parsed
-    return "endpoint" in dict(parse_qsl(urlsplit(url).query))
+    return not url.lower().startswith("s3:") or "endpoint" in dict(parse_qsl(urlsplit(url).query))
 
 
 def _directory(path: Path, *, create: bool) -> Store:

@@ -87,13 +87,13 @@ def create(
     described = StudyDescription() if from_yaml is None else read(from_yaml)
     wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
     name = session.given["study"] or described.name or session.study_name
+    parameters = {**described.space, **space.parse_space(specs)}
+    policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
+    policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else described.budget
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
         raise StudyExists(f"A study {name!r} already exists in {storage.url}. Use --exist-ok, or choose another name.")
-    parameters = {**described.space, **space.parse_space(specs)}
-    policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
-    policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else described.budget
     method = method_of(given, None if there else described.search)
     method["learn_from"] = teachers(storage, learn_from)
     given = {**{key: value for key, value in policy.items() if value is not None}, **method}

@@ -94,9 +94,10 @@ def numbers(values: Sequence[float] | None) -> str:
 
 def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
     """Parameters in one cell, numbers with `digits` significant digits."""
+    plain = {name: f"{one:.{digits}g}" if isinstance(one, float) else one for name, one in params.items()}
     return " ".join(
-        f"{printable(name)}={f'{value:.{digits}g}' if isinstance(value, float) else printable(str(value))}"
-        for name, value in params.items()
+        f"{printable(name)}={printable(one if isinstance(one, str) else json.dumps(one))}"
+        for name, one in plain.items()
     )
 
 

@@ -109,7 +109,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
 
     async def run() -> int:
-        service = Service(lambda _: open_store(target))
+        service = Service(lambda _: open_store(target, create=target.lower().startswith("s3:")))  # no directory
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
             raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")

@@ -190,7 +190,8 @@ def _best(data: dict[str, Any]) -> list[str]:
         return ["- (no complete trial satisfies the constraints)" if data["counts"]["COMPLETE"] else "-"]
     if not isinstance(best, list):
         return [line("", best)]
-    lines = [f"{output.count(len(best), 'trial')} on the Pareto front; to list: hopaas-p2p trial list --sort value"]
+    listing = f"hopaas-p2p trial list --study {shlex.quote(data['name'])} --sort value"
+    lines = [f"{output.count(len(best), 'trial')} on the Pareto front; to list: {listing}"]
     for at, (name, direction) in enumerate(zip(data["objectives"], data["directions"], strict=True)):
         ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # it is called at once
         lines.append(line(f"best {name} ", ranked[-1 if direction == "maximize" else 0]))

@@ -157,8 +157,9 @@ def _public(url: str) -> str:
     if redacted(url) != url and "***" not in url:
         raise ConfigurationError(f"{redacted(url)}: others will read this address, so it must not contain a password")
     if not url.startswith("postgresql"):
-        if "://" in url:
-            credentials.check_says_where(url, by="an invitation")
+        if "://" not in url:
+            return Path(url).absolute().as_uri()
+        credentials.check_says_where(url, by="an invitation")
         return parse(url).url if url.lower().startswith("s3:") else url
     found = PostgresAddress(url).sqlalchemy_url
     found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})

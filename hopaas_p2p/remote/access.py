@@ -230,6 +230,8 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
             role = f"owner:{outgoing.about}"
     rank = ROLES.index(role.partition(":")[0])
     if rank < ROLES.index(least):
+        if log == CATALOG and roles.guest_of(user):
+            raise Denied(f"user {user} {GUEST}")
         article = "an" if least == "owner" else "at least a"
         raise Denied(f"user {user} is only a {role} of this study, and this takes {article} {least}. {_ASK}")
     if log == CATALOG and request.kind.of == "files" and role != "owner":

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.runtime.condor import job_ad
 
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
@@ -32,14 +34,17 @@ _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 
 def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """This process's GPUs and cores, and the watts that its user states, for `peer.join`."""
-    gpus, watts = _number(env.get("HOPAAS_GPUS")) or _gpus(env), _number(env.get("HOPAAS_WATTS"))
-    found = {"cores": _number(env.get("HOPAAS_CORES")) or _cores(env)}
+    gpus, watts = _stated(env, "GPUS") or _gpus(env), _stated(env, "WATTS")
+    found = {"cores": _stated(env, "CORES") or _cores(env)}
     return found | ({"gpus": gpus} if gpus != "0" else {}) | ({"watts": watts} if watts else {})
 
 
-def _number(text: str | None) -> str | None:
-    """The text, if it is a usable number."""
-    return text if text is not None and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
+def _stated(env: Mapping[str, str], what: str) -> str | None:
+    """The number in this variable of ours; None if it is not set."""
+    text = env.get(f"HOPAAS_{what}") or None
+    if text is not None and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        raise ConfigurationError(f"HOPAAS_{what} = {shown(text)}: give a number, such as 2 or 0.5")
+    return text
 
 
 def visible(env: Mapping[str, str] = os.environ) -> list[str] | None:

@@ -764,6 +764,9 @@ class Study(optuna.Study):
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
+        elif handle.log.session.state.configurations.policy and handle.is_at_rung(number, reports):
+            word = state.name
+            _log.warning("trial %d is %s instead of pausing at its rung: for that, call trial.prune()", number, word)
         self._telling.add(me)
         try:
             after_trial(self, frozen, state, values)

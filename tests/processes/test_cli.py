@@ -228,6 +228,22 @@ def test_create_defines_what_was_said(tmp_path: Path) -> None:
     assert "hopaas-p2p study set s --budget 8" in other.stderr
 
 
+def test_a_study_that_cannot_be_read_leaves_no_store_behind(tmp_path: Path) -> None:
+    for words in (["--space", "lr=flaot(0,1)"], ["--budget", "many"]):
+        assert failing("study", "create", "s", "-s", "./store", *words, cwd=tmp_path).returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_is_shown_as_enqueue_and_space_take_it(tmp_path: Path) -> None:
+    here = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "s"}
+    run("study", "create", "--space", "a=cat(null,None)", "--space", "b=cat(true,True)", **here)
+    run("trial", "enqueue", "a=null", "b=true", **here)
+    run("trial", "enqueue", "a=None", "b=True", **here)
+    listed = run("trial", "list", **here).stdout
+    assert "a=null b=true" in listed
+    assert "a=None b=True" in listed
+
+
 def test_list_and_show(here: dict[str, Any], study: Study) -> None:
     notes.save_note(study, "# The plan\n\nmore")
     notes.change_tags(study, add=["gpu"])
@@ -352,7 +368,7 @@ def test_a_list_by_value_begins_with_the_front_of_several_objectives(tmp_path: P
         study.tell(study.ask(), values)
     here = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "two"}
     shown = run("study", "show", **here).stdout
-    assert "2 trials on the Pareto front; to list: hopaas-p2p trial list --sort value" in shown
+    assert "2 trials on the Pareto front; to list: hopaas-p2p trial list --study two --sort value" in shown
     listed = json.loads(run("trial", "list", "--sort", "value", "--json", **here).stdout)
     assert [row["number"] for row in listed] == [0, 2, 1]
     study.close()

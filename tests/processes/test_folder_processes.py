@@ -286,6 +286,7 @@ def test_a_server_ends_politely_and_says_what_it_did(served: FolderProcess, near
 
 
 def test_it_speaks_json(box: Path, near: str, tmp_path: Path) -> None:
+    hopaas_p2p.open_study(str(tmp_path / "far"), "s").close()
     words = [*CLI, "serve", "folder", str(box), str(tmp_path / "far"), "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
@@ -307,14 +308,17 @@ def test_no_secret_stands_in_the_folder_or_in_the_log(
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(served: FolderProcess, near: str, tmp_path: Path) -> None:
-    hopaas_p2p.open_study(str(tmp_path / "store"), "s").close()
+    for store in ("store", "far"):
+        hopaas_p2p.open_study(str(tmp_path / store), "s").close()
     for folder, store, complaint in (
         (tmp_path / "store", str(tmp_path / "far"), "is a store itself"),
         (tmp_path / "another", near, "name the store itself"),
         (tmp_path / "nowhere" / "box", str(tmp_path / "far"), "cannot serve through"),
         (tmp_path / "another", "ftp://there", "no store has the scheme"),
+        (tmp_path / "another", str(tmp_path / "misspelt"), "there is no store in"),
     ):
         result = cli("serve", "folder", str(folder), store, check=False)
         assert result.returncode == 78
         assert complaint in result.stderr
         assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "misspelt").exists()

@@ -401,7 +401,7 @@ def test_a_guest_makes_no_study_and_lists_none(place: Place) -> None:
     with pytest.raises(Denied, match="is the guest of one study"):
         place.study(guest, "own")
     opening = codec.encode(Commit("g", 1, "g", 0, (StudyRegistered("u", "own"),)))
-    with pytest.raises(Denied, match="only a viewer"):
+    with pytest.raises(Denied, match="is the guest of one study"):
         place.store(guest).catalog().exchange(Outgoing("g:1", opening, "u"), 0)
     study = optuna.load_study(study_name="s", storage=place.storage(guest))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)

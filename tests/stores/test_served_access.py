@@ -174,6 +174,8 @@ def test_a_guest_takes_part_in_one_study_and_creates_none(site: Site) -> None:
     ):
         with pytest.raises(Denied):
             forbidden()
+    with pytest.raises(Denied, match="guest of one study: it can neither create nor delete"):
+        append(guest.catalog(), _commit("g", about=uuid))
     with pytest.raises((InvalidInput, Denied), match="guest of one study"):
         access.grant(site.url, "other", access.guest(site.url, uuid, "worker"), "worker")
 

@@ -120,6 +120,21 @@ def test_an_invitation_says_which_server_it_leads_to(monkeypatch: pytest.MonkeyP
             membership.accept(invitation(url))
 
 
+@pytest.mark.parametrize("url", ["http://gateway.example.org", "htps://gateway.example.org", "sqlite:///store.db"])
+def test_nobody_is_invited_to_an_address_that_no_store_can_have(url: str, tmp_path: Path) -> None:
+    hopaas_p2p.open_study(store := str(tmp_path / "store"), "digits", space=SPACE).close()
+    with pytest.raises(ConfigurationError, match=r"is not encrypted|no store has the scheme"):
+        invite(store, "digits", via=url)
+
+
+def test_a_path_for_guests_leads_to_one_directory_wherever_they_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopaas_p2p.open_study(store := str(tmp_path / "store"), "digits", space=SPACE).close()
+    monkeypatch.chdir(tmp_path)
+    assert invite(store, "digits", via="store").invitation.store == (tmp_path / "store").as_uri()
+
+
 @pytest.mark.parametrize(
     "store",
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.core.records import Used
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.peer.peer import Meter
 from hopaas_p2p.ports.limits import time_left
 from hopaas_p2p.runtime.metering import devices, gpu_energy, shares
@@ -27,11 +28,18 @@ from tests.support.accounting import FakeNvml
             {"CUDA_VISIBLE_DEVICES": "0", "HOPAAS_GPUS": "0.5", "HOPAAS_CORES": "2", "HOPAAS_WATTS": "350"},
             {"gpus": "0.5", "cores": "2", "watts": "350"},
         ),
-        ({"HOPAAS_WATTS": "much", "HOPAAS_CORES": "-3", "CUDA_VISIBLE_DEVICES": "", "NSLOTS": "3"}, {"cores": "3"}),
+        ({"HOPAAS_WATTS": "", "HOPAAS_CORES": "", "CUDA_VISIBLE_DEVICES": "", "NSLOTS": "3"}, {"cores": "3"}),
     ],
 )
 def test_devices_are_what_the_job_was_given_or_the_user_says(env: dict[str, str], found: dict[str, str]) -> None:
     assert devices(env) == found
+
+
+@pytest.mark.parametrize("text", ["much", "-3", "1,5", "inf"])
+@pytest.mark.parametrize("name", ["HOPAAS_GPUS", "HOPAAS_CORES", "HOPAAS_WATTS"])
+def test_devices_that_are_no_number_are_not_taken_for_none(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} = '{text}'"):
+        devices({name: text, "NSLOTS": "3"})
 
 
 def test_an_htcondor_job_has_the_cores_and_gpus_of_its_ad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

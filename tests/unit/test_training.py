@@ -43,6 +43,22 @@ class Model:
         self.count = int(path.read_text())
 
 
+def test_who_gives_a_value_at_a_rung_learns_that_the_trial_will_not_continue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=9)
+    study = campaign(tmp_path, budget=2, fidelity=rungs)
+    with study.trial() as trial:
+        trial.report(1.0, 0)
+    assert "trial 0 is COMPLETE instead of pausing at its rung" in caplog.text
+    caplog.clear()
+    with study.trial() as trial:
+        trial.report(1.0, 0)
+        trial.prune()
+    study.close()
+    assert "at its rung" not in caplog.text
+
+
 def train(training: Training, model: Model, steps: int, *, at: Callable[[int], None] = lambda step: None) -> list[int]:
     done = []
     for step in training.steps(steps):

@@ -156,8 +156,8 @@ BEGIN
     PERFORM 1 FROM hopaas.users u, hopaas.logs l
     WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
     IF FOUND THEN
-        RAISE EXCEPTION 'user % is the guest of one study and can take part in no other', NEW.username
-            USING ERRCODE = 'ZH402';
+        RAISE EXCEPTION 'user % is the guest of one study: it can neither create nor delete studies, nor take part in '
+            'another', NEW.username USING ERRCODE = 'ZH402';
     END IF;
     RETURN NEW;
 END $$;
@@ -197,6 +197,10 @@ BEGIN
     END IF;
     IF array_position(ARRAY['viewer', 'worker', 'owner'], v.role)
        < array_position(ARRAY['viewer', 'worker', 'owner'], p_least) THEN
+        IF p_uuid = 'catalog' AND v.role = 'viewer' THEN
+            RAISE EXCEPTION 'user % is the guest of one study: it can neither create nor delete studies, nor take part '
+                'in another', v.username USING ERRCODE = 'ZH402';
+        END IF;
         RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', v.username, v.role,
             CASE p_least WHEN 'owner' THEN 'an' ELSE 'at least a' END, p_least USING ERRCODE = 'ZH401';
     END IF;
