@@ -314,7 +314,7 @@ class TPESampler(OptunaTPE):
         if lessons is not None and taught is not None and taught.priors:
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
-            mixture = said.drawn(numbers.uniform(), means[len(rows) :])
+            mixture = said.drawn(numbers.uniform())
             # the very first trial is what earlier studies found, or what is believed
             if not count and not len(running):
                 first = taught.priors[0].name == BELIEF

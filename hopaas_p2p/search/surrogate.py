@@ -52,9 +52,8 @@ CONSTANT: Final = 4.0
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
 _FIRST_OPTIMISM: Final = 0.2  # the same beside priors before the first result: with more, a wave goes too far from them
-_NONE: Final = 0.02  # probability before the first trial that no prior applies,
-_UNLIKE: Final = 0.2  # and the increase if the priors have nothing in common
-_LONE: Final = 0.5  # the same for a single prior
+_NONE: Final = 0.02  # probability before the first trial that no prior applies: one that is wrong is as good as random
+_LONE: Final = 2 / 3  # the same for a single prior, which may be a belief in the worst
 _SHARP: Final = 2.0  # weight of the evidence from the trials' order
 _TOGETHER: Final = 0.95  # fraction of the asks with priors that use the mean of all, if the priors are alike
 _APART: Final = 0.1  # and the factor for it if they have nothing in common
@@ -386,28 +385,14 @@ class Trust(NamedTuple):
     """The hypotheses, one row each, as weights of the priors: none applies, the mean of all, or a single one."""
     chances: Floats
     """How likely each row is."""
-    order: Floats
-    """The scores that each mixture predicts for evenly spread configurations: a sorted column per mixture."""
 
-    def drawn(self, number: float, running: Floats) -> Floats | None:
+    def drawn(self, number: float) -> Floats | None:
         """One of the mixtures, for a random number below 1; None: that no prior counts.
 
-        Each is drawn with the probability that it is true (Thompson, Biometrika, 1933), divided by one plus the number
-        of running trials that probably came from it. So peers that ask at once follow different priors.
-
-        Args:
-            number: which one.
-            running: the scores that each prior predicts for the running trials, a column per prior. A mixture that
-                predicts a better score for only a few of the evenly spread configurations probably proposed the trial.
-
+        Each is drawn with the probability that it is true (Thompson, Biometrika, 1933), so peers that ask at once
+        follow different priors as far as it is unknown which is right, and need not know what the others drew.
         """
-        better = [np.searchsorted(*one) for one in zip(self.order.T, (running @ self.mixtures.T).T, strict=True)]
-        density = len(self.order) / (1 + np.array(better).T) / math.log(len(self.order))
-        density[:, 0] = 1
-        origins = density * self.chances
-        used = (origins / origins.sum(axis=1, keepdims=True)).sum(axis=0)
-        left = np.cumsum(self.chances / (1 + used))
-        place = int(np.searchsorted(left[:-1], number * left[-1], side="right"))
+        place = int(np.searchsorted(np.cumsum(self.chances)[:-1], number, side="right"))
         return self.mixtures[place] if place else None
 
 
@@ -428,9 +413,8 @@ class Hypotheses:
             ratio = float(elsewhere.mean(axis=1).var() / (elsewhere.var(axis=0).mean() or 1.0))
             correlation = (priors * ratio - 1) / (priors - 1)  # the mean over pairs of priors
             alike = min(1.0, max(_APART, correlation / _ALIKE))
-            none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
+            none, together = _NONE, _TOGETHER * alike
         self._before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
-        self._order = np.sort(elsewhere @ self._mixtures.T, axis=0)
 
     def trust(self, means: Floats) -> Trust:
         """How well each hypothesis agrees with the trials: the likelihood of their order under its predicted scores.
@@ -446,7 +430,7 @@ class Hypotheses:
         logs = (appeal - np.logaddexp.accumulate(appeal[::-1])[::-1]).sum(axis=0)
         chances = self._before * np.exp(logs - logs.max())
         chances /= chances.sum()
-        return Trust(fading(len(means)) * chances @ self._mixtures, self._mixtures, chances, self._order)
+        return Trust(fading(len(means)) * chances @ self._mixtures, self._mixtures, chances)
 
 
 def agreement(means: Floats) -> Floats:
