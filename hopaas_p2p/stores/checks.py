@@ -187,7 +187,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         yield Finding(name, "not shared with this user")
         return
     refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "none"
-    detail = f"{state.lsn} commits, {len(state.trials)} trials, {refused} refused"
+    detail = f"{state.lsn} commits, {len(state.trials)} trials, refused records: {refused}"
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
     yield Finding(name, detail, passed=not unreadable, cure=cure)
     if forks:

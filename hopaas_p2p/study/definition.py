@@ -143,7 +143,10 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
             wrong = [one for one in (given.low, given.high) if not math.isfinite(one)]
             if wrong:
                 raise ValueError(f"a bound must be a finite number, got {wrong[0]}")
-        return to_record(given if isinstance(given, BaseDistribution) else to_optuna(given))
+        found = to_record(given if isinstance(given, BaseDistribution) else to_optuna(given))
+        if isinstance(found, records.Categorical) and len(set(map(repr, found.choices))) < len(found.choices):
+            raise ValueError(f"a choice is listed twice: {list(found.choices)!r}")
+        return found
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}") from None
 

@@ -21,6 +21,7 @@ from hopaas_p2p.testing.commits import outgoing
 from tests.support.http_messages import Request
 from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,14 @@ def test_a_bucket_that_was_there_is_away_and_not_wrong(server: Imitation, store:
 def test_a_directory_bucket_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigurationError, match="in no order"):
         parse("s3://tuning--use1-az4--x-s3/campaign")
+
+
+def test_an_endpoint_without_tls_that_is_named_without_a_scheme_is_refused_at_once_with_the_cure(
+    s3_server: S3Server,
+) -> None:
+    url = s3_server.url("store").replace("http://", "").replace("http%3A%2F%2F", "")
+    with pytest.raises(ConfigurationError, match=r"does not speak TLS on this port.* write endpoint=http://HOST:PORT"):
+        hopaas_p2p.open_study(url, "s")
 
 
 def test_a_study_whose_first_commit_was_overwritten_is_damaged(server: Imitation) -> None:

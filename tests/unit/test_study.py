@@ -150,6 +150,7 @@ def test_joining_only_says_that_there_is_no_such_study(studies: Any) -> None:
         {"space": {"x": hopaas_p2p.Float(2, 1)}},
         {"space": {"x": hopaas_p2p.Float(0, 1, log=True)}},
         {"space": {"x": hopaas_p2p.Categorical(())}},
+        {"space": {"x": hopaas_p2p.Categorical(("adam", "sgd", "adam"))}},
         {"space": {"x": hopaas_p2p.Categorical("adam")}},  # type: ignore[arg-type]
         {"space": {"x": hopaas_p2p.Int(1, float("nan"))}},  # type: ignore[arg-type]
         {"space": {"x": 5}},

@@ -29,6 +29,11 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
             f"{endpoint}: no authority that this machine trusts signed its certificate. "
             "If your site has its own authority, set HOPAAS_CA_FILE to its certificate"
         )
+    if "WRONG_VERSION_NUMBER" in reason:
+        return ConfigurationError(
+            f"{endpoint} does not speak TLS on this port. If it is meant to, check the port; else "
+            "write endpoint=http://HOST:PORT in the URL"
+        )
     if "failed: 407" in reason:  # a number alone may be an lsn
         return ConfigurationError(
             f"the proxy on the way to {endpoint} requires a login: set HTTPS_PROXY=http://user:password@host:port"
