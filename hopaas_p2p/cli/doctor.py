@@ -12,7 +12,7 @@ import click
 from hopaas_p2p import spool
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, command
-from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.open import open_beside, open_store
@@ -120,7 +120,11 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         for uuid, name in damaged.items():
             output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
-            handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else set()
+            handed_over = set[str]()
+            try:
+                handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else handed_over
+            except Denied as error:
+                output.say(f"{name}: its peers were not asked: {error}")
             found, new = rescue.rescue(store, uuid, handed_over), new_name or f"{name}-rescued"
             imported = rescue.into_new_study(found, store, uuid, new, target)
             rescue.forget_handed_over(store, uuid)

@@ -74,8 +74,10 @@ def beat_time(beat: str | None) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
-def _said(trial: Trial) -> int:
-    """How many reports and metrics it has."""
+def _said(state: State, trial: Trial) -> int:
+    """How many reports and metrics it has, if the study asks for some: a long history takes a while to count."""
+    if state.policy.progress_timeout is None:
+        return 0
     return len(trial.reports) + sum(map(len, trial.metrics.values()))
 
 
@@ -196,7 +198,7 @@ class OwnerMonitor:
         before, self._leases = self._leases, {}
         due: list[TrialReclaim | TrialStop] = []
         for trial in [state.trials[number] for number in list(state.running)]:
-            number, owner, epoch, said = trial.number, trial.owner, trial.epoch, _said(trial)
+            number, owner, epoch, said = trial.number, trial.owner, trial.epoch, _said(state, trial)
             _, _, first, moved = known = before.get(number, _NO_LEASE)
             if (epoch, said) != known[:2]:
                 first, moved = first if epoch == known[0] else now, now
@@ -216,9 +218,15 @@ class OwnerMonitor:
     ) -> list[TrialReclaim | TrialStop]:
         """Which of these to write, now that the log and the beats of these trials' owners have been read again."""
         back = {one for one, beat in beats.items() if beat != self.detector.beat(one)}
-        trials = [(one, state.trials[one.number]) for one in due if one.number in state.running]
-        same = [pair for pair in trials if (pair[1].epoch, _said(pair[1])) == self._leases[pair[0].number][:2]]
-        return [one for one, trial in same if trial.owner not in back or isinstance(one, TrialStop) or one.seen is None]
+        found = []
+        for one in due:
+            trial = state.trials[one.number] if one.number in state.running else None
+            if trial is None or (trial.epoch, _said(state, trial)) != self._leases[one.number][:2]:
+                continue
+            seen = one.seen if isinstance(one, TrialReclaim) else None
+            if seen is None or (trial.owner not in back and not state.has_written(trial.owner, since=seen)):
+                found.append(one)
+        return found
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.

@@ -36,6 +36,7 @@ NO_REQUEST: Final = "none"
 
 REQUEST: Final = "rescue-"
 """Begins the names under which rescues beat; where the store knows users, only a study's owners beat under its own."""
+ONLY_OWNERS: Final = "only an owner may ask a study's peers for their states: hopaas-p2p admin grant STUDY USER owner"
 
 
 def request_name(uuid: str) -> str:

@@ -41,7 +41,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.codec import following
-from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
+from hopaas_p2p.core.names import NO_REQUEST, ONLY_OWNERS, handover_prefix, request_name
 from hopaas_p2p.core.records import (
     Commit,
     TrialCheckpoint,
@@ -52,7 +52,7 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
 from hopaas_p2p.moving.records import Renumber, StudyRecords, linked, of_state, record_of, renamed
@@ -361,7 +361,8 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
     first peer that mentions it.
     """
     last, lsn, first = path[place].entry.lsn - 1, state.lsn + 1, len(state.trials)
-    rest = [node.entry for at, node in enumerate(path[place:]) if node.entry.lsn == path[place].entry.lsn + at]
+    behind, lsns = (path[at].entry for at in range(place, len(path))), itertools.count(last + 1)
+    rest = list(itertools.takewhile(lambda entry: entry.lsn == next(lsns), behind))
     owners: dict[int, str] = {}
     most = 0  # starting more trials than the records mention makes no further record valid
     for commit in (codec.decode(entry.payload) for entry in rest):
@@ -568,18 +569,21 @@ HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
 def ask_live_peers(store: Store, uuid: str, *, within: float) -> set[str]:
     """Ask the peers of a study for their states; returns the keys of their answers. Blocks for up to `within` seconds.
 
-    An active peer looks for such a request once a minute.
+    An active peer looks for such a request once a minute. Raises Denied if this user is no owner of the study.
     """
     artifacts = store.artifacts()
     prefix = handover_prefix(uuid)
     before = set(artifacts.keys(prefix))
-    store.beat(Beat(request_name(uuid), secrets.token_hex(8)))
+    name, request = request_name(uuid), secrets.token_hex(8)
+    store.beat(Beat(name, request))
+    if not store.beats([name]).get(name, "").startswith(request):
+        raise Denied(ONLY_OWNERS)
     deadline = time.monotonic() + within
     try:
         while not (found := set(artifacts.keys(prefix)) - before) and time.monotonic() < deadline:
             time.sleep(_WATCH)
     finally:
-        store.beat(Beat(request_name(uuid), NO_REQUEST))
+        store.beat(Beat(name, NO_REQUEST))
     return found
 
 

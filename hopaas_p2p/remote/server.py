@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.names import REQUEST
+from hopaas_p2p.core.names import ONLY_OWNERS, REQUEST
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.remote import access, protocol
@@ -317,7 +317,7 @@ class ListedService(Service):
         asks = beat.peer.startswith(REQUEST)  # any of the study's owners may end what another began
         mark = "" if asks else "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
         if asks and access.role_in(self._access.roles, user, beat.peer.removeprefix(REQUEST)) != "owner":
-            raise Denied("only an owner of a study may rescue it: hopaas-p2p admin grant STUDY USER owner")
+            raise Denied(ONLY_OWNERS)
         if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
             raise Denied("this peer is another user's")
         if request.call == "remove_beat":

@@ -765,8 +765,8 @@ class Study(optuna.Study):
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
         elif handle.log.session.state.configurations.policy and handle.is_at_rung(number, reports):
-            word = state.name
-            _log.warning("trial %d is %s instead of pausing at its rung: for that, call trial.prune()", number, word)
+            how = state.name
+            _log.warning("trial %d is %s and does not pause at its rung; to pause, call trial.prune()", number, how)
         self._telling.add(me)
         try:
             after_trial(self, frozen, state, values)

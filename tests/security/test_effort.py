@@ -16,6 +16,8 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.fidelity import Fidelity, Population, Rungs, encode_fidelity
+from hopaas_p2p.core.inherited import StepValues
+from hopaas_p2p.core.leases import OwnerMonitor
 from hopaas_p2p.core.records import (
     Budget,
     Categorical,
@@ -419,6 +421,23 @@ def test_a_replica_that_links_agrees_with_one_from_a_snapshot(monkeypatch: pytes
             scribe.say("w", *records(at))
             apply(replica, replica.lsn + 1, scribe.commits[-1])
             assert snapshot.digest(replica) == snapshot.digest(scribe.state), case.__name__
+
+
+def test_a_look_at_owners_counts_no_histories_unless_reports_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry's history is behind those of its earlier attempts, and to count it is to merge them all."""
+    scribe, records = retries(2_000)
+    scribe.say("w", *records(1))
+    counted: list[StepValues] = []
+    monkeypatch.setattr(StepValues, "flat", lambda self: counted.append(self) or {})
+
+    monitor = OwnerMonitor()
+    for now in (0.0, 60.0, 600.0):
+        monitor.heard(scribe.state, monitor.watched(scribe.state, ()))
+        due = monitor.look(scribe.state, {}, monitor.watched(scribe.state, ()), spare=(), now=now)
+        monitor.still_due(scribe.state, due, {})
+
+    assert scribe.state.running
+    assert counted == []
 
 
 def test_who_chose_a_trial_is_looked_for_once() -> None:

@@ -112,6 +112,16 @@ def test_nobody_credits_a_peer_that_has_not_written_yet_with_its_own_trials(scri
     assert scribe.say("dora's", PeerJoin({}), author="dora", role="worker").refusal == "author"
 
 
+def test_a_peer_whose_process_wrote_where_there_were_no_users_is_the_first_users_that_writes_for_it(
+    scribe: Scribe,
+) -> None:
+    number = scribe.say("child", TrialCreate(), owner="ticket", author="").number
+    assert number is not None
+    assert scribe.say("a", TrialSet(number, 1, reports={0: 1.0}), owner="ticket", author="ann", role="worker").accepted
+    refused = scribe.say("b", TrialFinish(number, 1, FAIL), owner="ticket", author="bob", role="worker")
+    assert refused.refusal == "author"
+
+
 @pytest.mark.parametrize("author", ["", "ann"])
 def test_where_the_store_knows_no_users_nothing_changes(author: str) -> None:
     scribe = Scribe()

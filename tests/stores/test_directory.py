@@ -686,6 +686,31 @@ def test_a_peer_looks_at_its_last_commit_unless_it_has_just_read_what_follows_it
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, 524], ids=["EPERM", "EXDEV", "ENOTSUPP of NFS"])
+def test_a_store_is_made_where_there_are_no_hard_links_whatever_the_file_system_calls_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    files.describe(tmp_path / "meta.json", {"format": 1})
+    assert json.loads((tmp_path / "meta.json").read_text()) == {"format": 1}
+    assert [one.name for one in tmp_path.iterdir()] == ["meta.json"]
+
+
+def test_the_sums_of_the_newest_commits_are_known_also_after_a_joiner_has_read_the_log_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = a_log(tmp_path)
+    append_many(log, "c", 600)
+    everything(log, 0)
+    log.exchange(None, 600)
+    told = [a_log(tmp_path).sum_at(lsn) for lsn in range(590, 601)]
+    monkeypatch.setattr(FolderLog, "exchange", lambda *_: pytest.fail("the log is read again"))
+    assert [log.sum_at(lsn) for lsn in range(590, 601)] == told
+
+
 def test_a_damaged_pack_is_told_and_nothing_is_written(tmp_path: Path) -> None:
     append_many(a_log(tmp_path), "c", 260)
     a_log(tmp_path).objects.remove_folder(f"study/study/commits/{1:020d}")

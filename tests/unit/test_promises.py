@@ -336,7 +336,7 @@ def test_an_owner_whose_commit_arrives_while_an_observer_reads_the_log_again_is_
     time = _Time()
     _define(store)
     owner, of_owner = _peer(store, time)
-    owner.commit(of_owner, TrialCreate())
+    owner.commit(of_owner, TrialCreate(), TrialCreate())
     observer, of_observer = _peer(store, time)
     observer.commit(of_observer, TrialCreate())
     beats, back = MemoryStore.beats, list[float]()
@@ -345,7 +345,7 @@ def test_an_owner_whose_commit_arrives_while_an_observer_reads_the_log_again_is_
         found = beats(self, peers)
         if time.now >= TTL + 1.0 and not back:
             back.append(time.now)
-            owner.commit(of_owner, TrialSet(0, 1, reports={0: 1.0}))  # its beat is still on its way
+            owner.commit(of_owner, TrialSet(1, 1, reports={0: 1.0}))  # its beat is still on its way
         return found
 
     monkeypatch.setattr(MemoryStore, "beats", written_meanwhile)
@@ -354,6 +354,7 @@ def test_an_owner_whose_commit_arrives_while_an_observer_reads_the_log_again_is_
         tick(observer)
 
     assert of_observer.state.trials[0].state is TrialState.RUNNING
+    assert of_observer.state.refusals == {}, "nothing is written that has to be refused"
     assert _wait(time, observer, until=lambda: bool(of_observer.state.waiting)) <= TTL
 
 

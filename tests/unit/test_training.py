@@ -50,7 +50,7 @@ def test_who_gives_a_value_at_a_rung_learns_that_the_trial_will_not_continue(
     study = campaign(tmp_path, budget=2, fidelity=rungs)
     with study.trial() as trial:
         trial.report(1.0, 0)
-    assert "trial 0 is COMPLETE instead of pausing at its rung" in caplog.text
+    assert "trial 0 is COMPLETE and does not pause at its rung" in caplog.text
     caplog.clear()
     with study.trial() as trial:
         trial.report(1.0, 0)

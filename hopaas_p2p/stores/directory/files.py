@@ -653,10 +653,8 @@ def describe(meta: Path, said: dict[str, object]) -> None:
     data = json.dumps(said).encode() + b"\n"
     try:
         _name_file(data, str(meta), hard=True)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        with contextlib.suppress(FileExistsError):  # another reader may find it empty for a moment
+    except OSError:  # no hard links here: another reader may find it empty for a moment
+        with contextlib.suppress(FileExistsError):
             _write(str(meta), data)
 
 

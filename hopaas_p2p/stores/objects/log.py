@@ -144,8 +144,8 @@ class History:
         if since and woke:
             self.check_retained(since)
         self.contradicted = False
-        while len(self.sums) > _SUMS:
-            del self.sums[next(iter(self.sums))]
+        if len(self.sums) > 2 * _SUMS:
+            self.sums = dict(sorted(self.sums.items())[-_SUMS:])
         if outgoing is not None and outgoing.chain is not None:
             self.chain = since, outgoing.chain
         if since and since == self.snapshot:  # a peer begins with a snapshot: does the log extend that far?
