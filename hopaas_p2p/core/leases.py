@@ -4,15 +4,14 @@ A lease is (owner, epoch). The log decides: an epoch only rises, and a record wi
 replica that replays it. Time never decides who is right, only when an owner is *worth asking about*: an owner
 treats its lease as uncertain a little before others may reclaim it.
 
-No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw since when,
-on its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
-could not look for a while starts over: the same cause may have kept the owner from beating. Where each
-beat costs a request, it does not read the beats of owners whose commits have arrived since its last look. An owner
-trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
-they saw no earlier than that. If its next beat arrives later than that, it trusts the lease again only once the log
-was read after the beat had arrived. An observer reads the log and the beats of silent owners again before it reclaims.
-It may then be stopped for any time, so its record names the lsn that it knew when it looked, and is refused if the
-owner has written since.
+No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw since when, on
+its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
+could not look for a while starts over: the same cause may have kept the owner from beating. It does not read the beats
+of owners whose commits have arrived since its last look. An owner trusts its lease until ttl minus a margin has passed
+since its last exchange *began*: whatever the observers saw of it, they saw no earlier than that. If its next beat
+arrives later than that, it trusts the lease again only once the log was read after the beat had arrived. An observer
+reads the log and the beats of silent owners again before it reclaims. It may then be stopped for any time, so its
+record names the lsn that it knew when it looked, and is refused if the owner has written since.
 """
 
 from __future__ import annotations
