@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import secrets
+import shlex
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -245,7 +246,8 @@ class Storage(BaseStorage):
         """As Optuna's."""
         found = self.find_study(study_name)
         if found is None:
-            hint = near(study_name, [one.name for one in self.listings()], "see: hopaas-p2p study list")
+            see = f"see: hopaas-p2p study list -s {shlex.quote(self.url)}"
+            hint = near(study_name, [one.name for one in self.listings()], see)
             raise NoSuchStudy(f"there is no study {study_name!r} in {self.url}; {hint}")
         return found
 
