@@ -107,7 +107,9 @@ class PageContext:
             if not self.options.actions:
                 raise Denied("This dashboard is read-only; start it with --allow-actions to change things.")
             if not self.may_act:
-                raise Denied("Your role in this study is viewer, which does not allow changes.")
+                raise Denied(
+                    "You may not change this study: ask one of its owners for the role worker, or sign in again."
+                )
             do(self.study())
             self.cache.show_written(self.uuid)
 

@@ -117,9 +117,9 @@ def provider() -> dict[str, Any]:
         for name in ("server_metadata_url", "redirect_uri"):
             url, issuer = str(section.get(name, "https:")).lower(), name == "server_metadata_url"
             if not (url.startswith("https:") or _LOCAL.match(url) or (issuer and insecure and url.startswith("http:"))):
-                cure = ", unless [auth] has insecure = true: anybody in between could then sign in as anybody"
+                cure = ", or [auth] has insecure = true, with which anybody in between could sign in as anybody"
                 raise ConfigurationError(
-                    f"HOPAAS_OIDC_FILE: {name} must begin with https:// beyond this machine{cure * issuer}"
+                    f"HOPAAS_OIDC_FILE: {name} must begin with https:// unless it leads to this machine{cure * issuer}"
                 )
     return auth
 

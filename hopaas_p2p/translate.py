@@ -41,7 +41,9 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     "for example names that your code looks up in a dict"
                 )
             if isinstance(choice, str) and not _encodable(choice):
-                raise InvalidInput(f"the choice {choice!r} cannot be stored: it has half of a surrogate pair")
+                raise InvalidInput(
+                    f"the choice {choice!r} cannot be stored: it contains an unpaired surrogate, not valid Unicode"
+                )
             if isinstance(choice, int):
                 _check_whole(choice)
         size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
@@ -155,7 +157,7 @@ def _check_name(what: str, name: str) -> None:
     if len(name) > LONGEST_NAME:
         raise InvalidInput(f"{what}'s name has at most {LONGEST_NAME:,} characters, got {len(name):,}")
     if not possible_name(name) or not _encodable(name):
-        raise InvalidInput(f"{what} cannot be called {name!r}: it has half of a surrogate pair, or a null character")
+        raise InvalidInput(f"{what} cannot be called {name!r}: it contains an unpaired surrogate or a null character")
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:

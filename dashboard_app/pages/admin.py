@@ -26,8 +26,8 @@ def show(page: PageContext) -> None:
     theme.caption(f"The store is {page.cache.url}.")
     if not hasattr(page.cache.store, "call"):
         theme.nothing(
-            "This store has no users of its own: the file system, or the bucket's policy, decides who may read or "
-            "write it. A Postgres store has users, tokens and grants."
+            "Users are managed here for a Postgres store only. For a store behind serve https, use hopaas-p2p admin at "
+            "its server. For others, the file system or the bucket's policy decides who may read or write."
         )
         return
     parts = {"People": _people, "Grants": _grants}

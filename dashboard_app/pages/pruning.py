@@ -55,7 +55,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
     tiles = [
         ("pruned", f"{pruned:,}", f"{pruned / over:.0%} of the {over:,} that were not interrupted" if over else ""),
         ("compute saved", saved.time if saved.pruned else "-", "an estimate; it needs pruned and complete trials"),
-        ("of the steps that would have been needed", f"{saved.share:.0%}", f"{saved.made:,} were made"),
+        ("steps saved", f"{saved.share:.0%}", f"{saved.made:,} were run"),
         ("steps of a complete trial", number(saved.length), "on average"),
     ]
     theme.tiles(tiles if saved.pruned else tiles[:2])

@@ -96,7 +96,8 @@ def next_in_words(state: State) -> str:
     if isinstance(configurations, Ladder):
         return f"nothing is promoted now: {_why_not(state, configurations)}"
     if state.has_room():
-        waits = f"; {configurations.waiting()} wait until all have started" if configurations.waiting() else ""
+        paused = configurations.waiting()
+        waits = f"; paused until all have started: {paused}" if paused else ""
         return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
     return f"no member is waiting; {running} running"
 

@@ -62,7 +62,7 @@ def restore(session: CliSession, source: Path, url: str) -> None:
         already_there = backups.restore(opened, store)
         manifest, accesses = opened.manifest, list(opened.entries(backups.ACCESS))
     if manifest.files_left_out:
-        output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
+        output.say(f"Note: the backup has no files or checkpoints: {manifest.files_left_out}")
     roles = Roles()
     for one in accesses:
         roles.apply(one.lsn, one.payload, one.stamp.author)

@@ -16,7 +16,7 @@ from hopaas_p2p.stores.postgres.connect import PostgresAddress
 @command(study="argument")
 @role_option
 @click.option("--days", type=click.IntRange(1, 366), default=7, help="Days for which it is valid.")
-@click.option("--site", metavar="NAME", help="The name of the guest's site, which `join` uses.")
+@click.option("--site", metavar="NAME", help="The name of the guest's site, under which its peers are shown.")
 @click.option("--via", metavar="URL", help="The store's address for guests, if it differs, such as that of a server.")
 def invite(session: CliSession, **given: Any) -> None:
     """Print one string that lets somebody join STUDY with one command.

@@ -80,7 +80,9 @@ def join(
     ways.enter(membership)
     output.say(f"Study {membership.study!r} in {membership.store}. Connection: {kind}")
     if membership.name not in before:
-        where = f"commands under HOPAAS_JOINED={membership.name}" if before else "every directory that names no store"
+        where = (
+            f"commands under HOPAAS_JOINED={membership.name}" if before else "every command for which no store is set"
+        )
         undo = f"To undo this: hopaas-p2p join --leave {membership.name}"
         output.say(
             f"From now on, this study is used in {where}; `hopaas-p2p config show` shows which settings apply. {undo}"

@@ -81,9 +81,9 @@ TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
 }
 """(state, record) -> what it needs, and where the trial may go. Anything not listed is refused.
 
-`apply` reads this table, and the diagram in docs/concepts.md and the exhaustive test are generated from it. A create
-touches a trial when it starts one that waits. A late result withdraws a retry that still waits, and one that runs where
-the budget has no place for both.
+`apply` reads this table, and the diagram in docs/concepts.md and the exhaustive test are generated from it. A create is
+listed because it may start a waiting trial instead of a new one. A late result withdraws a retry that still waits, and
+one that runs where the budget has no place for both.
 """
 
 BLOCK: Final = 1024

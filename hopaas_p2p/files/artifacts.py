@@ -132,7 +132,7 @@ class StudyArtifacts:
             Denied: this user may not write to the study.
 
         """
-        path = existing_file(source, "a file is named by its path")
+        path = existing_file(source, "expected the path of a file")
         handle = self._handle
         handle.refresh()
         trial = None if trial is None else handle.existing(trial).number

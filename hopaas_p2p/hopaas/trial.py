@@ -106,5 +106,7 @@ class Trial:
         if self._pruned:
             self._inner.prune()
         if self._loss is None:
-            raise FailedTrial("the script set the loss to None" if self._step >= 0 else "the script set no loss")
+            raise FailedTrial(
+                "the script set the loss to None" if self._step >= 0 else "no loss was set: assign trial.loss"
+            )
         self._inner.tell(self._loss)

@@ -584,13 +584,13 @@ class Peer:
             asked.release()
 
     def note_draft(self, log: LogClient[State]) -> None:
-        """Something was drafted: it leaves with the next exchange, or after the flush interval at the latest."""
+        """Something was drafted: it is sent with the next exchange, or after the flush interval at the latest."""
         self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
 
     def hurry(self, log: LogClient[State], *, within: float) -> None:
-        """Make drafts leave within `within` seconds, if another peer works on the study.
+        """Send drafts within `within` seconds if another peer works on the study.
 
-        Call under the log's lock. In a bucket, drafts leave with this peer's next turn after that.
+        Call under the log's lock. In a bucket, they are sent with this peer's next turn after that.
         """
         session = log.session
         trials = session.state.trials

@@ -229,7 +229,7 @@ class HttpsServer:
                 event("certificate loaded", days_left=round(certificate.days_left, 1))
                 self._warned = float("-inf")
         except ConfigurationError as error:
-            event("certificate not loaded, the old one stays in use", level=logging.ERROR, why=str(error))
+            event("certificate not loaded; the old one stays in use", level=logging.ERROR, why=str(error))
         if certificate.days_left < SOON and now - self._warned > 86400.0:
             self._warned = now
             ends = "HAS EXPIRED" if certificate.days_left < 0 else f"EXPIRES IN {certificate.days_left:.0f} DAYS"

@@ -37,7 +37,7 @@ def trial_number(value: Any) -> int:
     """The number of a trial, given as a number or as the trial. Raises InvalidInput."""
     number = _index(getattr(value, "number", value))
     if number is None or abs(number) > _LARGEST:
-        raise InvalidType(f"a trial is given by its number, got {shown(value)}")
+        raise InvalidType(f"expected a trial or its number, got {shown(value)}")
     return number
 
 

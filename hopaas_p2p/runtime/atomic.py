@@ -223,7 +223,7 @@ def secret_if_any(path: Path, what: str) -> str | None:
     """Like `read_secret`, but None if there is no such file.
 
     Raises:
-        ConfigurationError: it cannot be used; the message says why, and that it is `what`.
+        ConfigurationError: the file cannot be used; the message calls it by `what`, such as "login file", and says why.
 
     """
     with explained(f"the {what} {path} cannot be used"):

@@ -114,9 +114,9 @@ class Setting(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting("where the studies are: a directory, or a URL", untrusted="inside"),
     "study": Setting("the study to use when a command names none", untrusted="yes"),
-    "gpus": Setting("GPUs that a process here uses, if its batch system does not report them", untrusted="yes"),
-    "cores": Setting("cores that a process here uses, if its batch system does not report them", untrusted="yes"),
-    "watts": Setting("watts that a process here draws, if NVML cannot be read", untrusted="yes"),
+    "gpus": Setting("GPUs per process, instead of what the batch system reports", untrusted="yes"),
+    "cores": Setting("cores per process, instead of what the batch system reports", untrusted="yes"),
+    "watts": Setting("watts per process, instead of what NVML measures", untrusted="yes"),
     "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20", untrusted="yes"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
     "site": Setting("the name of the site where this process runs", untrusted="yes"),

@@ -29,7 +29,7 @@ class ReadBlock(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """The changes in a study."""
+    """The changes in a study since its reader's last read."""
 
     reset: bool
     """Whether these are all trials, so that earlier reads no longer count."""

@@ -1,6 +1,6 @@
 """Which configurations of a search space have been tried, and their untried neighbours.
 
-Two configurations are the same if all parameters are, in the form of the log. A sampler's proposal is looked up in a
+Two configurations are the same if the log stores the same parameters for both. A sampler's proposal is looked up in a
 dictionary; each trial is read once. Points outside the space, such as those of an imported trial or a grid, are not
 configurations of it.
 """
@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hopaas_p2p.core.state import BLOCK, BlockColumns, Trial, Trials
 
 Params = Mapping[str, float]
-"""In the form of the log: a number, or the index of a choice."""
+"""Parameters as the log stores them: a number, or the index of a choice."""
 Key = tuple[float, ...]
 
 _NEAR: Final = (1, 2, 4, 8)  # steps of the grid

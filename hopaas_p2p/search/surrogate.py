@@ -515,7 +515,7 @@ class Surrogate:
     def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
         """An optimistic cost of each configuration: the lowest is the one to try.
 
-        Only the places of running trials are known, and they come last: expected scores use the other rows.
+        Running trials have no score yet. They are the last rows, and only the rows before them predict scores.
         `expected` has the priors' expected score of each point, if any priors count.
         """
         known = len(self._found)

@@ -51,7 +51,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     draft: Draft
     """What was last set on it; unsent as long as the session has it."""
     resumed_from: int | None = None
-    """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""
+    """The step that this attempt has reported resuming from, if any; see `TrialSet.resumed_from`."""
     asked: object = None
     """The `handle.AskedTrial` that notices when its object is collected."""
     shared: bool = False

@@ -327,8 +327,8 @@ class WatchedWorkers:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
         except HopaasError as trouble:
             _log.warning(
-                "the workers could not be told to stop, and run more trials; end their jobs, or use hopaas-p2p peers "
-                "drain. %s",
+                "the workers could not be told to stop, and will start more trials (%s). End their jobs, or run "
+                "`hopaas-p2p peers drain PEER` for each peer in `hopaas-p2p peers list`",
                 trouble,
             )
 

@@ -59,7 +59,7 @@ def test_a_join_says_where_it_counts_and_is_undone_by_leaving(study: Study, tmp_
 
     done = join(there, "join", "my.invitation")
 
-    assert "every directory that names no store" in done.stderr
+    assert "every command for which no store is set" in done.stderr
     assert "hopaas-p2p join --leave s" in done.stderr
     assert "joined/s.toml" in join(there, "config", "show").stdout
     assert join(there, "join", "--leave").returncode == 0

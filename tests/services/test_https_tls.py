@@ -269,7 +269,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(centre: Centre) -> None
     until(lambda: server.events("certificate loaded"))
     assert 199.0 < days_left(centre, server.port) < 200.1
     centre.pair[1].write_text("half a file")
-    until(lambda: server.events("certificate not loaded, the old one stays in use"))
+    until(lambda: server.events("certificate not loaded; the old one stays in use"))
     assert 199.0 < days_left(centre, server.port) < 200.1
 
 
