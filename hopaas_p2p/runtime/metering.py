@@ -34,16 +34,16 @@ _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 
 def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """This process's GPUs and cores, and the watts that its user states, for `peer.join`."""
-    gpus, watts = _stated(env, "GPUS") or _gpus(env), _stated(env, "WATTS")
-    found = {"cores": _stated(env, "CORES") or _cores(env)}
+    gpus, watts = _stated(env, "HOPAAS_GPUS") or _gpus(env), _stated(env, "HOPAAS_WATTS")
+    found = {"cores": _stated(env, "HOPAAS_CORES") or _cores(env)}
     return found | ({"gpus": gpus} if gpus != "0" else {}) | ({"watts": watts} if watts else {})
 
 
-def _stated(env: Mapping[str, str], what: str) -> str | None:
+def _stated(env: Mapping[str, str], variable: str) -> str | None:
     """The number in this variable of ours; None if it is not set."""
-    text = env.get(f"HOPAAS_{what}") or None
+    text = env.get(variable) or None
     if text is not None and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        raise ConfigurationError(f"HOPAAS_{what} = {shown(text)}: give a number, such as 2 or 0.5")
+        raise ConfigurationError(f"{variable} = {shown(text)}: give a number, such as 2 or 0.5")
     return text
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.box import Box
@@ -92,6 +93,7 @@ def test_no_link_in_the_folder_leads_a_server_or_a_peer_elsewhere(tmp_path: Path
 
 @contextlib.contextmanager
 def _served(folder: Path, store: str) -> Iterator[FolderProcess]:
+    hopaas_p2p.open_storage(str(folder / store)).close()
     server = FolderProcess(folder / "box", str(folder / store), folder).start()
     try:
         yield server
