@@ -120,10 +120,10 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         for uuid, name in damaged.items():
             output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
-            handed_over = set[str]()
             try:
-                handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else handed_over
+                handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else set[str]()
             except Denied as error:
+                handed_over = set()
                 output.say(f"{name}: its peers were not asked: {error}")
             found, new = rescue.rescue(store, uuid, handed_over), new_name or f"{name}-rescued"
             imported = rescue.into_new_study(found, store, uuid, new, target)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import notes, spool
+from hopaas_p2p.cli import main
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import following
@@ -198,6 +199,22 @@ def test_a_live_peer_hands_over_what_it_knows(tmp_path: Path, monkeypatch: pytes
     assert values(store, "s-rescued") == [float(number) for number in range(6)]
     assert not list((store / "v1" / "artifacts" / uuid / "rescue").glob("*")), "what was handed over is removed"
     study.close()
+
+
+def test_who_may_not_ask_live_peers_is_told_so_at_once_and_gets_what_the_log_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Postgres does not take such a request of others than the study's owners."""
+    store = tmp_path / "store"
+    uuid, _ = filled(store, trials=10)
+    commit_file(store, uuid, 12).unlink()
+    monkeypatch.setattr(DirectoryStore, "beat", lambda *_: None)
+
+    assert main.run(["doctor", str(store), "--rescue", "--from-live"]) == 0
+
+    said = capsys.readouterr().err
+    assert "its peers were not asked: only an owner may ask a study's peers for their states" in said
+    assert len(values(store, "s-rescued")) == 10
 
 
 def test_a_state_that_nobody_asked_for_is_not_believed(tmp_path: Path) -> None:
