@@ -1,7 +1,7 @@
 """The resources of this process: the devices allocated to its job, and the energy that they use, if it can be read.
 
-Devices and stated watts are announced once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
-`HOPAAS_CORES` and `HOPAAS_WATTS` override it. The energy of GPUs is read from NVML.
+Devices and stated watts are announced once per study, in `peer.join`. The batch system knows the devices best;
+`HOPAAS_GPUS` and `HOPAAS_CORES` override it. The energy of GPUs is read from NVML, or follows from `HOPAAS_WATTS`.
 """
 
 from __future__ import annotations
