@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -29,6 +30,15 @@ def listening_on(host: str, port: int) -> Iterator[None]:
         own = error.errno and not isinstance(error, socket.gaierror)  # without the text that event loops put around it
         why = os.strerror(error.errno or 0) if own else error.strerror or error
         raise ConfigurationError(f"cannot listen on {host}:{port}: {why}") from None
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """Close a server's sockets once all that they accepted has its handler: asyncio would leave the rest open."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(3):  # a connection gets its transport, then its protocol, then its handler
+        await asyncio.sleep(0)
+    server.close()
 
 
 class FewStrangers(ThreadingMixIn):

@@ -27,7 +27,7 @@ import h11
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.checks import SOON
-from hopaas_p2p.net.listening import listening_on
+from hopaas_p2p.net.listening import listening_on, stop_listening
 from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
@@ -149,7 +149,7 @@ class HttpsServer:
     async def drain(self) -> None:
         """Stop listening, answer pending requests, and close every connection."""
         assert self._server is not None
-        self._server.close()
+        await stop_listening(self._server)
         self.draining = True
         event("draining", connections=len(self.sessions))
         self.service.end_waits()

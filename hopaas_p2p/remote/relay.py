@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
-from hopaas_p2p.net.listening import listening_on
+from hopaas_p2p.net.listening import listening_on, stop_listening
 from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.runtime.atomic import secret_if_any, write_private
@@ -118,7 +118,7 @@ class Relay:
     async def close(self) -> None:
         """Stop listening, and end all connections."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
