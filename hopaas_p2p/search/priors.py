@@ -245,14 +245,14 @@ class Taught:
             self.hypotheses = Hypotheses(self.means(self.cube.points(evenly)))
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
-        """The predicted scores: a row per configuration, a column per prior; 0 for priors outside the mixture."""
-        found = np.zeros((len(points), len(self._processes)))
+        """The predicted scores: a row per configuration, a column per prior; or those of a mixture of priors."""
+        weights = np.eye(len(self._processes)) if mixture is None else mixture
         used = tuple([place for place in range(len(self._processes)) if mixture is None or mixture[place] > _LEAST])
-        if used and len(points):
-            if used not in self._together:
-                self._together[used] = Processes([self._processes[place] for place in used])
-            found[:, used] = self._together[used].means(self.cube.features(points))
-        return found
+        if not used or not len(points):
+            return np.zeros((len(points), *weights.shape[1:]))
+        if used not in self._together:
+            self._together[used] = Processes([self._processes[place] for place in used])
+        return self._together[used].means(self.cube.features(points), weights[list(used)])
 
     def best(self, numbers: np.random.RandomState, count: int, mixture: Floats) -> dict[str, Floats]:
         """The best configurations of each prior in the mixture; missing parameters are drawn."""

@@ -339,7 +339,7 @@ class TPESampler(OptunaTPE):
         best = taught.best(numbers, _TAUGHT, mixture)
         candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
         points = cube.points(candidates)
-        costs = surrogate.costs(points, taught.means(points, mixture) @ mixture)
+        costs = surrogate.costs(points, taught.means(points, mixture))
         if first:
             costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # a person's belief comes first
         for _ in range(_CLIMBS if count + len(running) < _CLIMBS_UP_TO else 0):
@@ -347,7 +347,7 @@ class TPESampler(OptunaTPE):
             more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
             points = cube.points(more)
             candidates = joined([candidates, more])
-            costs = np.concatenate([costs, surrogate.costs(points, taught.means(points, mixture) @ mixture)])
+            costs = np.concatenate([costs, surrogate.costs(points, taught.means(points, mixture))])
         return candidates, costs
 
     def _learned(self, model: _Model, key: object) -> _Lessons:
