@@ -145,7 +145,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, decided, stamp.author)
     if commit.owner != commit.writer:
         last = state.writers.get(commit.owner, LastCommit(0, lsn, (), stamp.author))
-        state.writers[commit.owner] = msgspec.structs.replace(last, lsn=lsn, author=last.author or stamp.author)
+        state.writers[commit.owner] = msgspec.structs.replace(last, lsn=lsn)
     return decided
 
 

@@ -390,13 +390,13 @@ class LastCommit(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bool:
-    """Whether this name belongs to a writer of a different author.
+    """Whether this name belongs to a writer that this author may not speak for.
 
-    A name belongs to the author of the first commit that has it as its writer or owner. Where the store names no
-    authors, the answer is always no.
+    A name belongs to the author of the first commit that has it as its writer or owner; if that commit came without an
+    author, to no author at all. Who writes without one, directly to a directory or bucket, may use any name.
     """
     last = writers.get(name)
-    return last is not None and last.author != author and "" not in (last.author, author)
+    return author != "" and last is not None and last.author != author
 
 
 class LogState:
@@ -424,7 +424,7 @@ class LogState:
             self.refuse("malformed")
             return ()
         author, writers = stamp.author, self.writers
-        if author and any(is_anothers(name, author, writers) for name in (commit.writer, commit.owner)):
+        if any(is_anothers(name, author, writers) for name in (commit.writer, commit.owner)):
             return tuple([self.refuse("author") for _ in commit.records])
         last = writers.get(commit.writer)
         if last is None or commit.seq > last.seq:

@@ -418,7 +418,7 @@ class LogSession(Generic[S]):
             if in_flight and payload == in_flight[0].outgoing.payload:
                 sent, self.author = in_flight[0], entry.stamp.author
                 verdicts = apply_(state, lsn, sent.commit, entry.stamp)
-                if self.author and is_anothers(self.writer, self.author, state.writers):
+                if is_anothers(self.writer, self.author, state.writers):
                     self.duplicated = True  # another process wrote under this name first: the name is lost
                     return False
                 self.settle(verdicts, Placed(lsn, before, sent.outgoing))
@@ -429,7 +429,7 @@ class LogSession(Generic[S]):
                     # are for `apply` to deal with
                     undecided = in_flight[0].commit.seq if in_flight else math.inf
                     foreign = commit.seq > self.sequence or commit.seq >= undecided
-                    if foreign and self.author in ("", entry.stamp.author):
+                    if foreign and not is_anothers(self.writer, entry.stamp.author, state.writers):
                         self.duplicated = True
                         return False
                 apply_(state, lsn, commit, entry.stamp)

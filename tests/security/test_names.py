@@ -112,14 +112,13 @@ def test_nobody_credits_a_peer_that_has_not_written_yet_with_its_own_trials(scri
     assert scribe.say("dora's", PeerJoin({}), author="dora", role="worker").refusal == "author"
 
 
-def test_a_peer_whose_process_wrote_where_there_were_no_users_is_the_first_users_that_writes_for_it(
-    scribe: Scribe,
-) -> None:
-    number = scribe.say("child", TrialCreate(), owner="ticket", author="").number
+def test_nobody_writes_through_a_server_for_a_peer_that_writes_to_the_directory_itself(scribe: Scribe) -> None:
+    number = scribe.say("child", TrialCreate(), owner="direct", author="").number
     assert number is not None
-    assert scribe.say("a", TrialSet(number, 1, reports={0: 1.0}), owner="ticket", author="ann", role="worker").accepted
-    refused = scribe.say("b", TrialFinish(number, 1, FAIL), owner="ticket", author="bob", role="worker")
-    assert refused.refusal == "author"
+    for seq, name in enumerate(("direct", "child", "b"), 10**9):
+        end = TrialFinish(number, 1, FAIL)
+        assert scribe.say(name, end, owner="direct", author="bob", role="owner", seq=seq).refusal == "author"
+    assert scribe.say("direct", TrialFinish(number, 1, COMPLETE, (1.0,)), seq=1).accepted
 
 
 @pytest.mark.parametrize("author", ["", "ann"])
@@ -604,6 +603,15 @@ def test_a_peer_in_restored_logs_belongs_to_its_first_author_whichever_log_comes
         commit = codec.encode(Commit("anns", seq, "anns", 0, (PeerJoin({}),)))
         place.store(place.admin).log(f"log-of-{user}").restore(None, [Entry(1, commit, Stamp(user, "owner", at), 0)])
     assert place.server.execute("SELECT peer, author FROM hopaas.peers", database="store") == [("anns", "ann")]
+
+
+def test_a_peer_in_a_log_of_a_directory_is_no_users_when_that_is_restored(place: Place) -> None:
+    bob = place.person("bob")
+    payload = codec.encode(Commit("direct", 1, "direct", 0, (PeerJoin({}),)))
+    place.store(place.admin).log("restored").restore(None, [Entry(1, payload, Stamp("", "owner", 10), 0)])
+    with contextlib.suppress(Denied):
+        place.store(bob).beat(Beat("direct", "alive"))
+    assert place.store(place.admin).beats(["direct"]) == {}
 
 
 @pytest.mark.parametrize("key", ["catalog/x", "elsewhere/x"])

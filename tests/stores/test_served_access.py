@@ -19,7 +19,18 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.names import NO_REQUEST, request_name
-from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered, StudyRemoved
+from hopaas_p2p.core.records import (
+    FORMAT,
+    Commit,
+    Float,
+    PeerJoin,
+    Stamp,
+    StudyControl,
+    StudyRegistered,
+    StudyRemoved,
+    TrialFinish,
+    TrialState,
+)
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import protocol
@@ -224,6 +235,24 @@ def test_nobody_beats_for_the_peer_of_another_user(site: Site) -> None:
     assert ann.beats(["peer-of-ann"]) == before != {}
     ann.beat(Beat("peer-of-ann", "3"))
     assert ann.beats(["peer-of-ann"]) != before
+
+
+def test_a_guest_ends_nothing_and_uses_up_nothing_of_a_peer_that_works_in_the_directory_itself(
+    serve: Serve, tmp_path: Path
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(str(tmp_path / "store"), "s")) as study:
+        trial, peer, uuid = study.ask(), study.storage.peer.uuid, study.handle.uuid
+        with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:
+            guest = site.guest_of(uuid, "worker")
+            access.grant(site.url, "s", access.guest(site.url, uuid, "worker"), "worker")
+            forged = TrialFinish(trial.number, 1, TrialState.COMPLETE, (-99.0,)), PeerJoin({"host": "elsewhere"})
+            for writer, seq in ((peer, 10**9), ("guests", 1)):
+                commit = codec.encode(Commit(writer, seq, peer, 0, forged))
+                append(guest.log(uuid), Outgoing(f"{writer}:{seq}", commit))
+        study.tell(trial, 1.0)
+        assert study.trials[0].values == [1.0]
+        assert study.state.refusals == {"author": 4}
+        assert study.state.peers[peer]["host"] != "elsewhere"
 
 
 def test_a_rescue_asks_whatever_others_did_under_its_name_and_takes_its_request_back(site: Site) -> None:

@@ -63,8 +63,10 @@ def test_processes_expect_together_what_each_expects_alone() -> None:
         for count, length in ((50, 0.3), (20, np.inf), (1, 2.0))
     ]
     features = cube.features(points(400))
-    alone = [surrogate.Processes([one]).means(features)[:, 0] for one in made]
-    np.testing.assert_allclose(surrogate.Processes(made).means(features), np.column_stack(alone), atol=1e-9)
+    alone = np.column_stack([surrogate.Processes([one]).means(features, np.ones(1)) for one in made])
+    np.testing.assert_allclose(surrogate.Processes(made).means(features, np.eye(3)), alone, atol=1e-4)
+    mixture = np.array([0.5, 0.2, 0.3])
+    np.testing.assert_allclose(surrogate.Processes(made).means(features, mixture), alone @ mixture, atol=1e-4)
 
 
 def test_candidates_near_good_trials_cost_less() -> None:

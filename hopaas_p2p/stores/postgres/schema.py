@@ -57,7 +57,7 @@ owner, and do not wait for a lock longer than a peer's call may take."""
 _RESTORE_COMMIT: Final = """
     WITH peer AS (
         INSERT INTO hopaas.peers AS p (peer, author, since)
-        SELECT split_part(%(nonce)s, ':', 1), %(author)s, %(at)s WHERE %(author)s <> ''
+        SELECT split_part(%(nonce)s, ':', 1), %(author)s, %(at)s
         ON CONFLICT (peer) DO UPDATE SET author = excluded.author, since = excluded.since
         WHERE excluded.since < p.since
     )
