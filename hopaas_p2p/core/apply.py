@@ -286,15 +286,10 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
     """Start, queue or import a trial; with `prefer_waiting`, continue one that others left instead."""
-    to, weight = record.state, 0  # roughly the bytes that replicates have in common
-    if record.replicates > 1:
-        texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
-        weight = sum(texts) + sum([len(name) + 8 for name in record.params])
-    wider = _own_distributions(state, record)
+    to, wider = record.state, _own_distributions(state, record)
     if wider is None or not (
         ((record.values is None and to is RUNNING) or _can_end(state, to, record.values))
-        and 1 <= record.replicates <= MOST_REPLICATES
-        and record.replicates * weight <= _MOST_COPIED
+        and (record.replicates == 1 or can_be_repeated(state, record, record.replicates))
         and (record.start is None or possible_time(record.start))
         and (record.end is None or possible_time(record.end))
     ):
@@ -616,7 +611,7 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
 # --- the steps: they keep the counts and indexes of a State true ---
 
 
-def _own_distributions(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
+def _own_distributions(state: State, record: TrialSet | TrialCreate | Replicates) -> dict[str, Distribution] | None:
     """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
     if record.dists and not possible_distributions(record.dists, state.dists):
         return None
@@ -630,7 +625,15 @@ def _own_distributions(state: State, record: TrialSet | TrialCreate) -> dict[str
     return {}  # almost always
 
 
-def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> bool:
+def can_be_repeated(state: State, record: TrialCreate | Replicates, count: int) -> bool:
+    """Whether a configuration may get this many trials: a snapshot holds its parameters and attributes for each."""
+    texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
+    weight = sum(texts) + sum([len(name) + 8 for name in record.params])  # roughly their bytes
+    fits = 1 <= count <= MOST_REPLICATES and count * weight <= _MOST_COPIED
+    return fits and _own_distributions(state, record) is not None
+
+
+def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate | Replicates) -> bool:
     """Whether every reader can handle its attributes."""
     directions = 0 if state.define is None else len(state.define.directions)
     return possible_attributes(record.user, record.system) and possible_system(record.system, directions)

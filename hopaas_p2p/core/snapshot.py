@@ -22,8 +22,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from hopaas_p2p.core import blocks
-from hopaas_p2p.core.apply import follow_fidelity
-from hopaas_p2p.core.attributes import MOST_REPLICATES
+from hopaas_p2p.core.apply import can_be_repeated, follow_fidelity
 from hopaas_p2p.core.codec import MAX_BYTES, PRIME
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
@@ -46,9 +45,6 @@ _LEVEL: Final = 6
 _NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
 _DIGEST: Final = 16
-_ROOM: Final = 64 << 20
-_RATIO: Final = 32
-"""A snapshot of n bytes may inflate to _ROOM + _RATIO * n bytes: real ones double, or are small."""
 
 
 class CorruptSnapshot(Exception):
@@ -137,7 +133,7 @@ def _pieces(state: State) -> Iterator[tuple[str, bytes | memoryview, bool]]:
             settled = len(part) == _PEERS and last <= state.lsn - _QUIET
             before = state.quiet.get(place)
             if before is None or before[0] != last or len(part) < _PEERS:
-                before = state.quiet[place] = last, zlib.compress(_encode(part), _LEVEL)
+                before = state.quiet[place] = last, blocks.deflated(_encode(part), _LEVEL)
             yield place, before[1], settled
 
 
@@ -245,7 +241,7 @@ def load(data: bytes) -> State:
     try:
         head, parts = (data, []) if data.startswith(_MAGIC) else _decode_whole(data)
         header = _opened(head)
-        return _load(header, _Pieces(header, parts, _ROOM + _RATIO * len(data)))
+        return _load(header, _Pieces(header, parts, blocks.RATIO * len(data)))
     except Exception:  # noqa: BLE001  # whatever somebody wrote there, it is an optimisation only
         raise CorruptSnapshot from None
 
@@ -295,9 +291,7 @@ def _possible(header: _Header, state: State, most: int) -> bool:
         and ledger.maximize == (define.directions[0] == "maximize")
         and possible_ledger(ledger, len(define.directions), header.running, header.trials)
         and all(
-            0 <= number < header.trials
-            and 1 <= one.seed < one.count <= MOST_REPLICATES
-            and header.dists.keys() | one.dists.keys() >= one.params.keys()
+            0 <= number < header.trials and 1 <= one.seed < one.count and can_be_repeated(state, one, one.count)
             for number, one in header.replicates.items()
         )
         and all(

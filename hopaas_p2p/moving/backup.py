@@ -70,7 +70,7 @@ _FILES: Final = "files/"
 CATALOG: Final = "catalog"
 ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
-_SMALL: Final = 16 << 20
+_SMALL: Final = 1 << 20
 _RATIO: Final = 32
 """Each part may inflate to _SMALL plus _RATIO times its bytes in the file; real logs grow fivefold."""
 _decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode

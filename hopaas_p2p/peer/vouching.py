@@ -13,6 +13,7 @@ from typing import Final
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import following
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.base import Log, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -45,9 +46,15 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
 def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
     """Whether one snapshot and the commits after it lead to the other."""
     try:
-        state = snapshot.load(theirs)
-    except snapshot.CorruptSnapshot:
+        return _leads_to(log, begin, theirs, end, ours)
+    except HopaasError:
+        raise
+    except Exception:  # noqa: BLE001  # no commit can be applied to some states that no log has
         return False
+
+
+def _leads_to(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
+    state = snapshot.load(theirs)
     if state.lsn != begin:
         return False
     while state.lsn < end:

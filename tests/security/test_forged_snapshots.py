@@ -46,7 +46,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, State, Trial, Verdict
+from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, Replicates, State, Trial, Verdict
 from hopaas_p2p.open import open_store
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 
@@ -92,6 +92,12 @@ def _ledger(**changes: Any) -> Callable[[State], None]:
             setattr(state.ledger, name, value)
 
     return change
+
+
+def _again(count: int = 5, **changes: Any) -> Callable[[State], None]:
+    """Trial 8 gets this many replicates, with these changes to what they have."""
+    had: dict[str, Any] = {"params": {"lr": 0.01, "units": 16.0, "opt": 1.0}, "dists": {}, "user": {}, "system": {}}
+    return _state(replicates={8: Replicates(**{**had, **changes}, count=count)})
 
 
 FORGED: Final[dict[str, Callable[[State], None]]] = {
@@ -178,6 +184,16 @@ FORGED: Final[dict[str, Callable[[State], None]]] = {
     "an epoch beyond the log": _trial(10, epoch=(1 << 53) - 1),
     "a lease beyond the trial's epoch": _trial(9, history=(PastLease("ann", 1 << 40, 0, 1, ""),)),
     "more attempts than trials": _trial(10, attempt=(1 << 53) - 1),
+    "replicates of a trial that there is not": _state(replicates={1000: Replicates({}, {}, {}, {}, 5)}),
+    "replicates with a parameter that is no number": _again(params={"lr": NAN}),
+    "replicates with a parameter above its range": _again(params={"lr": 1e300}),
+    "replicates with a choice that there is not": _again(params={"opt": 3.0}),
+    "replicates with a parameter without a distribution": _again(params={"other": 0.5}),
+    "replicates with a distribution of another kind": _again(dists={"lr": Int(0, 1)}),
+    "replicates with constraints that are none": _again(system={"constraints": "nope"}),
+    "replicates with attributes that are too deep": _again(user={"deep": "[" * 100}),
+    "more replicates than anybody may ask for": _again(count=10**6),
+    "replicates with more bytes than a snapshot may hold": _again(1000, user={"long": f'"{"x" * 20_000}"'}),
     "more refusals than bytes": _state(refusals={"fenced": (1 << 53) - 1}),
 }
 
@@ -197,6 +213,28 @@ def test_an_honest_snapshot_is_read_as_it_was() -> None:
 def test_what_no_log_can_lead_to_is_no_snapshot(change: Callable[[State], None]) -> None:
     with pytest.raises(CorruptSnapshot):
         snapshot.load(forged(change))
+
+
+def test_replicates_that_a_log_can_lead_to_are_read() -> None:
+    scribe = honest()
+    once = scribe.say("ann", TrialCreate(params={"lr": 0.5, "new": 2.0}, dists={"new": Int(0, 9)}, replicates=3))[0]
+    state = snapshot.load(snapshot.dump(scribe.state))
+    assert once.number is not None
+    assert state.replicates == scribe.state.replicates != {}
+    assert state.replicates[once.number].dists["lr"] == Float(1e-5, 0.5, log=True)
+
+
+def test_a_piece_that_inflates_too_far_is_not_read_and_none_is_written() -> None:
+    state = honest().state
+    verdicts = (Verdict(True),) * 50_000
+    state.writers["ann"] = LastCommit(1, 1, verdicts)
+    assert snapshot.load(snapshot.dump(state)).writers["ann"].verdicts == verdicts
+    packed = zlib.compress(msgspec.msgpack.encode({"ann": state.writers["ann"]}), 9)
+    header = snapshot._header(state)
+    header.inline = {place: memoryview(piece) for place, piece, _ in snapshot._pieces(state)}
+    header.inline["w0000000"] = memoryview(packed)
+    with pytest.raises(CorruptSnapshot):
+        snapshot.load(snapshot.seal(snapshot._MAGIC, snapshot._encode(header)))
 
 
 @pytest.mark.parametrize("field", ["lsn", "chain", "trials", "version", "inline", "names", "draining", "ledger"])
