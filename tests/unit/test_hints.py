@@ -125,7 +125,7 @@ def test_the_search_is_the_studys(words: tuple[str, ...], capsys: pytest.Capture
     for option, word in (("--sampler", "random"), ("--pruner", "none")):
         assert main.run([*words, option, word, *([] if words == ("trial", "ask") else ["--", "true"])]) == 2
         said = capsys.readouterr().err
-        assert f"'{option}' is not an option here, but the study's: hopaas-p2p study set {option} …" in said
+        assert f"'{option}' is not an option here. To set it: hopaas-p2p study set STUDY {option} NAME" in said
 
 
 def test_a_number_may_begin_or_end_with_its_point() -> None:

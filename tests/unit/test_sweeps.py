@@ -167,7 +167,7 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     cli(*words, cwd=tmp_path)
 
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
-    assert "hopaas-p2p worker --store store --study g -- python train.py --c=9 '--a={a}' '--b={b}'" in created.stderr
+    assert "hopaas-p2p worker --study g --store store -- python train.py --c=9 '--a={a}' '--b={b}'" in created.stderr
     assert states(study) == ["COMPLETE"] * 6
     points = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
     assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]
