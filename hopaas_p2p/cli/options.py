@@ -186,7 +186,7 @@ class CommandAfterDashes(click.Command):
             if self._needs_command and "--" not in args:  # such as: worker python train.py
                 raise missing from None
             if args and args[0][:1] not in ("-", "") and not any(isinstance(p, click.Argument) for p in self.params):
-                raise click.UsageError(f"A study is named by an option: --study {args[0]}", ctx) from None
+                raise click.UsageError(f"Name the study with an option: --study {args[0]}", ctx) from None
             raise error from None
         ctx.params["command"] = tuple(args[at + 1 :])
         if self._needs_command and not ctx.params["command"]:

@@ -69,7 +69,7 @@ def serve_https(
     """
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
-        raise ConfigurationError("--tls-cert and --tls-key must be given together.")
+        raise ConfigurationError("--tls-cert and --tls-key need each other.")
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

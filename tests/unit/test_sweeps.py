@@ -116,7 +116,7 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("method: random\nparameter: {p: {min: 1, max: 2}}", "'parameter' is not a key; did you mean 'parameters'?"),
         ("method: random", "parameters = None: give a mapping"),
         ("method: random\nparameters: {p: {value: 3}}", "none of them varies"),
-        ("method: bayes\nmetric: {name: a, goal: best}\nparameters: {p: {min: 1, max: 2}}", "minimize or maximize"),
+        ("method: bayes\nmetric: {name: a, goal: best}\nparameters: {p: {min: 1, max: 2}}", "from minimize, maximize"),
         ("method: random\nparameters: {p: {min: 1, maxx: 2}}", "'p': 'maxx' is not a key; did you mean 'max'?"),
         ("method: random\nparameters: {p: {min: 1}}", "'p', max = None: give a number"),
         ("method: random\nparameters: {p: {min: 3, max: 2}}", "'p': min = 3 to max = 2"),
