@@ -190,6 +190,6 @@ def check_spendable(
     lacks = {"gpu_hours": "no GPU was found", "kwh": "no energy counter was found", "euro": "no price applies"}
     raise ConfigurationError(
         f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here, because "
-        f"{' and '.join(lacks[name] for name in named)}. Say what it uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), or set "
-        f"another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
+        f"{' and '.join(lacks[name] for name in named)}. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), "
+        f"or set another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
     )
