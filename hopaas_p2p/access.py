@@ -164,7 +164,7 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
     """
     if not _USER.fullmatch(name):
         raise InvalidInput(
-            f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with a letter or a digit"
+            f"{name!r} cannot be a user: use 1 to 45 letters, digits, '-' and '_', beginning with a letter or digit"
         )
     if (listed := _listed(url)) is not None:
         listed.change(
@@ -209,7 +209,7 @@ def guest(url: str, study: str, role: str) -> str:
         add_user(url, name, guest_of=study)
     elif found[0][0] != study:
         cure = f"hopaas-p2p admin user rm {shlex.quote(name)}"
-        raise InvalidInput(f"{name!r} is not this study's guest; remove it first: {cure}")
+        raise InvalidInput(f"the user {name!r} exists, but is not this study's guest. To remove that user: {cure}")
     return name
 
 
@@ -269,10 +269,9 @@ def _remove(roles: list[str], url: str, forget: Callable[[Any], None]) -> None:
     removal.shut_out(url, roles, forget)
     if left := removal.clear_away(url, roles):
         raise ConfigurationError(
-            f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
-            f"holds their objects: {'; '.join(left)}. To remove them, run as a superuser in the "
-            f"database named above: "
-            "DROP OWNED BY the role, then DROP ROLE"
+            f"{', '.join(roles)} can no longer log in and have no rights in this store, but could not be removed from "
+            f"the server: {'; '.join(left)}. To remove a role, run as a superuser in the database named above: "
+            "DROP OWNED BY role; DROP ROLE role"
         )
 
 

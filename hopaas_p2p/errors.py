@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Final, Self
 
 ASK_FOR_ANOTHER: Final = (
-    "Ask an administrator of the store for a new one (hopaas-p2p admin token create), and name its file in "
-    "HOPAAS_TOKEN_FILE"
+    "Ask an administrator of the store for a new one (hopaas-p2p admin token create USER), and set "
+    "HOPAAS_TOKEN_FILE to its file"
 )
 """The advice about a token that is not valid."""
 
@@ -76,7 +76,7 @@ class ConfigurationError(HopaasError):
 
 
 class NewerFormat(ConfigurationError):
-    """This store was written by a newer hopaas_p2p; upgrade this installation, from where it was installed."""
+    """This store was written by a newer hopaas_p2p; upgrade hopaas_p2p on this machine."""
 
 
 class StoreCorrupt(HopaasError):
@@ -86,7 +86,7 @@ class StoreCorrupt(HopaasError):
 
 
 class BrokenChain(StoreCorrupt):
-    """This log has two histories: other commits than this process has read. It writes there no more; run doctor."""
+    """This log has other commits than this process has read; the process stops writing. Run: hopaas-p2p doctor URL."""
 
 
 class StoreUnreachable(HopaasError):
@@ -247,7 +247,7 @@ class explained:  # noqa: N801  # as `waits_for`
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
         if isinstance(error, OSError | UnicodeDecodeError):  # whose message would show a part of the text
-            why = error.strerror or error if isinstance(error, OSError) else "it is not text"
+            why = error.strerror or error if isinstance(error, OSError) else "it is not UTF-8 text"
             raise self._kind(f"{self._what}: {why}{self._cure}") from None
 
 

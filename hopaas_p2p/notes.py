@@ -55,7 +55,7 @@ def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
 
     """
     if len(text) > _MAX_NOTE:
-        raise InvalidInput(f"a note of {len(text):,} characters; at most {_MAX_NOTE:,}")
+        raise InvalidInput(f"a note has at most {_MAX_NOTE:,} characters, got {len(text):,}")
     attributes = _attributes(study)
     prefix = _prefix(_trial_id(study, number))
     version = attributes.get(f"{prefix}note_ver", 0)

@@ -38,7 +38,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         url = os.fsdecode(url)
         os.fsencode(url)
     except (TypeError, UnicodeError):
-        raise ConfigurationError(f"a store is named by a path or a URL, not {url!r}") from None
+        raise ConfigurationError(f"a store must be a path or a URL, got {url!r}") from None
     if not url or "\0" in url:
         raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
     scheme = _scheme(url)
@@ -79,7 +79,7 @@ def open_beside(url: str, *, create: bool = True) -> Store:
     """
     store = open_store(url, create=create)
     if store.url.startswith(("https:", "folder:")):
-        raise ConfigurationError(f"{store.url} is a store that is served; this needs direct access to the store itself")
+        raise ConfigurationError(f"{store.url} leads to a store through a server; use the URL of the store itself")
     return store
 
 

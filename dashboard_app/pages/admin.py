@@ -72,7 +72,8 @@ def _people(page: PageContext) -> None:
 def _own_tokens(page: PageContext) -> None:
     """The tokens of the person who has signed in, as the store's user of the same name."""
     if not page.options.actions or time.time() >= page.until:
-        theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
+        cure = "Sign in again" if page.options.actions else "Start the dashboard with --allow-actions"
+        theme.nothing(f"{cure} to manage your own tokens.")
     elif all(one.name != page.person for one in access.users(page.cache.url)):
         theme.nothing(
             f"This store has no user {theme.plain(page.person)}. Ask an administrator to add you, and to give you "

@@ -36,7 +36,7 @@ def show(page: PageContext) -> None:
     """The page."""
     page.title("Steer")
     if not page.options.actions:
-        theme.nothing("This monitor is read-only. Start it with: hopaas-p2p dashboard --allow-actions")
+        theme.nothing("This dashboard is read-only. Start it with: hopaas-p2p dashboard --allow-actions")
         return
     if not page.may_act:
         theme.nothing("You may look at this study but not change it. Ask one of its owners for the role worker.")

@@ -105,7 +105,7 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
         if who:
             theme.caption(f"Parameters from: {who}")
     with right:
-        empty = "No reports yet." if trial.state in _UNFINISHED else "It ended without reports."
+        empty = "No reports yet." if trial.state in _UNFINISHED else "The trial ended without reports."
         draw(drawings.curve(state, frame.columns, number_), key="curve", empty=empty)
     _metrics(frame, trial, best)
     _pairs("Attributes", ("attribute", "value"), dict(list(trial.user.items())[:200]))
@@ -179,7 +179,7 @@ def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
         peer = Html(f'<span title="{safe(one.owner)}">{safe(one.owner[:8])}</span>')
         rows.append([str(one.epoch), peer, *place(frame.state, one.owner), _when(one.start), took, how])
     headers = ["epoch", "peer", "site", "node", "from", "for", "how it ended"]
-    theme.table(headers, rows, label="Owners", titled=True, empty="No peer has run it.")
+    theme.table(headers, rows, label="Owners", titled=True, empty="No peer has run this trial.")
 
 
 def _pairs(title: str, headers: tuple[str, str], pairs: Mapping[str, object], *, empty: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Final
 
 import click
@@ -37,7 +38,8 @@ def init(session: CliSession, url: str | None) -> None:
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     before = access.initialise(chosen)
-    what = "is up to date" if before else "is ready; next, hopaas-p2p admin user add, and admin token create"
+    cure = f"hopaas-p2p admin user add NAME --store {shlex.quote(redacted(chosen))}"
+    what = "is up to date" if before else f"is ready. Next: {cure}"
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
 
 
@@ -52,7 +54,8 @@ def user() -> None:
 def user_add(session: CliSession, username: str, administrator: bool) -> None:
     """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, administrator=administrator)
-    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p admin token create {username}")
+    cure = session.again(f"admin token create {username}")
+    session.done({"user": username}, f"{username} may use this store. Next: {cure}")
 
 
 @user.command("list", study="none")
@@ -79,7 +82,7 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which it is valid.")
 @click.option("--label", help="A note, such as where it is used.")
-@click.option("--connections", type=int, help="The most processes at once. [default: a quarter of the server's]")
+@click.option("--connections", type=int, help="Maximum processes at once. [default: a quarter of the server's]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 
@@ -142,7 +145,7 @@ def unlock(session: CliSession, study_name: str | None) -> None:
     To keep the user from doing the same again, revoke the grant or the token.
     """
     ended = [{"login": login, "seconds": seconds} for login, seconds in access.unlock(session.store_url, study_name)]
-    session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="Nothing to end.")
+    session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="No session to end.")
 
 
 @command(study="none")

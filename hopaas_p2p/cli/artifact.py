@@ -14,7 +14,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
 from hopaas_p2p.runtime.ownership import named_folder
 
-_trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial of the files.")
+_trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial that the files belong to.")
 
 
 @click.group(cls=Group)

@@ -67,8 +67,8 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     for one in accesses:
         roles.apply(one.lsn, one.payload, one.stamp.author)
     if roles.tokens and not url.startswith("postgresql"):
-        whose = f"hopaas-p2p admin token list --store {shlex.quote(url)}"
-        output.say(f"Note: a server of this store accepts {output.count(len(roles.tokens), 'restored token')}: {whose}")
+        whose = f"To list them: hopaas-p2p admin token list --store {shlex.quote(url)}"
+        output.say(f"Note: a server of this store accepts {output.count(len(roles.tokens), 'restored token')}. {whose}")
     counts = {"studies": len(manifest.studies), "trials": sum(one.trials for one in manifest.studies)}
     trials, files = output.count(counts["trials"], "trial"), output.count(manifest.files, "file")
     what = f"{_studies(counts['studies'])} with {trials} and {files}"

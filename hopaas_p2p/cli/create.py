@@ -14,7 +14,6 @@ from hopaas_p2p.core.attributes import METRIC_NAMES, REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.sweeps import StudyDescription, read
-from hopaas_p2p.open import redacted
 from hopaas_p2p.search.registry import PRUNERS, SAMPLERS, build
 from hopaas_p2p.spec import budget, space
 from hopaas_p2p.spec import fidelity as pauses
@@ -54,7 +53,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=click.Path(path_type=Path), metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="The most starts of a trial whose peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="Maximum starts of a trial if its peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
@@ -73,7 +72,7 @@ def create(
 ) -> None:
     """Create a study, and its store if the store is a directory.
 
-    Options take precedence over the file. By default, there is one objective, which is minimized; all peers use the
+    Options take precedence over a sweep. By default, there is one objective, which is minimized; all peers use the
     sampler for many peers and the median pruner, and proposals that have been tried before are avoided. --learn-from
     starts from the results of a study in this store, of its newest ones (auto), or from a file of `export --prior`.
 
@@ -103,10 +102,10 @@ def create(
     notes: list[str] = []
     if not there:
         _write_extras(made, described)
-        notes += [f"{one}." for one in made.learned] or _to_learn_from(made)
+        notes += [f"{one}." for one in made.learned] or _to_learn_from(session, made)
     if described.command:  # in a form that works in this directory
-        where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
-        notes.append(f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {described.command}")
+        worker = session.again(f"worker --study {shlex.quote(name)}")
+        notes.append(f"To start the jobs: {worker} -- {described.command}")
     data = {"name": made.name, "store": storage.url, "notes": notes}
     verb = "The study already exists:" if there else "Created study"
     session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}.", *notes]))
@@ -124,7 +123,7 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
     return [one if one in names or not Path(one).exists() else Prior.from_file(one) for one in given]
 
 
-def _to_learn_from(made: Study) -> list[str]:
+def _to_learn_from(session: CliSession, made: Study) -> list[str]:
     """A line with the studies that this one could learn from, and the command for it.
 
     Empty in a bucket, where looking at each study costs several requests.
@@ -136,8 +135,8 @@ def _to_learn_from(made: Study) -> list[str]:
         return []
     space = {name: to_record(one) for name, one in made.space.items()}
     found = ", ".join(one.name for one in auto(made.storage, space, made.name))
-    command = f"hopaas-p2p study set {shlex.quote(made.name)} --learn-from auto"
-    return [f"It can learn from {found}: {command}"] if found else []
+    command = session.again(f"study set {shlex.quote(made.name)} --learn-from auto")
+    return [f"It can learn from {found}. To do so: {command}"] if found else []
 
 
 @command("set", study="argument")

@@ -50,7 +50,7 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     if auth != "none" and store.lower().startswith("https:"):
         raise ConfigurationError(
             f"{redacted(store)}: a server does not reveal users' grants, so anyone who signs in could see all studies. "
-            "With --auth, name the store itself"
+            "With --auth, use the URL of the store that it serves"
         )
     session.settings.publish()
     from dashboard_app.options import DashboardOptions

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
 
 _MOST_LISTED: Final = 100_000  # lsns in JSON
+_NO_LIST: Final = "The list of studies is damaged. Copy one: hopaas-p2p doctor STORE --rescue --study NAME --to NEW"
 
 
 @command(study="option")
@@ -90,7 +91,8 @@ def _spooled(store: Store) -> Iterator[Finding]:
         for uuid, name in rescue.names_of(store)[0].items() if any(spool.histories()) else ():
             kept = rescue.damage(store, uuid) if any(spool.histories(uuid)) else None
             if kept is not None:
-                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
+                where = f"{shlex.quote(store.url)} --rescue --study {shlex.quote(name)}"
+                cure = f"copy the log and these commits into a new study: hopaas-p2p doctor {where}"
                 yield Finding(f"study {name}, spool", kept, passed=False, cure=cure)
 
 
@@ -109,17 +111,17 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         reasons = {uuid: rescue.damage(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
-            output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
+            output.say("No study is damaged." if whole else _NO_LIST)
             session.show([], lambda: None)
             return 0
         if new_name is not None and len(damaged) > 1:
             raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; choose one: --study NAME")
         if not whole and to is None:
-            raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
+            raise ConfigurationError("the list of studies is damaged, so copy into another store: add --to STORE")
         target = opened.enter_context(contextlib.closing(open_storage(to or place)))
         within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         for uuid, name in damaged.items():
-            output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
+            output.say(f"{name}: {reasons[uuid] or 'no damage was found'}")
             try:
                 handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else set[str]()
             except Denied as error:
@@ -149,11 +151,11 @@ def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str
         yield f"{output.count(len(handed_over), 'replica')} received from live peers"
     yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"
     if found.covered:
-        yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}: nothing in them is lost"
+        yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}, so nothing in them is lost"
     if found.lost:
         yield (
-            f"lost: {rescue.in_words(found.lost)}. {output.count(len(found.uncertain), 'trial')} after them are "
-            f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
+            f"lost: {rescue.in_words(found.lost)}. The attribute {rescue.MARK!r} marks "
+            f"{output.count(len(found.uncertain), 'trial')} after them, {len(found.unknown)} of them without parameters"
         )
     if found.histories > 1:
         yield f"merged from {found.histories} histories of the log"

@@ -37,10 +37,10 @@ def invite(session: CliSession, **given: Any) -> None:
     data = {"study": said.study, "store": said.store, "token": made.token_name or None, "expires": expires}
     session.show({"invitation": secret, **data}, lambda: output.print_lines([secret]))
     if made.token_name:
-        end = f"hopaas-p2p admin token revoke {made.token_name}"
+        end = session.again(f"admin token revoke {made.token_name}")
         about = f"It is a secret, shown this once: send it as you would a password. To revoke it: {end}"
     else:
         about = f"It contains no secret: guests need their own access to {said.store}."
     output.say(f"An invitation to {said.study}, valid until {output.utc_time(expires)}. {about}")
     if said.store.startswith("postgresql") and PostgresAddress(said.store).local:
-        output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")
+        output.say(f"Note: {said.store} can be reached only from this machine; to invite others, use --via URL")

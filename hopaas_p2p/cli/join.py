@@ -69,7 +69,7 @@ def join(
     if leave is not None:
         leave = before[0] if not leave and len(before) == 1 else leave
         if leave not in before:
-            why = f"{leave!r} is not joined here" if leave else "name the study to leave"
+            why = f"{leave!r} is not joined here" if leave else "name the study to leave: --leave NAME"
             raise InvalidInput(f"{why}; joined: {', '.join(before) or 'none'}")
         memberships.forget(leave)
         output.say(f"Left {leave!r}: its files here are removed; the store is unchanged.")
@@ -121,9 +121,9 @@ def _membership(file: str | None, *, site: str) -> Membership:
     known = joined_names()
     named = os.environ.get(variable("joined")) or (known[0] if len(known) == 1 else None)
     if named is None and known:
-        raise InvalidInput(f"several studies are joined here; choose one: HOPAAS_JOINED={'|'.join(known)}")
+        raise InvalidInput(f"several studies are joined here; set HOPAAS_JOINED to one of: {', '.join(known)}")
     if named is None:
-        raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
+        raise InvalidInput("no study is joined here yet. To join one: hopaas-p2p join FILE -- COMMAND")
     return memberships.load(named)
 
 

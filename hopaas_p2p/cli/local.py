@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="How long clients may be silent.")
+_silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="Seconds a client may be silent.")
 
 
 @command(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
-@click.option("--key-file", metavar="FILE", help="[default: local.key in ~/.local/state/hopaas-p2p]")
+@click.option("--key-file", metavar="FILE", help="The key. [default: local.key in ~/.local/state/hopaas-p2p]")
 @_silence
 def local(session: CliSession, listen: str, key_file: str | None, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
@@ -90,7 +90,7 @@ def _loopback(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if host not in _LOOPBACK or not port.isdigit():
-        raise ConfigurationError(f"{listen}: give a port on loopback, as in 127.0.0.1:8321")
+        raise ConfigurationError(f"--listen {listen}: use a port on loopback, such as 127.0.0.1:8321")
     return host, int(port)
 
 

@@ -27,7 +27,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Studies": {
         "study": (f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
-        "trial": (f"{_CLI}.trial:trial", "Run a trial step by step; list, show, queue and stop trials; files."),
+        "trial": (f"{_CLI}.trial:trial", "Run a trial step by step; list, show, queue and stop trials; manage files."),
         "peers": (f"{_CLI}.peers:peers", "List the peers of a study; ask some to take no more trials."),
         "invite": (f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
     },
@@ -39,7 +39,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Stores": {
         "doctor": (f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
         "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part through this one."),
-        "admin": (f"{_CLI}.admin:admin", "Prepare, back up, clean a store; users, tokens, grants; the spool."),
+        "admin": (f"{_CLI}.admin:admin", "Prepare, back up and clean a store; manage users, grants and the spool."),
     },
     "Settings": {
         "config": (f"{_CLI}.config:config", "Show the settings, and where each comes from."),
@@ -121,7 +121,7 @@ def _explain(error: BaseException) -> int:
     """Print one line about the error; returns its exit code."""
     from hopaas_p2p.errors import HopaasError
 
-    code, message = 1, f"{type(error).__name__}: {error}. More with --debug."
+    code, message = 1, f"{type(error).__name__}: {error}. For a traceback, add --debug."
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
@@ -134,9 +134,9 @@ def _explain(error: BaseException) -> int:
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, Group):
             message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
         elif isinstance(error, click.NoSuchOption) and (option := error.option_name) in ("--sampler", "--pruner"):
-            message = f"{option!r} is not an option here, but the study's: hopaas-p2p study set {option} …"
+            message = f"{option!r} is not an option here. To set it: hopaas-p2p study set STUDY {option} NAME"
         elif isinstance(error, click.NoSuchOption) and option in ("--store", "-s"):
-            message = f"'--store' is not an option here: {error.ctx.get_usage() if error.ctx else ''}"
+            message = f"'--store' is not an option here. {error.ctx.get_usage() if error.ctx else ''}"
         if isinstance(error, click.UsageError) and error.ctx is not None:
             message += f" (see: {error.ctx.command_path} --help)"
     elif isinstance(error, HopaasError):

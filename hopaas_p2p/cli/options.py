@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.runtime.settings import Settings, variable
 from hopaas_p2p.spec import space
 
@@ -30,7 +32,7 @@ EXISTING: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 space_option = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
-role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="The role, which sets rights.")
+role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What its holder may do.")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -74,9 +76,14 @@ class CliSession:
     def _required(self, name: str, option: str) -> str:
         value: str | None = self.settings.get(name, self.given[name])
         if not value:
-            cure = f"Use {option}, or set {variable(name)}, or {name} in hopaas.toml."
+            cure = f"Use {option}, or set {variable(name)}, or set {name} in hopaas.toml."
             raise ConfigurationError(f"No {name} given. {cure}")
         return value
+
+    def again(self, words: str) -> str:
+        """A command line for the same store: with --store, if this command was given it."""
+        store = self.given["store"]
+        return f"hopaas-p2p {words}" + (f" --store {shlex.quote(redacted(store))}" if store else "")
 
     def storage(self, *, create: bool = False, **options: Any) -> Storage:
         """The store, opened on first use and closed when the command ends."""
@@ -179,7 +186,7 @@ class CommandAfterDashes(click.Command):
             if self._needs_command and "--" not in args:  # such as: worker python train.py
                 raise missing from None
             if args and args[0][:1] not in ("-", "") and not any(isinstance(p, click.Argument) for p in self.params):
-                raise click.UsageError(f"A study is named by an option: --study {args[0]}", ctx) from None
+                raise click.UsageError(f"Name the study with an option: --study {args[0]}", ctx) from None
             raise error from None
         ctx.params["command"] = tuple(args[at + 1 :])
         if self._needs_command and not ctx.params["command"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Final
 
@@ -55,7 +56,8 @@ def list_(session: CliSession, show_all: bool) -> None:
         "LAST SEEN": lambda row: output.ago(row["last_seen"]),
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    nobody, all_of_them = "No peer has taken part yet.", "To list all that took part: hopaas-p2p peers list --all"
+    command = session.again(f"peers list --all {shlex.quote(study.name)}")
+    nobody, all_of_them = "No peer has taken part yet.", f"To list all that took part: {command}"
     empty = nobody if show_all or not state.peers else f"No peer runs a trial now. {all_of_them}"
     session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
@@ -70,13 +72,14 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     Name a peer as `peers list` shows it; the first letters are enough.
     """
     if not names and not sites:
-        raise click.UsageError("No peer is named. Name one that `hopaas-p2p peers list` shows, or a site with --site.")
+        raise click.UsageError("Name a peer that `hopaas-p2p peers list` shows, or a site with --site.")
     study = session.study()
     found = []
     for name in names:
         matches = [peer for peer in study.state.peers if peer.startswith(name)]
         if len(matches) != 1 and name not in matches:
-            raise HopaasError(f"no peer, or more than one, matches {name!r}; see: hopaas-p2p peers list --all")
+            found_ = "several peers match" if matches else "no peer matches"
+            raise HopaasError(f"{found_} {name!r}; see: {session.again(f'peers list --all {shlex.quote(study.name)}')}")
         found.append(name if name in matches else matches[0])
     for peer in found:
         study.drain(peer=peer, off=off)

@@ -42,7 +42,7 @@ def serve() -> None:
 @click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
 @click.option("--tls-cert", type=FILE, help="The certificate with its chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM. Both files are read again when they change.")
-@click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve only proxies there, which terminate TLS.")
+@click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve only TLS proxies in this network.")
 @click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
 @click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
 @click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of connections per token.")
@@ -69,7 +69,7 @@ def serve_https(
     """
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
-        raise ConfigurationError("--tls-cert and --tls-key must be given together.")
+        raise ConfigurationError("--tls-cert and --tls-key need each other.")
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -112,7 +112,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
         service = Service(lambda _: open_store(target, create=target.lower().startswith("s3:")))  # no directory
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
-            raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")
+            raise ConfigurationError(f"{served.url} cannot be served through a folder; use a directory or another URL")
         box, ending = Box.make(folder, served.url), _ending()
         made = FolderServer(box, service, pace=served.freshness)
         session.done({"folder": box.url, "store": served.url}, f"Serving {served.url} through {box.url}")

@@ -118,7 +118,7 @@ def send(session: CliSession, source: Path | None) -> int:
         did = f"Sent {output.count(len(sent), 'file')}" + (f"; could not send {len(stay)}" if stay else "")
         output.say(f"{did}." if sent or stay else "No results are waiting to be sent.")
         if kept:
-            output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
+            output.say(f"Kept commits of {output.count(kept, 'peer')}. To use them: hopaas-p2p doctor STORE --rescue")
         for one in (*uncounted, *stay):
             output.say(f"{one['file']}: {one['why']}")
 

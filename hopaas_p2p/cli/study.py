@@ -39,7 +39,7 @@ _ROWS: Final = 12
 def study() -> None:
     """Create, list, show, control, export, import and copy studies.
 
-    The study is named by an argument, by --study, or by HOPAAS_STUDY.
+    Name the study as an argument, with --study, or with HOPAAS_STUDY.
     """
 
 
@@ -58,9 +58,8 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     from hopaas_p2p.study import open_study
 
     storage = session.storage()
-    none = (
-        f"No study matches {pattern!r}." if pattern else "No studies yet. To create one: hopaas-p2p study create NAME"
-    )
+    cure = session.again("study create NAME")
+    none = f"No study matches {pattern!r}." if pattern else f"No studies yet. To create one: {cure}"
     listings = [one for one in storage.listings() if pattern is None or fnmatch.fnmatchcase(one.name, pattern)]
     if names:
         session.show_table([{"name": one.name} for one in listings], {"STUDY": "name"}, empty=none)
@@ -95,7 +94,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
 
 
 @study.command(study="argument")
-@click.option("--trial", type=int, metavar="N", help="The trial that it led to. [default: the best]")
+@click.option("--trial", type=int, metavar="N", help="The trial whose schedule to show. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
     """Show the parameters that led to a trial, step by step, including those of the members that it copied from.
 
@@ -221,7 +220,7 @@ def resume(session: CliSession) -> None:
     budget_now = "no budget" if state.budget is None else used
     said = f": {word}, {budget_now}."
     if word == "done":
-        cure = f"To run more trials, change it: hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"
+        cure = f"To run more trials: {session.again(f'study set {shlex.quote(resumed.name)} --budget LIMITS')}"
         said = f", but its budget is used up: {state.ledger.reached or budget_now}. {cure}"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
 

@@ -88,7 +88,7 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
     settings = session.settings
     if settings.get("token") and not settings.get("token_file"):
         cure = "Write it into a file of mode 600 that the nodes can read, and set HOPAAS_TOKEN_FILE to its path"
-        raise ConfigurationError(f"others can read jobs, so none may hold the token in HOPAAS_TOKEN. {cure}")
+        raise ConfigurationError(f"others can read a job, so it must not contain the token in HOPAAS_TOKEN. {cure}")
     told = _passed_on()
     for name in _TOLD:
         value = given.get(name) or settings.get(name)
@@ -96,7 +96,7 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
             continue
         if credentials.is_secret(variable(name), value):
             why = f"{name} = {redacted(value)}: a job must not contain a password"
-            raise ConfigurationError(f"{why}. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE")
+            raise ConfigurationError(f"{why}. Put it into a file, and set HOPAAS_TOKEN_FILE or PGPASSFILE to its path")
         told[variable(name)] = str(Path(value).expanduser().absolute()) if name.endswith("_file") else str(value)
     return told
 
@@ -185,7 +185,7 @@ def _submit(
             made = _run(["kubectl", "create", "secret", "generic", job.name, *keys, "--dry-run=client", "-o", "yaml"])
             _run(["kubectl", "apply", "-f", "-"], text=made)
         submitted = _run(batch.SUBMISSION[system], *given["passed"], text=files[last], by_hand=by_hand).strip()
-        output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
+        output.say(f"submitted: {submitted}. To watch the study: {session.again(f'watch {shlex.quote(job.study)}')}")
     data = {"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted}
     session.show(data, lambda: None)
 
@@ -226,13 +226,13 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
 
 def _run(words: Sequence[str], *passed: str, text: str = "", by_hand: str = "") -> str:
     """Run a batch-system command, which reads this text and may copy its environment to jobs. Returns its output."""
-    by_hand = by_hand or shlex.join(words)
+    by_hand = f"; or submit the script by hand: {by_hand}" if by_hand else ""
     if shutil.which(words[0]) is None:
         why = f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node"
-        raise ConfigurationError(f"{why}; or submit the script by hand: {by_hand}")
+        raise ConfigurationError(f"{why}{by_hand}")
     env = credentials.environment(*passed)
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
-        raise ConfigurationError(f"{words[0]} refused it: {why}. The script is kept; submit it with: {by_hand}")
+        raise ConfigurationError(f"{words[0]} failed: {why}. Fix this and run the command again{by_hand}")
     return done.stdout

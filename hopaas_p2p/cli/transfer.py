@@ -102,7 +102,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
                 if not follow or not error.retry:
                     raise
                 if not away:
-                    output.say(f"{error}. Trying again every {_INTERVAL:.0f} s.")
+                    output.say(f"{str(error).rstrip('.')}. Trying again every {_INTERVAL:.0f} s.")
                 away = True
             else:
                 if away:
@@ -120,7 +120,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
 @command("import", study="argument")
 @click.option("--from", "source", metavar="PATH_OR_URL", help="A file, or an Optuna storage.  [required]")
 @click.option("--source-study", metavar="NAME", help="The study in the source. [default: the only one]")
-@click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
+@click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, whose names are their ids.")
 @space_option
 def import_(
     session: CliSession, source: str | None, source_study: str | None, files: Path | None, specs: tuple[str, ...]
@@ -130,7 +130,7 @@ def import_(
     The file comes from `study export` or `admin backup`, or is CSV if the study exists. Trials imported from the same
     study before are not added again, except from CSV. RUNNING trials become WAITING, and are run by the next peer that
     asks. Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from
-    its trials; use --space to give another one.
+    its trials; use --space to set another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study
@@ -139,7 +139,7 @@ def import_(
     if source is None:
         given = session.given["study"]
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
-        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}")
+        raise InvalidInput(f"No source given. Use: {session.again(f'study import --from {shlex.quote(read)}')}")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, source_study=source_study, files=files)
     if space:
@@ -200,8 +200,8 @@ def copy(
         there, here = (opened.enter_context(contextlib.closing(CliSession(store=url))) for url in (source, target))
         names = [chosen] if chosen else [one.study_name for one in there.storage().get_all_studies()]
         if not everything and len(names) != 1:
-            known = ", ".join(names[:20]) or "-"
-            raise NoSuchStudy(f"FROM has {len(names)} studies. Use --all, or --study with one of: {known}")
+            cure = f"Use --all, or --study with one of: {', '.join(names[:20])}" if names else "Check its path or URL."
+            raise NoSuchStudy(f"FROM has {len(names)} studies. {cure}")
         for study in [open_study(there.storage(), name, create=False) for name in names]:
             to = here.storage(create=True)
             result = copy_study(study, to, name=new_name, unfinished=unfinished, with_files=not no_files)

@@ -33,9 +33,9 @@ _HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "T
 
 @click.group(cls=Group)
 def trial() -> None:
-    """Run a trial step by step, from `ask` to `tell`; list, show, enqueue, requeue, annotate and stop trials; files.
+    """Run a trial step by step, from ask to tell; list, show, enqueue, requeue, annotate and stop trials; manage files.
 
-    The study is named by --study or by HOPAAS_STUDY; `trial ask` and `trial list` also take it as an argument.
+    Name the study with --study or HOPAAS_STUDY; `trial ask` and `trial list` also take it as an argument.
     """
 
 
@@ -49,7 +49,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
     "--sort",
     metavar="|".join((*_ORDERS, "OBJECTIVE")),
     default="number",
-    help="The order; by value or by an objective (value.NAME if its name is another order), the best first.",
+    help="The order. By objective, the best come first; use value.NAME if the name is also another order.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
 @click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
@@ -212,7 +212,7 @@ def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     retries = [study.requeue(number) for number in numbers]
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
-            output.say(f"Trial {number} was taken from its peer; it has no attempts left.")
+            output.say(f"Trial {number} was taken from its peer, but not queued: it has no attempts left.")
     _show_queued(session, retries)
 
 

@@ -112,7 +112,7 @@ def _asking(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to the output of `trial ask`.")
+        raise InvalidInput("No ticket given. Use --ticket, or set HOPAAS_TICKET to the output of `trial ask`.")
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # also accepts the whole output of `ask`
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
@@ -135,7 +135,7 @@ def _number(text: str) -> float:
 @_verb
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
-@click.option("--should-prune", "also_prune", is_flag=True, help="Then exit like should-prune.")
+@click.option("--should-prune", "also_prune", is_flag=True, help="Also exit like should-prune.")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
     """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
     reported = _number(value)
@@ -233,7 +233,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
 
 
 @_verb
-@click.option("--reason", help="Why.")
+@click.option("--reason", help="Why the trial is released.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
     """Release the ticket's trial: another peer runs it again, with the same parameters."""
     with _asking(session, ticket) as ask_trial:

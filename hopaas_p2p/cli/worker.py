@@ -23,7 +23,7 @@ worker_options = together(
     click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
     click.option("--grace", default="300", metavar="S", help="Seconds to save work after a signal."),
     click.option("--site", help="The name of this site. [default: HOPAAS_SITE, cluster or domain]"),
-    click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of yours for the output."),
+    click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of your own for output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
     click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential for the command. Repeat."),
 )

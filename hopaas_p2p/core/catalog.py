@@ -120,7 +120,7 @@ def mixes_alphabets(name: str) -> bool:
 def flaw(name: str) -> str | None:
     """What is wrong with a name, or None."""
     if len(name) > MAX_NAME:
-        return f"a study name of {len(name)} characters; at most {MAX_NAME}"
+        return f"a study name has at most {MAX_NAME} characters, got {len(name)}"
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         return f"the study name {name!r} holds control characters; use printable ones"
     if name in (".", "..") or "/" in name or "\\" in name:

@@ -262,7 +262,7 @@ def existing_file(source: str | Path, what: str, purpose: str = "") -> Path:
     except TypeError:
         raise InvalidInput(f"{what}, got {shown(source)}") from None
     if not path.is_file():
-        raise InvalidInput(f"there is no file {path}{purpose}; pack a directory into one file first")
+        raise InvalidInput(f"there is no file {path}{purpose}{'; pack it into one file first' * path.is_dir()}")
     return path
 
 

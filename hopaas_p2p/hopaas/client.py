@@ -113,6 +113,6 @@ def _usable(server: str) -> str:
         return instead
     told = f"{redacted(server)} is a Hopaas server, and hopaas_p2p needs a store"
     raise HopaasServerError(
-        f"{told if server else 'no store is given'}. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs "
+        f"{told if server else 'no store is set'}. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs "
         "reach, or a URL"
     )

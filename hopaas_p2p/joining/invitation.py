@@ -83,7 +83,7 @@ class Invitation(msgspec.Struct, frozen=True):
         if time.time() > self.expires:
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(
-                f"this invitation to {self.study!r} was valid until {day}. Ask for another: "
+                f"this invitation to {self.study!r} was valid until {day}. Ask its sender for another: "
                 f"hopaas-p2p invite {shlex.quote(self.study)}"
             )
         if not names_servers(self.store):

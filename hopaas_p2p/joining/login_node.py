@@ -70,7 +70,7 @@ def start(
             process.kill()
             said = log.read_text(errors="replace").strip()
             why = said.splitlines()[-1] if said else f"see {log}"
-            raise ConfigurationError(f"it did not start on this node: {why}")
+            raise ConfigurationError(f"the server for jobs did not start on this node: {why}")
         time.sleep(0.1)
     pid.write_text(f"{process.pid}\n")
     return process.pid, log

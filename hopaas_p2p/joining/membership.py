@@ -117,7 +117,7 @@ def _free_name(invitation: Invitation) -> str:
         known = load(name) if name in joined_names() else None
         if known is None or (known.store, known.study) == (invitation.store, invitation.study):
             return name
-    raise ConfigurationError(f"{joined_folder()} has too many studies of this name; see: hopaas-p2p join --leave")
+    raise ConfigurationError("too many studies of this name are joined here; leave one: hopaas-p2p join --leave NAME")
 
 
 def keep(membership: Membership) -> Membership:

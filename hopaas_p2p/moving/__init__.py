@@ -219,7 +219,7 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
             if name is None or name not in storage.study_names():
                 raise InvalidInput(
                     "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
-                    f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
+                    f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize (or maximize)"
                 )
             state = storage.state(storage.get_study_id_from_name(name))
             define = definition_of(state, name)

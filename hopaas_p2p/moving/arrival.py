@@ -154,8 +154,8 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
         return storage.define_study(msgspec.structs.replace(source.define, name=name, policy=policy))
     except DuplicatedStudyError:
         raise StudyExists(
-            f"the study {name!r} has just been created by someone else, perhaps by the same command; wait for its end, "
-            "and repeat your call"
+            f"the study {name!r} has just been created by another process, perhaps by the same command; wait until "
+            "that has ended, and try again"
         ) from None
 
 
@@ -168,7 +168,8 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
-            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
+            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished} "
+            f"--store {shlex.quote(storage.url)}"
         )
 
 

@@ -86,7 +86,7 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
                 files.put(key, path)
                 count += 1
             except (InvalidInput, ConfigurationError) as error:  # for example too large for this store
-                warnings.append(f"the file {one.id}: {error} It was not copied.")
+                warnings.append(f"the file {one.id} was not copied: {error}")
     return _with_ids(source, changed) if changed else source, count, warnings
 
 

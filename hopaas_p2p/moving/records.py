@@ -116,7 +116,8 @@ def one_of(names: list[str], name: str | None, place: str) -> str:
     """
     there = ", ".join(names[:20]) or "none"
     if name is None and len(names) != 1:
-        raise NoSuchStudy(f"{place} holds {len(names)} studies; choose one with --source-study: {there}")
+        cure = f"; choose one with --source-study: {there}" * bool(names)
+        raise NoSuchStudy(f"{place} holds {len(names)} studies{cure}")
     if name is not None and name not in names:
         raise NoSuchStudy(f"{place} has no study {name!r}; it has: {there}")
     return names[0] if name is None else name

@@ -129,7 +129,7 @@ def damage(store: Store, uuid: str) -> str | None:
     found, log = rescue(store, uuid, unsent=False), store.log(uuid)
     if found.damaged:
         count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
-        return f"{count} commits cannot be read, the first is {first}"
+        return f"{count} commits cannot be read; the first is {first}"
     if found.histories > 1:
         return f"it has {found.histories} histories: commits were not written after the ones that precede them"
     if found.disputed:

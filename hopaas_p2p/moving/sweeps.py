@@ -107,7 +107,7 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     check_keys(metric, {"name", "goal", "target"}, "metric")
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
-        raise InvalidInput(f"metric, goal = {goal!r}: minimize or maximize")
+        raise InvalidInput(f"metric, goal = {goal!r}; choose from minimize, maximize")
     entries = dict(_parameters(mapping(content.get("parameters"), "parameters")))
     constants = {name: entry["value"] for name, entry in entries.items() if "value" in entry}
     space = {name: _distribution(f"the parameter {name!r}", entries[name]) for name in entries if name not in constants}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-AGAIN: Final = "fix that, and run the doctor again"
+AGAIN: Final = "fix this, and run doctor again"
 """The cure if the detail already says what to change."""
 _CLOCKS_AGREE: Final = 60.0  # seconds
 
@@ -21,6 +21,6 @@ class Finding(NamedTuple):
 
 def clock(ahead: float) -> Finding:
     """The finding about a store's clock, `ahead` seconds ahead of this machine's; some report only whole seconds."""
-    said = "as ours, to the second" if abs(ahead) < 1.5 else f"{ahead:+.0f} s from ours"
-    cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired: run NTP"
-    return Finding("clock", f"the store's is {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)
+    said = "agrees with ours to the second" if abs(ahead) < 1.5 else f"differs from ours by {ahead:+.0f} s"
+    cure = "run NTP: trials do not depend on it, but times are shown wrongly and certificates may seem expired"
+    return Finding("clock", f"the store's clock {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)

@@ -40,7 +40,7 @@ def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = 
 
         return certifi.where()
     if not Path(path).is_file():
-        raise ConfigurationError(f"there is no file {path} with certificate authorities; see HOPAAS_CA_FILE")
+        raise ConfigurationError(f"there is no file {path} with certificate authorities; check HOPAAS_CA_FILE")
     return path
 
 
@@ -68,7 +68,7 @@ def new_context(path: str, alpn: str = "http/1.1", check_hostname: bool = True) 
         with waits_for(path):
             context = ssl.create_default_context(cafile=path)
     except (ssl.SSLError, OSError):
-        raise ConfigurationError(f"{path} holds no certificate authorities; see HOPAAS_CA_FILE") from None
+        raise ConfigurationError(f"{path} contains no certificate authorities; check HOPAAS_CA_FILE") from None
     context.sslsocket_class = _ConnectedSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = check_hostname

@@ -66,7 +66,7 @@ class SpoolSender:
                 if ends:
                     commits = [*placed, *(Placed(0, None, one) for one in session.pack_for_spool())]
             if not commits or not self._lasts:
-                return None, "it lives in this process only" if commits else ""
+                return None, "the store exists in this process only" if commits else ""
             trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
             path, why = self._write(uuid, log, commits, "unconfirmed" if placed else "unsent", trials)
             if path is not None and placed:
@@ -125,10 +125,10 @@ class SpoolSender:
         path, why = self._write(uuid, log, commits, "history", [])
         what = f"{len(commits)} commits of this process may be missing in the log"
         if path is None:
-            _log.error("%s, and could not be kept: %s", what, why)
+            _log.error("%s, and no copy could be kept: %s", what, why)
         else:
             log.session.acknowledged.clear()
-            _log.warning("%s, and kept in %s", what, path)
+            _log.warning("%s; copies are kept in %s. Run: hopaas-p2p doctor URL", what, path)
 
     def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
@@ -144,7 +144,7 @@ class SpoolSender:
                 ends = session.ends()
                 path, why = self.keep(uuid, log, last=True)
                 if path is not None and path not in before:
-                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p admin spool send", path)
+                    _log.warning("unconfirmed results are kept in %s; to send them: hopaas-p2p admin spool send", path)
                 elif path is None and why and self._lasts:
                     _log.error("the last changes, such as to trials %s, are lost with this process: %s", ends, why)
                 elif path is None:
@@ -225,7 +225,7 @@ class SpoolSender:
             raise KeptForRescue(
                 f"{spooled.name}: of {len(spooled.placed)} commits that the store had acknowledged, the log has lost "
                 f"some, and continued without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
-                "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
+                "because in this log they would mean something else. Run: hopaas-p2p doctor STORE --rescue"
             )
         found = []
         for commit in map(codec.decode, [one.payload for one in sent]):
@@ -234,7 +234,7 @@ class SpoolSender:
                 continue
             if last is None or last.seq < commit.seq:
                 raise Denied(
-                    "a peer of another user ran the trials in it; send it with a token of that user: "
+                    "another user's peer ran these trials; send the results with a token of that user: "
                     "hopaas-p2p admin spool send"
                 )
             ends = [record for record in commit.records if isinstance(record, TrialFinish)]

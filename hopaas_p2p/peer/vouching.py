@@ -37,7 +37,7 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
         if same:
             return
         _log.warning(
-            "the snapshot that %s wrote at commit %d differs from the log, and no peer uses it; run hopaas-p2p doctor",
+            "the snapshot of %s at commit %d differs from the log, and no peer uses it; run hopaas-p2p doctor URL",
             found.author,
             found.lsn,
         )

@@ -85,7 +85,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     if not job.command:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
-        raise InvalidInput(f"--memory {job.memory!r}: write 16G or 500M")
+        raise InvalidInput(f"--memory {job.memory!r}: write a size such as 16G or 500M")
     told = (*job.options, *job.environment, *job.environment.values(), str(job.folder), str(Path.cwd()))
     for word in (*job.more, job.queue, job.account, job.image, *told):
         if not is_one_line(word):

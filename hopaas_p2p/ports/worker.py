@@ -176,9 +176,9 @@ class Worker:
             why = infer_space(study)
             if not study.space:
                 cure = f"hopaas-p2p study set {shlex.quote(study.name)} --space 'lr=float(1e-5,1e-1,log)'"
-                raise InvalidInput(f"the study {study.name!r} has no search space: {why}. Set it: {cure}")
+                raise InvalidInput(f"the study {study.name!r} has no search space: {why}. To set it: {cure}")
             said = ", ".join(f"{name}={spec(one)}" for name, one in study.space.items())
-            self._say(f"the study has no search space; taken from its trials: {said}")
+            self._say(f"the study has no search space; this worker takes it from the trials: {said}")
         commands.check(self.command, study.space)
         program = self.command[0]
         if "{" not in program and shutil.which(program) is None:
@@ -302,7 +302,7 @@ class Worker:
     def _leave(self, error: NoWork | StoreUnreachable) -> int | None:
         """The exit code, unless this worker waits: for its store, or for a trial that may come."""
         if isinstance(error, StoreUnreachable):
-            self._say_each_minute("away", f"{str(error).rstrip('.')}. Waiting for it.")
+            self._say_each_minute("away", f"{str(error).rstrip('.')}. Waiting for the store.")
         elif error.waits and not self._no_wait:
             self._say_each_minute(error.refusal, f"Waiting: {error.reason}. To leave instead: --no-wait")
         elif not (self._stay and error.refusal == "budget" and not finished(self.study.state)):
@@ -518,6 +518,6 @@ class Worker:
         try:
             trial.handle.release(trial.number, reason=why)
         except StoreUnreachable as error:  # its lease will expire, and others take it over
-            self._say(f"trial {trial.number} could not be returned now: {error}")
+            self._say(f"trial {trial.number} could not be returned now; others take it over later: {error}")
             return TrialState.RUNNING.name
         return TrialState.WAITING.name

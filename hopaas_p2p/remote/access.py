@@ -215,7 +215,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
     if log is None:
         return Stamp(user, "worker")
     if log != CATALOG and not is_study(log):
-        raise Denied("only an administrator manages users" if log == LOG else f"{log!r} is not a study's uuid")
+        raise Denied("only an administrator may manage users" if log == LOG else f"{log!r} is not a study's uuid")
     role = role_in(roles, user, log)
     if role is None and not exists and not roles.grants.get(log):
         if roles.guest_of(user):

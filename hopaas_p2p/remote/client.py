@@ -50,7 +50,7 @@ _PIECE: Final = 1 << 18  # bytes
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """The errors of reading and writing when no byte has moved for too long."""
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
-_HINT: Final = ". To find out why: hopaas-p2p doctor"
+_HINT: Final = ". To find out why: hopaas-p2p doctor URL"
 
 _busy_until: Final[dict[ServerAddress, float]] = {}
 """Servers that asked clients to retry later."""
@@ -78,9 +78,9 @@ class RemoteAddress(NamedTuple):
         login, _, hosts = place.rpartition("@")
         path = (slash + path).rstrip("/")
         if scheme.lower() != "https":
-            raise ConfigurationError(f"{scheme}://… is not encrypted: a store is served as https://host/path")
+            raise ConfigurationError(f"{scheme}://… is not encrypted; write https://host/path")
         if ":" in login:
-            raise ConfigurationError("a store's URL holds no password: put the token into HOPAAS_TOKEN_FILE")
+            raise ConfigurationError("the URL must not contain a password; put it into the file of HOPAAS_TOKEN_FILE")
         if not _PATH.fullmatch(path) or ".." in path:
             raise ConfigurationError(f"https://{hosts}/…: the path may hold letters, digits and ._~/-, and no options")
         servers = tuple(ServerAddress.parse(one) for one in hosts.split(",") if one)
@@ -360,7 +360,7 @@ class RemoteLog(Log):
         result, self.flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
-            raise StoreUnreachable("the server's answer leads nowhere")  # otherwise the reader would continue forever
+            raise StoreUnreachable("the server's answer has no new commits")  # otherwise the reader would never end
         return result
 
     snapshot_head = _call("snapshot_head")

@@ -182,7 +182,7 @@ class FolderServer:
             _log.warning("the folder: %s", error)
             await asyncio.sleep(1.0)
         except Exception:  # noqa: BLE001  # the other requests go on
-            _log.exception("a request")
+            _log.exception("a request failed")
             await asyncio.sleep(1.0)
         finally:
             self._tasks.pop(name, None)

@@ -192,7 +192,7 @@ def decode_request(data: bytes) -> StoreRequest:
     if commit is not None and (len(commit.payload) > codec.MAX_BYTES or not codec.intact(commit.payload)):
         raise InvalidInput("these bytes are not a commit")
     if commit is not None and not (_NONCE.fullmatch(commit.nonce) and _ABOUT.fullmatch(commit.about)):
-        raise InvalidInput("a commit is named by its writer and its number")  # some stores could not store others
+        raise InvalidInput("a commit's nonce must be its writer and its number")  # some stores could not store others
     return request
 
 

@@ -88,7 +88,7 @@ def _tiles(state: State, trials: TrialTable) -> Html:
         ("peers", f"{len(owners - {None}):,}", "took part"),
     ]
     if saved.pruned:
-        more = f"of the steps; pruned trials did not run about {shown(round(saved.steps))}, or {saved.time}"
+        more = f"of the steps; pruning saved about {shown(round(saved.steps))} of them, or {saved.time}"
         found.append(("saved by pruning", f"≈ {saved.share:.0%}", more))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:

@@ -183,8 +183,8 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
         return None
     found, *others = chosen or there
     if others:
-        names = "|".join(one.name for one in there)
-        raise ConfigurationError(f"several joined studies are at {servers[0][0]}; choose one: HOPAAS_JOINED={names}")
+        names = ", ".join(one.name for one in there)
+        raise ConfigurationError(f"several joined studies are at {servers[0][0]}; set HOPAAS_JOINED to one of: {names}")
     if not asked <= found.servers:
         raise ConfigurationError(
             f"{found.words} is not at {', '.join(sorted(asked - found.servers))}. If that is your own server, name it "

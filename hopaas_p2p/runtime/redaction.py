@@ -40,5 +40,5 @@ def path_of(url: str) -> Path:
     except ValueError:  # a bracket that does not close
         raise ConfigurationError(f"{redacted(url)!r} cannot be read as a URL") from None
     if parts.netloc not in ("", "localhost"):
-        raise ConfigurationError(f"{redacted(url)!r}: three slashes, as in {parts.scheme}:///shared/campaign")
+        raise ConfigurationError(f"{redacted(url)!r}: write three slashes, as in {parts.scheme}:///shared/campaign")
     return Path(unquote(parts.path))

@@ -121,12 +121,12 @@ SETTINGS: Final[dict[str, Setting]] = {
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
     "site": Setting("the name of the site where this process runs", untrusted="yes"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
-    "token_file": Setting("a file that holds the token of a Postgres store"),
+    "token_file": Setting("a file that holds the token of a Postgres or served store"),
     "token_host": Setting("the only host, or hosts, that the token may be sent to"),
     "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay"),
-    "via": Setting("how the jobs of a joined study reach it: auto, direct, folder"),
+    "via": Setting("how jobs of a joined study reach its store: auto, direct, folder"),
     "joined": Setting("the name of the joined study to use", in_files=False),
-    "token": Setting("the token of a Postgres store, or of one that is served", in_files=False, secret=True),
+    "token": Setting("the token of a Postgres or served store", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and similar commands act on", in_files=False),
@@ -413,7 +413,7 @@ def _checked(path: Path, name: str, value: object) -> str:
         )
     if not setting.in_files:
         instead = (
-            f"Put it into a file of its own, and name that with {name}_file."
+            f"Put it into a file of its own, and set {name}_file to its path."
             if setting.secret
             else f"Use {variable(name)}."
         )

@@ -82,7 +82,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         name = name or study.study_name
         if len(study.directions) > 1:
             raise InvalidInput(
-                f"{name!r} has {len(study.directions)} objectives; only studies with one can be learned from"
+                f"{name!r} has {len(study.directions)} objectives; a study learns only from those with one"
             )
         known = KnownTrials(lambda trial: trial.params)
         reader = reader_of(study)

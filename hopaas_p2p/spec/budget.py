@@ -187,8 +187,9 @@ def check_spendable(
     paid = bool(price.core_hour or (price.gpu_hour and gpus) or (price.kwh and energy))
     if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
         return
+    lacks = {"gpu_hours": "no GPU was found", "kwh": "no energy counter was found", "euro": "no price applies"}
     raise ConfigurationError(
-        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU or energy counter "
-        "was found, or this site has no price. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), or set "
-        f"another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
+        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here, because "
+        f"{' and '.join(lacks[name] for name in named)}. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), "
+        f"or set another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
     )

@@ -31,7 +31,7 @@ def checked(policy: object) -> Fidelity:
     """
     if not isinstance(policy, Rungs | Population):
         raise InvalidInput(
-            "fidelity is hopaas_p2p.Rungs(min=1, max=27, eta=3) or hopaas_p2p.Population(size=16, every=5, max=100), "
+            "fidelity must be hopaas_p2p.Rungs(min=1, max=27, eta=3) or Population(size=16, every=5, max=100), "
             f"got {policy!r}"
         )
     values = {}

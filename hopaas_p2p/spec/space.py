@@ -46,7 +46,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
             raise InvalidInput(f"{spec!r} is not a parameter; write NAME={SHAPES}")
         name, kind, body = match.groups()
         if name in space:
-            raise InvalidInput(f"the parameter {name!r} is given twice")
+            raise InvalidInput(f"the parameter {name!r} appears twice")
         parts: list[Any] = []  # between the parentheses; unquoted ones become numbers where possible
         position = 0
         while position < len(body):
@@ -71,7 +71,7 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
                 raise InvalidInput(f"{what}: there is no {key}=…; {hint}")
             rest.append(part)
         elif key in said:
-            raise InvalidInput(f"{what}: {key}=… is given twice")
+            raise InvalidInput(f"{what}: {key}=… appears twice")
         else:
             said[key] = text if key == "confidence" else parse_value(text)
     if kind == "cat":
@@ -219,7 +219,7 @@ def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
         if not equals or not name:
             raise InvalidInput(f"{pair!r} is not a parameter; write NAME=VALUE")
         if name in params:
-            raise InvalidInput(f"the parameter {name!r} is given twice")
+            raise InvalidInput(f"the parameter {name!r} appears twice")
         value, choices = parse_value(text), getattr(space.get(name), "choices", ())
         same = [choice for choice in choices if type(choice) is type(value) and choice == value]
         alike = [choice for choice in choices if str(choice) == text]

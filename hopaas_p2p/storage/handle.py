@@ -212,7 +212,7 @@ class StudyHandle:
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
         found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
-            raise no_work(self.state, found, now=self.peer.clock(), why=why)
+            raise no_work(self.state, found, now=self.peer.clock(), why=why, store=self.peer.store.url)
         return found
 
     def send_soon(self) -> None:
@@ -285,7 +285,7 @@ class StudyHandle:
         found = self.next_start()
         if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
-        raise no_work(self.state, found, now=peer.clock())
+        raise no_work(self.state, found, now=peer.clock(), store=peer.store.url)
 
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; return whether this process was the one to start it."""
@@ -371,9 +371,9 @@ class StudyHandle:
             return verdict.number
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
-            raise no_work(self.state, Done(refusal), now=self.peer.clock())
+            raise no_work(self.state, Done(refusal), now=self.peer.clock(), store=self.peer.store.url)
         why = why_refused(self.refresh(), verdict, record.values)
-        raise InvalidInput(f"a trial that is {record.state.name}: {why}")
+        raise InvalidInput(f"the {record.state.name} trial was refused: {why}")
 
     def is_operators(self, number: int) -> bool:
         """Whether an operator is writing to a trial run by a process for which this one may not act."""
@@ -414,8 +414,8 @@ class StudyHandle:
                 return None
             if not self.peer.is_mine(trial.owner):
                 raise NotYourTrial(
-                    f"trial {number} is run by another peer, and only that peer may change it, or an operator: "
-                    "open_storage(…, operator=True)"
+                    f"trial {number} is run by another peer, and only that peer may change it. To change it as an "
+                    "operator, use open_storage(…, operator=True)"
                 )
             owned = self._own(trial, begun=False)
         if owned.frozen.state is not _RUNNING:
@@ -515,9 +515,9 @@ class StudyHandle:
         record, known = to_record(distribution), self.view.dists
         if self.state.dists.get(name) != record:
             if len(known) >= MOST_PARAMETERS and name not in known:
-                raise InvalidInput(f"a study's parameters have at most {MOST_PARAMETERS:,} names; {name!r} is one more")
+                raise InvalidInput(f"a study has at most {MOST_PARAMETERS:,} parameters; {name!r} would be one more")
             if not possible_distributions({name: record}, {}):
-                raise InvalidInput(f"the distribution {record} of {name!r} cannot be stored: samplers overflow on it")
+                raise InvalidInput(f"the distribution {record} of {name!r} would make samplers overflow; narrow it")
             return record
         self._known[name] = distribution  # a log never changes the first distribution of a parameter
         return None
@@ -751,13 +751,13 @@ class StudyHandle:
             if pending.verdicts is None:  # out of memory or threads, or a defect: the result must survive that, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
-                    _log.warning("the end of trial %d is kept in %s", number, path)
+                    _log.warning("the end of trial %d is kept in %s and sent at the next contact", number, path)
             raise
         self._let_go(number)
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is kept without %s: another peer defined it first, with another kind", number, names)
+            _log.warning("trial %d is stored without %s: another peer defined another kind first", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
@@ -786,7 +786,7 @@ class StudyHandle:
                 raise type(error)(only)
             _log.warning("%s", only)
             return False
-        kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p admin spool send"
+        kept = f"Its end is kept in {path} and sent at the next contact, or with: hopaas-p2p admin spool send"
         if isinstance(error, BrokenChain):
             kept = f"Its end is kept in {path} for a rescue: hopaas-p2p doctor STORE --rescue"
         if not isinstance(error, StoreUnreachable):

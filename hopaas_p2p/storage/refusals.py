@@ -40,13 +40,14 @@ def owner_only(study: str) -> str:
     return f"Only an owner of the study {study!r} may do that. Ask one for a grant: {cure}"
 
 
-def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> NoWork:
+def no_work(state: State, found: Wait | Done, *, now: float, why: str = "", store: str = "") -> NoWork:
     """The error for a caller that found nothing to start, with the words `why` or its own.
 
     A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
     on the clock of `Wait.until`.
     """
     quoted = shlex.quote(state.define.name) if state.define is not None else "NAME"
+    quoted += f" --store {shlex.quote(store)}" if store else ""
     reason, limit = why or NO_WORK.get(found.why, found.why).format(quoted=quoted), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"

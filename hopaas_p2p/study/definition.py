@@ -80,9 +80,9 @@ def definition(
     if isinstance(directions, str):
         directions = (directions,)
     if directions is not None and not isinstance(directions, Iterable):
-        raise InvalidInput(f"directions is a list such as ['minimize', 'maximize'], got {shown(directions)}")
+        raise InvalidInput(f"directions must be a list such as ['minimize', 'maximize'], got {shown(directions)}")
     if not isinstance(policy, StudyPolicy):
-        raise InvalidInput(f"policy is a StudyPolicy such as hopaas_p2p.StudyPolicy(attempts=5), got {shown(policy)}")
+        raise InvalidInput(f"policy must be a StudyPolicy such as StudyPolicy(attempts=5), got {shown(policy)}")
     named = ("minimize",) if directions is None else tuple(directions)
     wrong = [one for one in named if one not in ("minimize", "maximize")]
     if wrong or not named:
@@ -138,7 +138,7 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
         if isinstance(given, records.Int):
             _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would truncate them
         elif isinstance(given, records.Categorical) and isinstance(given.choices, str):
-            raise TypeError(f"choices are a list such as ['adam', 'sgd'], got the text {given.choices!r}")
+            raise TypeError(f"choices must be a list such as ['adam', 'sgd'], got the text {given.choices!r}")
         elif isinstance(given, records.Float | FloatDistribution):
             wrong = [one for one in (given.low, given.high) if not math.isfinite(one)]
             if wrong:
@@ -151,7 +151,7 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
         raise InvalidInput(f"the parameter {name!r}: {error}") from None
 
 
-def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
+def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> None:
     """Raise if the given arguments differ from the stored definition; arguments that were left out do not count.
 
     A budget is not part of the definition; see `larger_budget`.
@@ -170,13 +170,14 @@ def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
         cure = "Use the stored one (leave the argument out), or choose another name."
         if not stored.space and all(line.startswith("space, ") for line in lines):
             space = " ".join(f"--space {shlex.quote(f'{name}={spec(one)}')}" for name, one in wanted.space.items())
-            cure = f"To give it this search space: hopaas-p2p study set {shlex.quote(wanted.name)} {space}"
+            store = f"--store {shlex.quote(url)}"
+            cure = f"To give it this search space: hopaas-p2p study set {shlex.quote(wanted.name)} {space} {store}"
         raise DefinitionMismatch(
             "\n  ".join([f"the study {wanted.name!r} exists with another definition:", *lines]) + f"\n{cure}"
         )
 
 
-def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
+def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budget | None:
     """The new budget for a caller that gave this one; None: unchanged, since this is the original or the current
     budget.
 
@@ -192,10 +193,10 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
     rest = [msgspec.structs.replace(one, trials=None, **dict.fromkeys(AMOUNTS)) for one in (now, wanted)]
     if rest[0] == rest[1] and not lowers(now, wanted):
         return wanted
-    command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
+    what = f"--budget {shlex.quote(words(wanted) or 'none')} --store {shlex.quote(url)}"
     raise DefinitionMismatch(
-        f"the study {name!r} has the budget {words(now) or 'none'}, not {words(wanted)}. A script may raise it, but "
-        f"not lower it: leave the argument out, or change it yourself: {command}"
+        f"the study {name!r} has the budget {words(now) or 'none'}, not {words(wanted)}. A script can raise it but "
+        f"not lower it. Leave the argument out, or run: hopaas-p2p study set {shlex.quote(name)} {what}"
     )
 
 

@@ -33,7 +33,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 def check_learning(directions: Sequence[object]) -> None:
     """Raise InvalidInput if a study with these directions cannot learn from others."""
     if len(directions) > 1:
-        raise InvalidInput(f"learn_from needs exactly one objective, and the study has {len(directions)}")
+        raise InvalidInput(f"learn_from needs exactly one objective, but the study has {len(directions)}")
 
 
 def kept(priors: Sequence[PriorRecord]) -> dict[str, str]:
@@ -45,7 +45,7 @@ def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[st
     """Warn if this space expresses a belief that differs from the one with which the study of that name began."""
     mine = Prior.believed(space)
     if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
-        _log.warning("the prior= of %r differs from the one that the study began with, and is not used", name)
+        _log.warning("the prior= of %r is ignored: it differs from the one that the study began with", name)
 
 
 def find_priors(
@@ -68,7 +68,7 @@ def find_priors(
     if isinstance(given, str) and given != AUTO:
         given = [given]
     if not isinstance(given, str | Sequence) or not all(isinstance(one, str | PriorRecord) for one in given):
-        raise InvalidInput(f'learn_from is "auto", or a list of names of studies and of priors, got {shown(given)}')
+        raise InvalidInput(f'learn_from must be "auto", or a list of study names and priors, got {shown(given)}')
     believed = Prior.believed(space)
     own: list[PriorRecord] = [] if believed is None else [believed]
     if given == AUTO:
@@ -76,7 +76,7 @@ def find_priors(
     else:
         own += [one if isinstance(one, PriorRecord) else _of_study(storage, one) for one in given]
     if len(own) > MOST_PRIORS:
-        raise InvalidInput(f"a study learns from at most {MOST_PRIORS} others, a belief included; got {len(own)}")
+        raise InvalidInput(f"a study learns from at most {MOST_PRIORS} studies and priors, got {len(own)}")
     for one in own:
         if space and not Taught(_optuna(space), [one]).priors:
             raise InvalidInput(

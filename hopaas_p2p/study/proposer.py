@@ -306,7 +306,7 @@ class Proposer:
         if not self._said_used_up:
             self._said_used_up = True
             _log.warning(
-                "all %s configurations of the search space of %r have been tried: from now on they will be repeated",
+                "all %s configurations of the search space of %r have been tried; from now on they are repeated",
                 self._tried.size,
                 self._study.study_name,
             )
@@ -316,7 +316,7 @@ class Proposer:
         """Rungs promote only by quota until the log shows which configuration is the last, so a budget must do that."""
         state = self._handle.state
         if state.configurations.waiting():
-            why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
+            why += f"; to continue the best of those that wait at rungs, set the budget to {state.used()}"
         return NoWork(why, Done("space"))
 
     def _reuse(self, trial: Trial, same: LoggedTrial) -> bool:

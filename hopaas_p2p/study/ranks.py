@@ -149,7 +149,7 @@ class _StoreRanks(Ranks):
                 self._store.wait(others, _MEETING)
             except self._not_yet:
                 self._together = False
-                _log.warning("the other ranks do not call optimize: the first one runs its trials alone")
+                _log.warning("the other ranks did not call optimize, so the first rank runs its trials alone")
             self._store.set("begun", b"together" if self._together else b"alone")
         elif self._together is None:
             self._store.set(f"rank {self.rank} is here", b"")
@@ -312,7 +312,7 @@ class RankedTrial:
         parts = msgspec.msgpack.decode(data[len(_PARTS) :], type=list[bytes])
         if len(parts) != self.ranks.size:
             raise InvalidInput(
-                f"the checkpoint has parts of {len(parts)} ranks, and this training run has {self.ranks.size}"
+                f"the checkpoint has parts of {len(parts)} ranks, not {self.ranks.size}; train on as many as before"
             )
         return parts[self.ranks.rank]
 

@@ -83,7 +83,7 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
     """The schedule that led to this trial; see `Study.schedule`."""
     state = study.state
     if number is None and state.define is not None and len(state.define.directions) > 1:
-        raise InvalidInput("with several objectives there is no best trial: give a trial")
+        raise InvalidInput("with several objectives there is no best trial; give a trial's number")
     if number is None:
         top = best(state)
         number = _furthest(state) if top is None else top.number

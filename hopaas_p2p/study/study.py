@@ -186,7 +186,7 @@ def open_study(
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
     check_points(sampler, wanted.space)
     if not isinstance(trackers, list | tuple) or not all(callable(getattr(one, "begin", None)) for one in trackers):
-        raise InvalidInput(f"trackers is a list such as [hopaas_p2p.trackers.MLflow()], got {shown(trackers)}")
+        raise InvalidInput(f"trackers must be a list such as [hopaas_p2p.trackers.MLflow()], got {shown(trackers)}")
     if isinstance(store, str):
         credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create)
@@ -201,16 +201,17 @@ def open_study(
         except DuplicatedStudyError:  # another process created it first: join its study
             study_id = storage.get_study_id_from_name(name)
     state = storage.state(study_id)
-    compare(state, wanted, given)
+    compare(state, wanted, given, storage.url)
     compare_fidelity(state, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
     warn_of_other_belief(name, study.state.system, as_given(space or {}))
-    larger = None if budget is None else larger_budget(study.state, name, budget)
+    larger = None if budget is None else larger_budget(study.state, name, budget, storage.url)
     if larger is not None:
         before, after = budget_words(budget_now(study.state)), budget_words(larger)
         if was_lowered(study.state, larger):
-            cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after or 'none')}"
+            what = f"--budget {shlex.quote(after or 'none')} --store {shlex.quote(storage.url)}"
+            cure = f"hopaas-p2p study set {shlex.quote(name)} {what}"
             _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
             study.set_budget(larger)
@@ -493,7 +494,7 @@ class Study(optuna.Study):
 
         """
         if self._defined_space:
-            raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
+            raise DefinitionMismatch(f"the search space of {self.name!r} is fixed; create another study")
         given = checked_space(space)
         with looking_at(self) as state:
             if not possible_distributions(given, state.dists):
@@ -709,7 +710,7 @@ class Study(optuna.Study):
         to = TrialState.COMPLETE if state is None else _ended_as(state)
         if values is None and state is None:
             to = TrialState.FAIL
-            reason = "tell was given neither a value nor a state" if reason is None else reason
+            reason = "tell got neither a value nor a state" if reason is None else reason
         told: tuple[float, ...] | None = None
         if to is TrialState.COMPLETE:
             if values is None:
@@ -744,7 +745,7 @@ class Study(optuna.Study):
                 mine = trial.handle.uuid == self.handle.uuid
         if not mine:
             name = trial.study.study_name
-            raise InvalidInput(f"trial {trial.number} is of the study {name!r}, not of {self.name!r}")
+            raise InvalidInput(f"trial {trial.number} belongs to the study {name!r}, not to {self.name!r}")
 
     def _end(
         self,
@@ -806,7 +807,7 @@ class Study(optuna.Study):
                     last = (reports[max(reports)],) if reports else None
                     result = last if trial.told is None else trial.told
                     if result is None:
-                        self.tell(trial, state=TrialState.FAIL, reason="no value was given")
+                        self.tell(trial, state=TrialState.FAIL, reason="it ended without a value")
                     else:
                         values, reason = values_or_reason(result, expected=len(self.directions))
                         self.tell(trial, values, reason=reason)
@@ -823,7 +824,7 @@ class Study(optuna.Study):
         try:
             with self.storage.peer.in_a_hurry():
                 self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
-            _log.info("trial %d: returned, and run again by the next process that asks for work", number)
+            _log.info("trial %d: returned; the next process that asks for a trial runs it again", number)
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:
@@ -893,7 +894,9 @@ class Study(optuna.Study):
         if among.size > 1 and not among.meet():
             among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
-            raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
+            raise InvalidInput(
+                f"this program runs one trial at a time on {among.size} ranks; leave out on= and n_jobs="
+            )
         here = platform.node(), metering.devices(), metering.visible()
         devices = among.gather("study.optimize", here) if among.size > 1 else []
         if among.rank > 0:
@@ -1011,7 +1014,7 @@ class Study(optuna.Study):
         if not isinstance(found, Done):
             return
         why = found.why
-        cure = f"study resume {name}"
+        cure, where = f"study resume {name}", f"--store {shlex.quote(self.storage.url)}"
         limit = state.ledger.reached
         if why == "budget" and limit:
             why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
@@ -1020,7 +1023,7 @@ class Study(optuna.Study):
         else:
             why = f"is {why}"
         raise StudyFinished(
-            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure}"
+            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure} {where}"
         )
 
     def pause(self) -> None:
@@ -1079,8 +1082,8 @@ class Study(optuna.Study):
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(
-                    f"the {what} {in_words(method)} cannot be kept with the study: its class, or a function "
-                    "that it was given"
+                    f"the {what} {in_words(method)} cannot be stored, because of its class or of an argument; give it "
+                    "to open_study in each process instead"
                 )
         attributes = said.attributes() | ({FIDELITY: encode_fidelity(None)} if fidelity == "none" else {})
         if attributes:
@@ -1089,7 +1092,7 @@ class Study(optuna.Study):
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
         """Ask a peer (by uuid), or a whole site, to finish its trials and take no more; `off` revokes this."""
         if bool(peer) == bool(site) or not isinstance(peer or site, str):
-            raise InvalidInput("drain either a peer, by its uuid, or a site, by its name")
+            raise InvalidInput("drain takes either a peer's uuid or a site's name")
         self.handle.say(PeerDrain(peer=peer, site=site, off=off))
 
     def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
@@ -1225,11 +1228,11 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
         try:
             value = float(part)
         except (TypeError, ValueError):
-            raise InvalidInput(f"the objective returned {shown(part)}, which is not a number") from None
+            raise InvalidInput(f"a value must be a number, got {shown(part)}") from None
         except OverflowError:
-            raise InvalidInput("the objective returned a whole number that is too large for a float") from None
+            raise InvalidInput("a value is a whole number that is too large for a float") from None
         if math.isnan(value):
-            raise InvalidInput("the objective returned NaN")
+            raise InvalidInput("a value must be a number, got NaN")
         values.append(value)
     return tuple(values)
 

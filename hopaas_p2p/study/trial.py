@@ -40,8 +40,8 @@ class _NoParameters(dict[str, Any]):
     """The parameters of a trial that has none yet."""
 
     def __missing__(self, name: str) -> NoReturn:
-        cure = f"call trial.suggest_float({name!r}, …), or give open_study a space"
-        raise NoSuchParameter(f"the trial has no parameter {name!r}; the study has no search space: {cure}")
+        cure = f"call trial.suggest_float({name!r}, …), or give open_study a space="
+        raise NoSuchParameter(f"the trial has no parameter {name!r}, since the study has no search space; {cure}")
 
 
 class Trial(optuna.trial.Trial):
@@ -88,7 +88,7 @@ class Trial(optuna.trial.Trial):
         try:
             super().report(value, step)
         except OverflowError:
-            raise InvalidInput(f"a report of {shown(value)}, which is too large for a float") from None
+            raise InvalidInput(f"the reported value {shown(value)} is too large for a float") from None
 
     def set_constraint(self, key: str, value: float) -> None:
         """Like Optuna's, which keeps the first value of a trial: here, of each attempt at it.
@@ -120,7 +120,7 @@ class Trial(optuna.trial.Trial):
         try:
             step = checked_step(step)
         except TypeError:
-            raise InvalidInput(f"the step is {step!r}, which is not a whole number") from None
+            raise InvalidInput(f"the step must be a whole number, got {step!r}") from None
         handle, number = self.handle, self.number
         kept, wrong = checked(metrics, handle.metric_names(number))
         if kept:

@@ -134,7 +134,7 @@ class WatchedWorkers:
             raise InvalidInput(f"on= needs an executor, which has `submit`, or a function that creates one; got {on!r}")
         self._executor = on if self._make is None else on()
         if not hasattr(self._executor, "submit"):
-            raise InvalidInput(f"the function given as on= creates no executor, but {shown(self._executor)}")
+            raise InvalidInput(f"the function in on= must create an executor, but returned {shown(self._executor)}")
         self._wanted = _size(self._executor) if workers is None else whole("workers", workers)
         self._n_trials = None if n_trials is None else whole("n_trials", n_trials)
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -328,8 +328,8 @@ class WatchedWorkers:
         except HopaasError as trouble:
             _log.warning(
                 "the workers could not be told to stop, and will start more trials (%s). End their jobs, or run "
-                "`hopaas-p2p peers drain PEER` for each peer in `hopaas-p2p peers list`",
-                trouble,
+                "`hopaas-p2p peers drain PEER --study %s` for each peer in `hopaas-p2p peers list`",
+                *(trouble, self._study.name),
             )
 
     def _write(self, record: TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:

@@ -83,7 +83,7 @@ class _ExportThread(threading.Thread):
         super().__init__(name=f"hopaas-{tracker.name}", daemon=True)
         self.ending = threading.Event()
         self.tracker = tracker.name
-        self.cure = f"run hopaas-p2p study export --format {tracker.name} once it is back"
+        self.cure = f"once it is back, run hopaas-p2p study export {study.name!r} --format {tracker.name}"
         self._study = study
         self._tracker = tracker
         self._every = every

@@ -104,7 +104,7 @@ class MLflow:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not self.uri:
             raise ConfigurationError(
-                "no MLflow server is given. Give its address (in a shell: --to http://host:5000), or set "
+                "no MLflow server is set. Use --to http://host:5000, or in Python MLflow('http://host:5000'), or set "
                 "MLFLOW_TRACKING_URI"
             )
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")

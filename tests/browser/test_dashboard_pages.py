@@ -330,7 +330,7 @@ def test_a_trial_that_ended_is_queued_again_from_its_page(tmp_path: Path) -> Non
 def test_nothing_is_offered_that_is_not_allowed(stores: dict[str, str]) -> None:
     test = calm(page("steer", stores["one trial"], "study", actions=False))
     assert not test.button
-    assert "This monitor is read-only" in texts(test)
+    assert "This dashboard is read-only" in texts(test)
     labels = [
         one.label
         for one in calm(

@@ -135,7 +135,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
     [
         (("nowhere", "--port", "1"), 78, ""),
         (("--auth", "oidc", "--optuna"), 2, "Leave out --optuna or --auth"),
-        (("https://127.0.0.1:1/x", "--auth", "oidc"), 78, "name the store itself"),
+        (("https://127.0.0.1:1/x", "--auth", "oidc"), 78, "use the URL of the store that it serves"),
         (("--port", "65535", "--optuna"), 2, "hoose another --port"),
         ((), 78, "--store URL"),
     ],

@@ -253,7 +253,7 @@ def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:
     elsewhere = hopaas_p2p.open_study(tmp_path / "elsewhere", "one", space=space)
     trials = [study.ask() for study in (one, other, elsewhere)]
     for trial in trials[1:]:
-        with pytest.raises(hopaas_p2p.errors.InvalidInput, match="trial 0 is of the study"):
+        with pytest.raises(hopaas_p2p.errors.InvalidInput, match="trial 0 belongs to the study"):
             one.tell(trial, 0.5)
     elsewhere.storage.delete_study(elsewhere.study_id)
     with pytest.raises(hopaas_p2p.errors.NoSuchTrial):

@@ -305,7 +305,7 @@ def test_control(here: dict[str, Any], study: Study) -> None:
 def test_resume_says_which_limit_still_ends_the_study(here: dict[str, Any], study: Study) -> None:
     run("study", "set", "--budget", "3", **here)
     said = run("study", "resume", **here).stderr
-    assert "its budget is used up: 3 of 3 trials used. To run more trials, change it: hopaas-p2p study set s" in said
+    assert "its budget is used up: 3 of 3 trials used. To run more trials: hopaas-p2p study set s" in said
     run("study", "set", "--budget", "until.target=1e9", **here)
     said = run("study", "resume", **here).stderr
     assert "its budget is used up: the target 1e+09 is reached." in said

@@ -159,7 +159,7 @@ def test_a_store_that_is_not_there_fails(tmp_path: Path) -> None:
     code, found = findings("./nowhere", cwd=tmp_path)
     assert code == 1
     assert "no store" in found["open"]["detail"]
-    assert "create one with: hopaas-p2p study create" in found["open"]["detail"]
+    assert "run: hopaas-p2p study create NAME -s" in found["open"]["detail"]
     assert not (tmp_path / "nowhere").exists()
 
 

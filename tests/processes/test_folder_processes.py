@@ -312,7 +312,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(served: FolderProcess, nea
         hopaas_p2p.open_study(str(tmp_path / store), "s").close()
     for folder, store, complaint in (
         (tmp_path / "store", str(tmp_path / "far"), "is a store itself"),
-        (tmp_path / "another", near, "name the store itself"),
+        (tmp_path / "another", near, "cannot be served through a folder; use a directory or another URL"),
         (tmp_path / "nowhere" / "box", str(tmp_path / "far"), "cannot serve through"),
         (tmp_path / "another", "ftp://there", "no store has the scheme"),
         (tmp_path / "another", str(tmp_path / "misspelt"), "there is no store in"),

@@ -622,7 +622,7 @@ def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_s
     with monkeypatch.context() as patch:
         patch.setattr(WriteOnceLog, "exchange", refuse)
         patch.setattr(WriteOnceLog, "changed", lambda *_: True)
-        with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
+        with pytest.raises(kind, match=r"mend it\. Its end is kept in .* and sent at the next contact"):
             study.tell(trial, 0.5)
         assert len(list(spool.waiting())) == 1
     study.storage.flush()
@@ -1340,7 +1340,7 @@ def test_a_worker_waits_for_the_store_until_its_time_limit(studies: Callable[...
     with store_away():
         assert worker.work() == AGAIN
     assert time.monotonic() - began > 1.0
-    assert len([line for line in said if "Waiting for it" in line]) == 1
+    assert len([line for line in said if "Waiting for the store" in line]) == 1
 
 
 def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
@@ -1374,7 +1374,7 @@ def test_a_worker_goes_on_with_a_store_that_is_back(studies: Callable[..., Study
     back = []
 
     def say(line: str) -> None:
-        if "Waiting for it" in line:
+        if "Waiting for the store" in line:
             away.__exit__(None, None, None)
             back.append(line)
 

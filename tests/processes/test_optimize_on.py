@@ -299,7 +299,7 @@ def no_value(_: Any) -> None:
 
 
 def test_workers_of_which_all_trials_fail_end_the_call_with_the_reason(study: Study) -> None:
-    with ThreadPoolExecutor(1) as pool, pytest.raises(NothingSucceeded, match="the objective returned None"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(NothingSucceeded, match="a value must be a number, got None"):
         study.optimize(no_value, on=pool)  # type: ignore[arg-type]
     assert set(states(study)) == {"FAIL"}
 

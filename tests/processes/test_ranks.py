@@ -200,7 +200,7 @@ def test_a_first_rank_that_alone_calls_optimize_runs_its_trials_alone(study: Stu
     """
     command = [*TORCHRUN, "--nproc-per-node=2", script(tmp_path, alone)[-1]]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
-    assert "the first one runs its trials alone" in done.stderr
+    assert "the first rank runs its trials alone" in done.stderr
     assert states(study) == ["COMPLETE"] * 3
 
 
@@ -218,7 +218,7 @@ def test_several_trials_at_a_time_are_refused(study: Study, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode != 0
-    assert "this program runs on 2 ranks, which run one trial at a time" in done.stderr
+    assert "this program runs one trial at a time on 2 ranks; leave out on= and n_jobs=" in done.stderr
     assert states(study) == []
 
 

@@ -153,8 +153,8 @@ def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
-        ('{{"value": NaN}}', "the objective returned NaN"),
-        ('{{"value": "high"}}', "the objective returned 'high', which is not a number"),
+        ('{{"value": NaN}}', "a value must be a number, got NaN"),
+        ('{{"value": "high"}}', "a value must be a number, got 'high'"),
         ('{{"values": [1, 2]}}', "1 value expected, got 2"),
     ],
 )
@@ -804,7 +804,7 @@ def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, c
 def test_a_paused_study_is_waited_for(study: Study, tmp_path: Path) -> None:
     study.pause()
     worker = start(*WORKER, "--", "echo", '{{"value": 1}}', cwd=tmp_path)
-    said = "Waiting: the study is paused; resume it with: hopaas-p2p study resume s"
+    said = "Waiting: the study is paused; resume it with: hopaas-p2p study resume s --store "
     until(lambda: said in (tmp_path / "worker.err").read_text())
     assert states(study) == []
     study.resume()
@@ -1148,7 +1148,7 @@ def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_p
 
     done = cli("worker", "--max-trials", "2", "--", "echo", '{"value": {x}}', cwd=tmp_path, **here)
 
-    assert "taken from its trials: x=float(0,1), n=int(1,3)" in done.stderr
+    assert "takes it from the trials: x=float(0,1), n=int(1,3)" in done.stderr
     study = hopaas_p2p.open_study(here["HOPAAS_STORE"], "old", create=False)
     assert len(study.trials) == 5
     assert study.trials[-1].params.keys() == {"x", "n"}
@@ -1159,7 +1159,7 @@ def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_p
     assert asked["params"].keys() == {"x", "n"}
     cli("study", "create", "other", "--space", "y=float(0,1)", **here)
     refused = cli("study", "set", "other", "--space", "y=float(0,2)", HOPAAS_STORE=here["HOPAAS_STORE"], check=False)
-    assert (refused.returncode, "which does not change" in refused.stderr) == (78, True)
+    assert (refused.returncode, "is fixed; create another study" in refused.stderr) == (78, True)
 
 
 def test_a_space_on_import_is_the_studys(tmp_path: Path) -> None:

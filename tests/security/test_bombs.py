@@ -201,7 +201,7 @@ def test_the_name_that_is_one_too_many_is_refused_at_the_call(monkeypatch: pytes
         trial = study.ask()
         for name in "ab":
             trial.suggest_float(name, 0, 1)
-        with pytest.raises(InvalidInput, match="at most 2 names; 'c' is one more"):
+        with pytest.raises(InvalidInput, match="at most 2 parameters; 'c' would be one more"):
             trial.suggest_float("c", 0, 1)
         study.tell(trial, 1.0)
 

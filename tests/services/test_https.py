@@ -150,7 +150,7 @@ def test_a_url_lists_servers(url: str, shown: str) -> None:
         ("https:///d", "name a server"),
         ("https://gw:port/d", "is not a port"),
         ("http://gw/d", "is not encrypted"),
-        ("https://ann:secret@gw/d", "holds no password"),
+        ("https://ann:secret@gw/d", "must not contain a password"),
         ("https://gw/d?sslmode=disable", "the path may hold"),
         ("https://gw/../d", "the path may hold"),
         ("https://gw/a\r\nX: y", "the path may hold"),
@@ -516,7 +516,7 @@ def test_a_wrong_call_of_the_command_is_a_clear_line(centre: Centre) -> None:
     pair = ["--tls-cert", str(centre.pair[0]), "--tls-key", str(centre.pair[1])]
     for words, complaint in (
         (["--listen", "nonsense", *pair], "write HOST:PORT"),
-        (["--tls-cert", str(centre.pair[0])], "must be given together"),
+        (["--tls-cert", str(centre.pair[0])], "need each other"),
         ([*pair, "--behind-proxy", "here"], "write a network"),
         ([*pair, "--listen", f"192.0.2.1:{free_port()}"], "cannot listen on 192.0.2.1"),
         ([*pair, "--listen", "127.0.0.1:99999"], "write HOST:PORT"),

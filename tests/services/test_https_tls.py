@@ -253,7 +253,7 @@ def test_authorities_that_cannot_be_read_are_a_clear_line(
         empty = authority.file.with_name("empty.pem")
         empty.write_text("nothing")
         monkeypatch.setenv("HOPAAS_CA_FILE", str(empty))
-        assert "holds no certificate authorities" in str(refused(port))
+        assert "contains no certificate authorities" in str(refused(port))
 
 
 # --- the server's own -------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -
     [
         ("postgresql://ann:secret@127.0.0.1/d", "leave out the login"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
-        ("https://gateway.example.org/d", "this needs direct access to the store itself"),
+        ("https://gateway.example.org/d", "use the URL of the store itself"),
         ("mysql://db.example.org/d", "no store has the scheme"),
         ("./nothing/here", "there is no store"),
     ],

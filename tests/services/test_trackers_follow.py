@@ -218,7 +218,7 @@ def test_whatever_a_tracker_raises_training_goes_on(
 
     assert study.state.counts[1] == 8
     assert caplog.records[-1].getMessage() == (
-        "RuntimeError: no such thing; run hopaas-p2p study export --format notebook once it is back"
+        f"RuntimeError: no such thing; once it is back, run hopaas-p2p study export {study.name!r} --format notebook"
     )
 
 
@@ -359,13 +359,16 @@ def test_a_study_that_travels_leaves_its_trackers_behind(tmp_path: Path, noteboo
 
 
 def test_what_is_no_tracker_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="trackers is a list such as"):
+    with pytest.raises(InvalidInput, match="trackers must be a list such as"):
         campaign(tmp_path, trackers=["mlflow"])
 
 
 def test_mlflow_without_an_address_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigurationError, match=r"--to http://host:5000\), or set MLFLOW_TRACKING_URI"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"--to http://host:5000, or in Python MLflow\('http://host:5000'\), or set MLFLOW_TRACKING_URI",
+    ):
         MLflow()
 
 

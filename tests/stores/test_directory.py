@@ -1110,7 +1110,7 @@ def test_an_unknown_scheme_is_told_with_the_known_ones(url: str) -> None:
 
 
 def test_a_served_store_without_encryption_is_refused_and_the_scheme_named() -> None:
-    with pytest.raises(ConfigurationError, match="http://… is not encrypted: a store is served as https://host/path"):
+    with pytest.raises(ConfigurationError, match="http://… is not encrypted; write https://host/path"):
         open_store("http://host")
 
 
@@ -1342,7 +1342,7 @@ def test_an_object_that_may_not_be_removed_keeps_no_other(tmp_path: Path, monkey
         real(path, **options)
 
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(Denied, match="2 objects stay: Permission denied"):
+    with pytest.raises(Denied, match="2 objects could not be removed: Permission denied"):
         store.objects.delete("abcd")
     assert [name for name in store.objects.listed("") if len(name) == 1] == ["a", "c"]
 

@@ -302,7 +302,10 @@ def test_an_older_schema_is_told_from_a_newer_one(postgres_url: str, monkeypatch
     from hopaas_p2p.stores.postgres import checks as postgres_checks
     from hopaas_p2p.stores.postgres import errors as postgres_errors
 
-    needs = {SCHEMA_VERSION + 1: "brings it up to date with: hopaas-p2p admin init", SCHEMA_VERSION - 1: "upgrade this"}
+    needs = {
+        SCHEMA_VERSION + 1: "brings it up to date with: hopaas-p2p admin init",
+        SCHEMA_VERSION - 1: "upgrade hopaas_p2p",
+    }
     for version, cure in needs.items():
         for module in (postgres_checks, postgres_errors):
             monkeypatch.setattr(module, "SCHEMA_VERSION", version)
@@ -444,17 +447,22 @@ def test_a_sound_bucket_passes_and_nothing_of_the_race_stays(s3_url: str) -> Non
     expected = ["name", "connect", "race", "clock", "reach", "write and read"]
     assert list(found)[: len(expected)] == expected
     assert "exactly one winner each" in found["race"].detail
-    assert found["clock"].detail.startswith("the store's is ")
+    assert found["clock"].detail.startswith("the store's clock ")
     assert [key for key in store.objects.listed("study/") if "/snapshot/" in key] == []
     store.close()
 
 
 @pytest.mark.parametrize(
-    ("ahead", "said"), [(-1.0, "as ours, to the second"), (-30.0, "-30 s from ours"), (86400.0, "+86400 s from ours")]
+    ("ahead", "said"),
+    [
+        (-1.0, "agrees with ours to the second"),
+        (-30.0, "differs from ours by -30 s"),
+        (86400.0, "differs from ours by +86400 s"),
+    ],
 )
 def test_a_clock_that_tells_whole_seconds_is_not_called_wrong_by_one(ahead: float, said: str) -> None:
     found = clock(ahead)
-    assert found.detail == f"the store's is {said}"
+    assert found.detail == f"the store's clock {said}"
     assert found.passed == (abs(ahead) < 60)
 
 

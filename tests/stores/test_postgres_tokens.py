@@ -231,7 +231,7 @@ def test_only_administrators_make_users_and_tokens(place: Place) -> None:
         lambda: access.remove_user(ann, "ann"),
         lambda: access.initialise(ann),
     ):
-        with pytest.raises(Denied, match="that is for administrators: use the login"):
+        with pytest.raises(Denied, match="this needs an administrator: use the login"):
             attempt()
 
 

@@ -337,7 +337,7 @@ def test_work_on_a_whole_store_is_done_beside_it_and_not_through_a_server(tmp_pa
         ):
             refused = cli(*words, check=False)
             assert refused.returncode == 78, words
-            assert f"{url} is a store that is served; this needs direct access to the store itself" in refused.stderr
+            assert f"{url} leads to a store through a server; use the URL of the store itself" in refused.stderr
 
 
 def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:

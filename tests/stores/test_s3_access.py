@@ -215,7 +215,7 @@ def test_a_container_gives_keys(tmp_path: Path) -> None:
         }
         assert Chain(ADDRESS, env=env).retrieve().access_key == "box"
         token.write_bytes(b"\xff")
-        with pytest.raises(StoreUnreachable, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* it is not text"):
+        with pytest.raises(StoreUnreachable, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* it is not UTF-8 text"):
             Chain(ADDRESS, env=env).retrieve()
         env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = "/not/there"
         with pytest.raises(ConfigurationError, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* No such file"):

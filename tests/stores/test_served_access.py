@@ -453,7 +453,7 @@ def test_an_administrator_manages_users_through_the_server_and_nobody_else_does(
         assert written.count("operator") == 4, "the server says who wrote it"
         monkeypatch.setenv("HOPAAS_TOKEN", secret.reveal())
         for attempt in (lambda: access.add_user(served, "eve"), lambda: access.grant(served, "s", "bob", "owner")):
-            with pytest.raises(Denied, match="only an administrator manages users"):
+            with pytest.raises(Denied, match="only an administrator may manage users"):
                 attempt()
         bob.close()
 

@@ -197,14 +197,14 @@ def test_a_budget_takes_the_numbers_of_numpy(tmp_path: Path) -> None:
 
 
 def test_a_policy_of_another_kind_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"policy is a StudyPolicy such as .*, got \{'lease_ttl': 3\}"):
+    with pytest.raises(InvalidInput, match=r"policy must be a StudyPolicy such as .*, got \{'lease_ttl': 3\}"):
         hopaas_p2p.open_study(f"memory://{tmp_path}", "s", policy={"lease_ttl": 3})  # type: ignore[arg-type]
 
 
 def test_a_parameter_of_a_trial_without_any_is_refused_with_the_cure(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(f"memory://{tmp_path}", "s")
     trial = study.ask()
-    cure = r"the study has no search space: call trial.suggest_float\('x', …\), or give open_study a space"
+    cure = r"the study has no search space; call trial.suggest_float\('x', …\), or give open_study a space="
     with pytest.raises(KeyError, match=cure):
         _ = trial.params["x"]
     assert trial.params.get("x") is None

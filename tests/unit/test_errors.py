@@ -132,9 +132,9 @@ def test_an_error_of_ours_keeps_what_it_arose_from_unless_that_is_ours() -> None
 def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
     with pytest.raises(InvalidInput, match=r"^1 value expected, got 3$"):
         as_values((1.0, 2.0, 3.0), expected=1)
-    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: 1 value expected, got 3$"):
+    with pytest.raises(InvalidInput, match=r"^the COMPLETE trial was refused: 1 value expected, got 3$"):
         study.handle.bring(TrialCreate(TrialState.COMPLETE, values=(1.0, 2.0, 3.0)))
-    with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: a value must be a number, got nan$"):
+    with pytest.raises(InvalidInput, match=r"^the COMPLETE trial was refused: a value must be a number, got nan$"):
         study.handle.bring(TrialCreate(TrialState.COMPLETE, values=(math.nan,)))
     trial = study.ask()
     with pytest.raises(InvalidInput, match=r"^1 value expected, got 2$"):

@@ -290,7 +290,7 @@ def test_when_no_configuration_is_new_the_budget_is_named_with_which_the_best_go
         return float(trial.params["n"])
 
     study.optimize(objective)
-    with pytest.raises(NoWork, match="with a budget of 4, the best of those that wait at rungs continue"):
+    with pytest.raises(NoWork, match="to continue the best of those that wait at rungs, set the budget to 4"):
         study.ask()
     study.set_budget(4)
     study.optimize(objective)

@@ -125,7 +125,7 @@ def test_the_search_is_the_studys(words: tuple[str, ...], capsys: pytest.Capture
     for option, word in (("--sampler", "random"), ("--pruner", "none")):
         assert main.run([*words, option, word, *([] if words == ("trial", "ask") else ["--", "true"])]) == 2
         said = capsys.readouterr().err
-        assert f"'{option}' is not an option here, but the study's: hopaas-p2p study set {option} …" in said
+        assert f"'{option}' is not an option here. To set it: hopaas-p2p study set STUDY {option} NAME" in said
 
 
 def test_a_number_may_begin_or_end_with_its_point() -> None:
@@ -161,7 +161,7 @@ def test_a_study_given_to_a_worker_as_a_word_has_a_hint(run: Callable[..., tuple
     for words in (("worker", "digits", "--"), ("worker", "digits", "--", "echo", "1"), ("worker", "digits")):
         code = main.run(list(words))
         assert code == 2
-    assert "named by an option: --study digits" in run("run", "digits", "--", "echo")[1]
+    assert "Name the study with an option: --study digits" in run("run", "digits", "--", "echo")[1]
 
 
 def test_a_command_without_dashes_is_not_taken_for_a_study(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +174,9 @@ def test_a_study_with_too_many_failures_names_the_command_that_continues_it() ->
     policy = StudyPolicy(max_failures=1)
     study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE, policy=policy)
     study.tell(study.ask(), state="fail")
-    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"--study s, then .*: hopaas-p2p study resume s\."):
+    with pytest.raises(
+        hopaas_p2p.errors.NoWork, match=r"--study s --store \S+, then .*: hopaas-p2p study resume s --store \S+\."
+    ):
         study.ask()
     study.close()
 
@@ -266,7 +268,9 @@ def test_the_command_for_a_dead_peers_trials_names_those_of_one_peer() -> None:
     url = f"memory://{secrets.token_hex(8)}"
     first, second, third = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=3) for _ in range(3)]
     held = [first.ask(), second.ask(), first.ask()]
-    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s\.$"):
+    with pytest.raises(
+        hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s --store \S+\.$"
+    ):
         third.ask()
     assert len(held) == 3
     for study in (first, second, third):

@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(tmp_path: Path) -> None:
 
     study = opened(tmp_path)
     assert states(study) == ["FAIL"]
-    assert study.state.trials[0].reason == "the objective returned NaN"
+    assert study.state.trials[0].reason == "a value must be a number, got NaN"
     study.close()
 
 

@@ -177,7 +177,7 @@ def test_of_two_copies_that_begin_at_once_the_second_is_told_to_wait(
         return read(study)
 
     monkeypatch.setattr("hopaas_p2p.moving.of_study", slow)
-    with pytest.raises(StudyExists, match="has just been created by someone else"):
+    with pytest.raises(StudyExists, match="has just been created by another process"):
         copy_study(source, target)
     assert states(hopaas_p2p.open_study(target, "moved", create=False)) == ["COMPLETE", "FAIL"]
 
@@ -353,7 +353,7 @@ def test_a_file_that_is_too_large_for_the_store_is_left_behind_with_a_note(
 
     assert (result.trials, result.files) == (2, 3)
     (warning,) = result.warnings
-    assert warning.startswith(f"the file {huge.id}: ")
+    assert warning.startswith(f"the file {huge.id} was not copied: ")
     copy = hopaas_p2p.open_study(target, "moved", create=False)
     assert sorted(one.filename for one in copy.artifacts().list()) == ["huge.bin", "late.svg", "model.bin", "plot.svg"]
 

@@ -58,7 +58,7 @@ def test_a_context_verifies_and_is_made_anew_when_its_file_changes(tmp_path: Pat
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert client_context(str(file)) is context
     file.write_text("nothing")
-    with pytest.raises(ConfigurationError, match="holds no certificate authorities"):
+    with pytest.raises(ConfigurationError, match="contains no certificate authorities"):
         client_context(str(file))
 
 

@@ -284,7 +284,7 @@ def test_of_two_kinds_of_a_parameter_at_once_the_later_one_costs_its_trial_that_
     told = second.trials[theirs.number]
     assert (told.value, told.params, told.intermediate_values) == (2.0, {"y": y}, {1: 0.5})
     assert told.user_attrs == {"why": "a guess"}
-    assert f"trial {theirs.number} is kept without 'x'" in caplog.text
+    assert f"trial {theirs.number} is stored without 'x'" in caplog.text
     for storage in storages:
         storage.close()
 

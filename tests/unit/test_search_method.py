@@ -265,7 +265,7 @@ def test_when_the_space_is_used_up_that_is_said_once_and_configurations_are_repe
         study.optimize(value, n_trials=15)
     assert len(set(configurations(study))) == 12
     assert [message for message in caplog.messages if "12 configurations" in message] == [
-        "all 12 configurations of the search space of 's' have been tried: from now on they will be repeated"
+        "all 12 configurations of the search space of 's' have been tried; from now on they are repeated"
     ]
 
 

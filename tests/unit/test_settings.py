@@ -64,7 +64,7 @@ def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None
     [
         ("stor = 1", "did you mean 'store'"),
         ("zzz = 1", "the settings are: store, study"),
-        ('token = "secret"', "name that with token_file"),
+        ('token = "secret"', "set token_file to its path"),
         ('ticket = "hp1-x"', "Use HOPAAS_TICKET"),
         ("store = [1]", "give text or a number"),
         ("store = ", "cannot be read"),

@@ -316,8 +316,9 @@ def test_optimize_waits_while_the_study_is_paused(
         study.optimize(square, n_trials=1)
     assert states(study) == ["COMPLETE"]
     assert max(waits) == 10.0
+    command = f"hopaas-p2p study resume {study.name} --store {study.storage.url}"
     assert [message for message in caplog.messages if "paused" in message] == [
-        f"waiting for study {study.name!r}: the study is paused; resume it with: hopaas-p2p study resume {study.name}"
+        f"waiting for study {study.name!r}: the study is paused; resume it with: {command}"
     ]
 
 
@@ -582,7 +583,8 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
     assert re.search(
-        r"must be run again: trial 0 of \S+ on \S+\. That will be known within \d+ s.* trial requeue 0 --study \S+$",
+        r"must be run again: trial 0 of \S+ on \S+\. That will be known within \d+ s"
+        r".* trial requeue 0 --study \S+ --store \S+$",
         waited,
     )
 
@@ -799,7 +801,7 @@ def test_what_is_no_result_fails_the_trial_with_a_reason(study: Study, wrong: An
     assert all(trial.reason for trial in study.state.trials)
     with study.trial():
         pass
-    assert study.state.trials[2].reason == "no value was given"
+    assert study.state.trials[2].reason == "it ended without a value"
 
 
 @pytest.mark.parametrize("form", ["with", "optimize"])
@@ -836,7 +838,7 @@ def test_a_signal_releases_the_trial(tmp_path: Path, studies: Any, form: str, nu
         assert peer.stdout.readline() == "running\n"
         peer.send_signal(number)
         said = peer.communicate(timeout=20)[1]
-    assert ("trial 0: returned, and run again" in said) == (form == "optimize"), "which shows what it logs"
+    assert ("trial 0: returned; the next process" in said) == (form == "optimize"), "which shows what it logs"
     assert peer.returncode == (143 if number == signal.SIGTERM else -2)
     (trial,) = study.state.trials
     assert trial.state.name == "WAITING"
@@ -1092,10 +1094,12 @@ def test_a_study_without_a_space_may_be_given_one_and_draws_from_it(tmp_path: Pa
     study.close()
     hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 5)}).close()
     hopaas_p2p.open_study(tmp_path / "store", "none").close()
-    with pytest.raises(DefinitionMismatch, match=r"\n.*: hopaas-p2p study set none --space 'x=float\(0,1\)'$"):
+    with pytest.raises(
+        DefinitionMismatch, match=r"\n.*: hopaas-p2p study set none --space 'x=float\(0,1\)' --store \S+$"
+    ):
         hopaas_p2p.open_study(tmp_path / "store", "none", space={"x": hopaas_p2p.Float(0, 1)})
     sure = hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)})
-    with pytest.raises(DefinitionMismatch, match="does not change"):
+    with pytest.raises(DefinitionMismatch, match="is fixed; create another study"):
         sure.set_space({"x": hopaas_p2p.Float(0, 5)})
     sure.close()
 

@@ -116,7 +116,7 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("method: random\nparameter: {p: {min: 1, max: 2}}", "'parameter' is not a key; did you mean 'parameters'?"),
         ("method: random", "parameters = None: give a mapping"),
         ("method: random\nparameters: {p: {value: 3}}", "none of them varies"),
-        ("method: bayes\nmetric: {name: a, goal: best}\nparameters: {p: {min: 1, max: 2}}", "minimize or maximize"),
+        ("method: bayes\nmetric: {name: a, goal: best}\nparameters: {p: {min: 1, max: 2}}", "from minimize, maximize"),
         ("method: random\nparameters: {p: {min: 1, maxx: 2}}", "'p': 'maxx' is not a key; did you mean 'max'?"),
         ("method: random\nparameters: {p: {min: 1}}", "'p', max = None: give a number"),
         ("method: random\nparameters: {p: {min: 3, max: 2}}", "'p': min = 3 to max = 2"),
@@ -167,7 +167,7 @@ def test_a_grid_runs_every_point_once_over_all_workers(tmp_path: Path) -> None:
     cli(*words, cwd=tmp_path)
 
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "g", create=False)
-    assert "hopaas-p2p worker --store store --study g -- python train.py --c=9 '--a={a}' '--b={b}'" in created.stderr
+    assert "hopaas-p2p worker --study g --store store -- python train.py --c=9 '--a={a}' '--b={b}'" in created.stderr
     assert states(study) == ["COMPLETE"] * 6
     points = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
     assert sorted(points) == [(a, b) for a in "xy" for b in (1, 2, 3)]

@@ -209,7 +209,7 @@ def test_each_rank_can_have_its_own_part_of_a_checkpoint(study: Study) -> None:
     again = study.ask()
     on_two_ranks(again, resume)
     assert parts == {0: b"part 0", 1: b"part 1"}
-    with pytest.raises(InvalidInput, match="of 2 ranks, and this training run has 1"):
+    with pytest.raises(InvalidInput, match="of 2 ranks, not 1; train on as many as before"):
         RankedTrial(again, Ranks()).resume  # noqa: B018
 
 

@@ -206,7 +206,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if base is not None:
             raise ConfigurationError(
                 "The first commits of this log were removed from a bucket before the backup was made, so only a "
-                "bucket can hold the rest. Restore it there, and copy the study: hopaas-p2p study copy"
+                "bucket can hold the rest. Restore it there, and copy the study: hopaas-p2p study copy BUCKET TO"
             )
         for first, range_ in itertools.groupby(entries, lambda entry: first_of(entry.lsn)):
             commits, pack = list(range_), self.pack(first)

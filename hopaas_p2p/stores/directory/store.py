@@ -94,7 +94,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         if not _is_there(meta):
             seen.check_not_away(self.path)
             if not create:
-                raise NoStore(f"there is no store in {self.path}; create one with: hopaas-p2p study create")
+                raise NoStore(f"there is no store in {self.path}; run: hopaas-p2p study create NAME -s {self.path}")
             if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
                 raise ConfigurationError(
                     f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "

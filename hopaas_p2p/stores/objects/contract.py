@@ -36,7 +36,7 @@ class NotRemoved(Denied):
     def of(cls, stay: dict[str, Denied]) -> Self:
         """The error for these keys."""
         first = next(iter(stay.values()))
-        error = cls(f"{len(stay)} objects stay: {first}" if len(stay) > 1 else str(first))
+        error = cls(f"{len(stay)} objects could not be removed: {first}" if len(stay) > 1 else str(first))
         error.stay = stay
         return error
 

@@ -80,7 +80,7 @@ class PostgresAddress:
         if unknown:
             raise ConfigurationError(
                 f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; use only "
-                f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
+                f"{', '.join(sorted(_OPTIONS))}. Put a secret into the file of HOPAAS_TOKEN_FILE."
             )
         self.user = url.username
         without_secret = url._replace(drivername="postgresql+psycopg2", password=None)
@@ -166,7 +166,7 @@ def _parsed(text: str, shown: str) -> URL:
         ) from None
     if "@" in (url.host or ""):  # otherwise part of the password would be taken for the host, and shown
         raise ConfigurationError(
-            f"{shown}: in a password write %40 for @, or leave it out and put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
+            f"{shown}: in a password write %40 for @, or put it into the file of HOPAAS_TOKEN_FILE or PGPASSFILE"
         )
     return url
 

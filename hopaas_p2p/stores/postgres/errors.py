@@ -74,16 +74,16 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
         ),
         r"is not permitted to log in": f"this token was revoked. {ASK_FOR_ANOTHER}",
         r'role "[^"]*" does not exist': "there is no such user or token. Check the user in the URL",
-        r"no pg_hba\.conf entry": ("the server accepts no connection from here under that name, or only with TLS"),
-        r"permission denied for database": "this user may not use that database",
+        r"no pg_hba\.conf entry": "the server accepts no login from here, or only with TLS; ask its administrator",
+        r"permission denied for database": "this user may not connect to that database; ask its administrator",
     },
     ConfigurationError: {
         r"authentication method requirement": (
             "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password"
         ),
-        r'database "[^"]*" does not exist': "check the name in the URL, or create it: createdb",
+        r'database "[^"]*" does not exist': "check the name in the URL, or create it: createdb NAME",
         r"certificate verify failed|root certificate|server certificate for": (
-            "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority"
+            "the server's certificate is not trusted; see hopaas-p2p doctor URL, or set HOPAAS_CA_FILE"
         ),
         r"server does not support SSL": (
             "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https"
@@ -91,7 +91,7 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
     },
     StoreUnreachable: {
         r'too many connections for role "[^"]*"': (
-            "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create"
+            "the token has no free connection; an administrator creates another: hopaas-p2p admin token create USER"
         )
     },
 }
@@ -109,7 +109,7 @@ def refusal(text: str) -> HopaasError:
         for pattern, advice in advices.items():
             if re.search(pattern, text, re.IGNORECASE):
                 return kind(f"{line}: {advice}.")
-    return StoreUnreachable(f"{line}. Nothing acknowledged is lost. To find out why: hopaas-p2p doctor")
+    return StoreUnreachable(f"{line}. Nothing acknowledged is lost. To find out why: hopaas-p2p doctor URL")
 
 
 def failure(code: str | None, text: str) -> HopaasError:
@@ -117,7 +117,7 @@ def failure(code: str | None, text: str) -> HopaasError:
     line = _one_line(text)
     if code == _NOT_ALLOWED:
         last_owner = "the only owner" in line
-        who = "With" if last_owner else "Ask an owner of the study for a grant"
+        who = "To do so" if last_owner else "Ask an owner of the study for a grant"
         least = "owner" if last_owner or "takes an owner" in line else "worker"
         return Denied(f"{line}. {who}: hopaas-p2p admin grant STUDY USER {least}")
     if code in _OURS:
@@ -125,8 +125,8 @@ def failure(code: str | None, text: str) -> HopaasError:
         return kind(f"{line}. {advice}")
     if code == "42501":
         if "schema hopaas" in line:
-            return Denied(f"{line}. Ask an administrator for access: hopaas-p2p admin user add")
-        return Denied(f"that is for administrators: use the login that ran hopaas-p2p admin init ({line})")
+            return Denied(f"{line}. Ask an administrator for access: hopaas-p2p admin user add USER")
+        return Denied(f"this needs an administrator: use the login that ran hopaas-p2p admin init ({line})")
     if (code or "")[:2] in _FOR_GOOD:
         return ConfigurationError(f"the server rejected this: {line}")
     reason = _PASSING.get(code or "")

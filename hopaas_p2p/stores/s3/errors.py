@@ -40,7 +40,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
         )
     return StoreUnreachable(
         f"{endpoint} cannot be reached ({_plainly(error) or reason}). Nothing acknowledged is lost. "
-        "To find out why: hopaas-p2p doctor"
+        "To find out why: hopaas-p2p doctor URL"
     )
 
 
@@ -90,7 +90,7 @@ def refusal(
             "hopaas-p2p admin s3-policy"
         )
     if status in (301, 307, 308) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return ConfigurationError(f"{where}: the bucket is in another region; name it with ?region=… ({said})")
+        return ConfigurationError(f"{where}: the bucket is in another region; add ?region=… to the URL ({said})")
     if status in (405, 501) and conditional:
         return ConfigurationError(
             f"{where}: the server does not support conditional writes, which a log needs ({said})"

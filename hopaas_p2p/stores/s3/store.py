@@ -92,7 +92,7 @@ class S3Store(ObjectBackedStore[Bucket]):
 
     def _created(self) -> Found:
         if not self._create:
-            raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
+            raise ConfigurationError(f"there is no store in {self.url}; run: hopaas-p2p study create NAME -s URL")
         self._prove_condition("studies/", thoroughly=True)
         data = json.dumps({"format": FORMAT, "uuid": secrets.token_hex(16)}).encode() + b"\n"
         created = self.objects.put_new(META, data)
