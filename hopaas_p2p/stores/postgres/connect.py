@@ -129,6 +129,7 @@ class PostgresAddress:
             return self._login
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
+            credentials.check_authority(self.destinations)
             return self.user, in_url
         return credentials.login(self.user, self.destinations)
 
