@@ -55,7 +55,7 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
-    from hopaas_p2p.net.trust import is_loopback
+    from hopaas_p2p.net.proxies import is_loopback
 
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)

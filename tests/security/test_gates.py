@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 import hopaas_p2p
 from hopaas_p2p.cli.main import run
@@ -21,8 +22,9 @@ from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
-from hopaas_p2p.stores.s3 import keys
+from hopaas_p2p.stores.s3 import http, keys
 from hopaas_p2p.stores.s3.address import parse
+from tests.support.ports import free_port
 from tests.support.processes import SPACE
 
 OWN = "ann.0123abcd:" + "k" * 43
@@ -139,6 +141,49 @@ def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeyp
             credentials.login(None, [("other.example.org", 443)])
     finally:
         del os.environ["HOPAAS_TOKEN"], os.environ["HOPAAS_TOKEN_HOST"]
+
+
+@pytest.mark.parametrize(("login", "own"), [("", OWN), ("", ""), (":sesame", "")], ids=["token", "libpq's", "URL's"])
+def test_a_joined_studys_authority_vouches_for_no_database_of_ones_own(
+    login: str, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined("https://gw.example.org/d", authority="-- a certificate --")
+    monkeypatch.setenv("HOPAAS_TOKEN", own)
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    with pytest.raises(ConfigurationError, match=r"would vouch for db\.example\.org, too"):
+        PostgresAddress(f"postgresql://ann{login}@db.example.org/d").credentials()
+    PostgresAddress("postgresql://ann@/d?host=/tmp").credentials()  # without TLS nobody vouches
+
+
+def test_nor_for_the_login_of_a_sites_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA().cert_pem.bytes().decode()
+    joined("s3://b-b/x?endpoint=https://s3.example.org&region=r", token=False, authority=authority)
+    monkeypatch.setenv("HTTPS_PROXY", "https://ann:sesame@proxy.example.org:3128")
+    with pytest.raises(ConfigurationError, match=r"would vouch for proxy\.example\.org, too"):
+        http.pool("https://s3.example.org")
+    monkeypatch.setenv("HTTPS_PROXY", "https://proxy.example.org:3128")
+    http.pool("https://s3.example.org")
+
+
+@pytest.mark.parametrize("login", ["", "u:@"])
+def test_of_an_empty_secret_libpq_makes_no_password_of_ones_own(login: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    store = f"postgresql://{login}127.0.0.1:{free_port()}/d"
+    ways.enter(membership.accept(Invitation(store, "s", Secret("ann:"), int(time.time()) + 86400)))
+    address = PostgresAddress(store)
+    with pytest.raises(ConfigurationError, match="the token or password is empty"):
+        address.connect(*address.credentials())
+
+
+def test_what_is_allowed_without_tls_because_it_stays_on_this_machine_goes_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    for host in ("127.0.0.1", "127.8.9.1", "[::1]", "localhost"):
+        assert http.proxy_of(f"http://{host}:9000") is None
+    assert http.proxy_of("http://minio.example.org:9000") is not None
 
 
 def test_a_joined_studys_authority_vouches_for_no_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
