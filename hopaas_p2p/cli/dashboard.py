@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, command
+from hopaas_p2p.cli.options import CliSession, command, store_named
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
 
 
 @command(study="none")
-@click.argument("named", required=False, metavar="[STORE]")
+@click.argument("named", required=False, metavar="[STORE]", callback=store_named)
 @click.option("--host", default="127.0.0.1", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, help="The port to listen on.")
 @click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")

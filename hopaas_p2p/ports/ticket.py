@@ -15,7 +15,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -146,7 +146,8 @@ def carry(
             credentials.check_named(ticket.store, servers, by="the ticket")
     with ExitStack() as opened:
         try:
-            storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+            how: dict[str, Any] = {"acts_for": {ticket.owner}, "patience": patience, "named": store is not None}
+            storage = open_storage(store or ticket.store, create=False, **how)
             opened.callback(storage.close)
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)

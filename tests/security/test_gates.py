@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -21,6 +22,7 @@ from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
+from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.s3 import http, keys
 from hopaas_p2p.stores.s3.address import parse
@@ -128,6 +130,35 @@ def test_a_ticket_with_any_seal_is_refused_in_a_line() -> None:
 def test_an_invitation_that_is_made_names_no_file_of_its_machine() -> None:
     store = "postgresql://ann@db.example.org/d?sslmode=verify-full&sslcert=/x&sslkey=/x&target_session_attrs=read-write"
     assert _public(store) == "postgresql://db.example.org/d?target_session_attrs=read-write"
+
+
+@pytest.mark.parametrize("how", ["open_storage", "Client", "pickle", "doctor", "backup", "dashboard"])
+def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_names_it(
+    how: str, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    url = f"https://{place}/d"
+    membership.accept(Invitation(url, "theirs", Secret(GUEST), int(time.time()) + 86400))
+    monkeypatch.delenv("HOPAAS_JOINED")
+    servers = servers_of(url)
+    assert credentials.login(None, servers)[0] == "guest-s-123456-worker.0a1b2c3d"
+    with contextlib.suppress(HopaasError):
+        if how in ("open_storage", "pickle"):
+            storage = hopaas_p2p.open_storage(url, patience=0.0)
+            state = storage.__getstate__()
+            storage.close()
+            if how == "pickle":
+                credentials._named.clear()
+                copy = object.__new__(Storage)
+                copy.__setstate__({**state, "pid": 0, "origin": "another process"})
+                copy.close()
+        elif how == "Client":
+            Client(server=url).storage().close()
+        else:
+            words = {"doctor": ["doctor", url], "backup": ["admin", "backup", url, str(ann / "file")]}
+            run(words.get(how, ["dashboard", url, "--auth", "oidc"]))
+            monkeypatch.delenv("HOPAAS_JOINED", raising=False)
+    assert credentials.login(None, servers)[0] == "ann.0123abcd"
 
 
 def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
