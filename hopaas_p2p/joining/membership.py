@@ -80,7 +80,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
         credentials.check_says_where(invitation.store, by="the invitation")
     invitation.check()
     # without its own token, one of this user's would be sent there
-    if invitation.store.startswith(("postgresql", "https:")) and invitation.token is None:
+    if invitation.store.lower().startswith(("postgresql", "https:")) and invitation.token is None:
         raise InvalidInput(
             "this invitation is for a store with users but contains no token; it was not created by `invite`"
         )

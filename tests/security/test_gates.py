@@ -17,7 +17,7 @@ from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
-from hopaas_p2p.joining.invitation import Invitation, _public
+from hopaas_p2p.joining.invitation import Invitation, _authority, _public
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
@@ -159,6 +159,22 @@ def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_nam
             run(words.get(how, ["dashboard", url, "--auth", "oidc"]))
             monkeypatch.delenv("HOPAAS_JOINED", raising=False)
     assert credentials.login(None, servers)[0] == "ann.0123abcd"
+
+
+def test_an_invitation_holds_the_certificates_of_an_authority_file_and_no_key(
+    ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = trustme.CA().issue_cert("db.example.org")
+    certificates = "".join(one.bytes().decode() for one in issued.cert_chain_pems)
+    (ann / "server.pem").write_text(issued.private_key_pem.bytes().decode() + certificates)
+    monkeypatch.setenv("HOPAAS_CA_FILE", str(ann / "server.pem"))
+    assert _authority("https://db.example.org/d").split() == certificates.split()
+
+
+@pytest.mark.parametrize("store", ["HTTPS://evil.example.org/x", "campaign", "~/x", "../x", "-x"])
+def test_an_invitation_without_a_token_or_with_a_path_of_the_readers_own_is_refused(store: str) -> None:
+    with pytest.raises(HopaasError, match=r"contains no token|is not a URL"):
+        joined(store, token=False)
 
 
 def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
