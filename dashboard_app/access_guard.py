@@ -32,7 +32,7 @@ from starlette.responses import HTMLResponse, Response
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.net.trust import is_loopback
+from hopaas_p2p.net.proxies import is_loopback
 from hopaas_p2p.runtime import credentials
 
 if TYPE_CHECKING:

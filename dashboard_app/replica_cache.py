@@ -112,7 +112,7 @@ class ReplicaCache:
     """
 
     def __init__(self, url: str, *, threaded: bool = True) -> None:
-        storage = open_storage(url, create=False, patience=_CLICK)
+        storage = open_storage(url, create=False, patience=_CLICK, named=False)
         self._storages = {"": storage}
         self._peer = storage.peer
         self.store = self._peer.store

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, command, force_option
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, command, force_option, store_named
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_beside
 from hopaas_p2p.remote.access import Roles
@@ -18,7 +18,7 @@ from hopaas_p2p.runtime.times import to_iso
 
 
 @command(study="none", store=False)
-@click.argument("url", metavar="STORE")
+@click.argument("url", metavar="STORE", callback=store_named)
 @click.argument("target", metavar="FILE", type=FILE)
 @click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
 @force_option
@@ -46,7 +46,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
 
 @command(study="none", store=False)
 @click.argument("source", metavar="FILE", type=EXISTING)
-@click.argument("url", metavar="STORE")
+@click.argument("url", metavar="STORE", callback=store_named)
 def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to the state that was backed up.
 

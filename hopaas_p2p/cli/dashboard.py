@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, command
+from hopaas_p2p.cli.options import CliSession, command, store_named
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
 
 
 @command(study="none")
-@click.argument("named", required=False, metavar="[STORE]")
+@click.argument("named", required=False, metavar="[STORE]", callback=store_named)
 @click.option("--host", default="127.0.0.1", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, help="The port to listen on.")
 @click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
@@ -55,7 +55,7 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
-    from hopaas_p2p.net.trust import is_loopback
+    from hopaas_p2p.net.proxies import is_loopback
 
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)

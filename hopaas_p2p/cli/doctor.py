@@ -11,7 +11,7 @@ import click
 
 from hopaas_p2p import spool
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, command
+from hopaas_p2p.cli.options import CliSession, command, store_named
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
@@ -30,11 +30,13 @@ _NO_LIST: Final = "The list of studies is damaged. Copy one: hopaas-p2p doctor S
 
 
 @command(study="option")
-@click.argument("url", required=False)
+@click.argument("url", required=False, callback=store_named)
 @click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
 @click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")
-@click.option("--to", metavar="STORE", help="With --rescue: the store for the new studies. [default: the same]")
+@click.option(
+    "--to", metavar="STORE", callback=store_named, help="With --rescue: the new studies' store. [default: the same]"
+)
 @click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")
 def doctor(
     session: CliSession,
@@ -118,7 +120,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; choose one: --study NAME")
         if not whole and to is None:
             raise ConfigurationError("the list of studies is damaged, so copy into another store: add --to STORE")
-        target = opened.enter_context(contextlib.closing(open_storage(to or place)))
+        target = opened.enter_context(contextlib.closing(open_storage(to or place, named=False)))
         within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         for uuid, name in damaged.items():
             output.say(f"{name}: {reasons[uuid] or 'no damage was found'}")

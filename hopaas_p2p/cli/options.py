@@ -95,7 +95,7 @@ class CliSession:
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             self.settings.publish()
             patience = self.settings.seconds("patience")
-            self._storage = open_storage(self.store_url, create=create, patience=patience, **options)
+            self._storage = open_storage(self.store_url, create=create, patience=patience, named=False, **options)
         return self._storage
 
     def study(self, **options: Any) -> Study:
@@ -152,6 +152,12 @@ def check_new(target: Path, *, force: bool) -> None:
     """Raise InvalidInput if a command would overwrite this file, without --force."""
     if target.is_file() and not force:
         raise InvalidInput(f"{target} already exists. Use --force to overwrite it, or another name.")
+
+
+def store_named(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Note that the user names this store (`credentials.named`); the callback of an argument that is one."""
+    credentials.named(value or "")
+    return value
 
 
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

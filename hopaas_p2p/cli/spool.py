@@ -131,7 +131,7 @@ def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
     from hopaas_p2p.storage import open_storage
 
     try:
-        storage = open_storage(url, create=False)
+        storage = open_storage(url, create=False, named=False)
         opened.callback(storage.close)
         storage.study_names()
     except HopaasError as error:

@@ -36,6 +36,7 @@ _PREFIX: Final = "hpj1-"
 _LONGEST: Final = 1 << 16
 _DAY: Final = 86400
 MOST_DAYS: Final = 366
+_CERTIFICATE: Final = re.compile(r"-----BEGIN (?:\w+ )?CERTIFICATE-----[^-]+-----END (?:\w+ )?CERTIFICATE-----")
 _LIKE_A_FILE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
@@ -86,6 +87,8 @@ class Invitation(msgspec.Struct, frozen=True):
                 f"this invitation to {self.study!r} was valid until {day}. Ask its sender for another: "
                 f"hopaas-p2p invite {shlex.quote(self.study)}"
             )
+        if "://" not in self.store and not Path(self.store).is_absolute():
+            raise ConfigurationError(f"{self.store!r} is not a URL, and leads to another folder in each directory")
         if not names_servers(self.store):
             cure = "Name it in the URL: postgresql://HOST/…, or s3://…?endpoint=https://HOST"
             raise ConfigurationError(f"{redacted(self.store)} does not say on which server the store is. {cure}")
@@ -173,5 +176,5 @@ def _authority(url: str) -> str:
     if file is None or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
     with explained(f"HOPAAS_CA_FILE={file}"):
-        text = read_named(Path(file))
+        text = "\n".join(_CERTIFICATE.findall(read_named(Path(file))))  # a server's file may hold its private key, too
     return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities

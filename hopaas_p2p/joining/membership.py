@@ -19,7 +19,7 @@ from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import locked, replace_atomically
 from hopaas_p2p.runtime.ownership import named_folder, own_folder
-from hopaas_p2p.runtime.settings import Secret, is_one_line, joined, joined_folder, joined_names
+from hopaas_p2p.runtime.settings import Secret, is_one_line, joined, joined_folder, joined_names, left_hosts
 
 _PATIENCE: Final = 30.0  # seconds
 
@@ -80,7 +80,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
         credentials.check_says_where(invitation.store, by="the invitation")
     invitation.check()
     # without its own token, one of this user's would be sent there
-    if invitation.store.startswith(("postgresql", "https:")) and invitation.token is None:
+    if invitation.store.lower().startswith(("postgresql", "https:")) and invitation.token is None:
         raise InvalidInput(
             "this invitation is for a store with users but contains no token; it was not created by `invite`"
         )
@@ -147,7 +147,14 @@ def load(name: str) -> Membership:
 
 
 def forget(name: str) -> None:
-    """Remove all files of a joined study, except for the folder of its jobs."""
+    """Remove the files of a joined study, except for the folder of its jobs; its hosts are remembered: `left_hosts`."""
+    places = ""
+    with contextlib.suppress(ConfigurationError):  # a damaged file
+        places = joined(name).get("token_host", "")
+    if places:
+        hosts = {one.rpartition(":")[0].rstrip(".") for one in places.split(",")}
+        with _one_at_a_time():
+            _write(joined_folder() / "left", "\n".join(sorted(hosts | left_hosts())))
     for path in joined_folder().glob(f"{name}.*"):
         if path.is_file():
             path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import ipaddress
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -82,6 +83,16 @@ class Proxy(NamedTuple):
         return {"Proxy-Authorization": f"Basic {base64.b64encode(self.login.reveal().encode()).decode()}"}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether this is a loopback name or address, where no third party can intercept the connection."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection[str] = TUNNELLING) -> Proxy | None:
     """The proxy that the environment names for this server, or None for a direct connection.
 
@@ -96,7 +107,8 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
     """
     proxies = getproxies_environment()
     given = proxies.get(scheme) or proxies.get("all")
-    if not given or proxy_bypass_environment(str(server), proxies):
+    inside = scheme == "http" and is_loopback(server.host)  # allowed without TLS because it stays on this machine
+    if not given or inside or proxy_bypass_environment(str(server), proxies):
         return None
     return parse_proxy(given, kinds=kinds)
 

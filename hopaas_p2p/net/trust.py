@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import ipaddress
 import os
 import socket
 import ssl
@@ -150,13 +149,3 @@ class _ConnectedSocket(ssl.SSLSocket):
         except OSError as error:
             self.close()
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is a loopback name or address, where no third party can intercept the connection."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

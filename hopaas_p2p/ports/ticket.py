@@ -15,7 +15,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -93,7 +93,15 @@ def ticket_of(study: Study, trial_number: int) -> Ticket:
     trial = handle.state.trials[trial_number]
     assert trial.owner is not None
     store = study.storage.url
-    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, handle.uuid, credentials.seal(store))
+    return Ticket(
+        store,
+        study.name,
+        trial_number,
+        trial.owner,
+        trial.epoch,
+        handle.uuid,
+        credentials.seal(store, servers_of(store)),
+    )
 
 
 def ending(
@@ -132,12 +140,14 @@ def carry(
     from hopaas_p2p.study import open_study
     from hopaas_p2p.study.trial import Trial
 
-    seal = ticket.seal.encode()
-    if store is None and not (seal and hmac.compare_digest(seal, credentials.seal(ticket.store).encode())):
-        credentials.check_named(ticket.store, servers_of(ticket.store), by="the ticket")
+    if store is None:
+        servers, seal = servers_of(ticket.store), ticket.seal.encode()
+        if not (seal and hmac.compare_digest(seal, credentials.seal(ticket.store, servers).encode())):
+            credentials.check_named(ticket.store, servers, by="the ticket")
     with ExitStack() as opened:
         try:
-            storage = open_storage(store or ticket.store, create=False, acts_for={ticket.owner}, patience=patience)
+            how: dict[str, Any] = {"acts_for": {ticket.owner}, "patience": patience, "named": store is not None}
+            storage = open_storage(store or ticket.store, create=False, **how)
             opened.callback(storage.close)
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)

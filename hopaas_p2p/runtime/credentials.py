@@ -6,6 +6,7 @@ settings file. Hosts that somebody else named get none: in a ticket, in a file o
 joined study is in between: its host gets the token that came with its invitation, and none of the user's own.
 
 The files that `join` wrote define which hosts belong to a joined study, whatever leads there: a ticket, or the spool.
+Such a host does not become one that the user named when the study is left.
 
 Processes that we start get an environment with only what is named here, never a copy of ours (`environment`); the
 user's own training command gets a copy without the credentials that were not passed explicitly (`without_credentials`).
@@ -170,7 +171,8 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
 
     Raises:
-        ConfigurationError: there are several, or one is only at some of these hosts, so that no token is for all.
+        ConfigurationError: there are several, or one is only at some of these hosts, so that no token is for all; the
+            user has left it; or there is none, but the certificate authority of one would vouch for these hosts.
 
     """
     asked = {_place(host, port) for host, port in servers}
@@ -179,8 +181,15 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     # a variable such as PGPORT may lead to another port of its host than when it was joined
     there = exact or [one for one in known if _hosts(asked) & _hosts(one.servers)]
     chosen = [one for one in exact if one.name == env.get("HOPAAS_JOINED")]
-    if not there or (not chosen and all(_names(server) & _named_by_user(env) for server in servers)):
+    left = {host for host in _hosts(asked) & settings.left_hosts(env) if not _AMAZON.fullmatch(host)}
+    if not (there or left) or (not chosen and all(_names(server) & _named_by_user(env) for server in servers)):
+        check_authority(servers, env)
         return None
+    if not there:
+        raise ConfigurationError(
+            f"{', '.join(sorted(left))} is known here only by a study that you have left, so it gets no credentials of "
+            "yours. Join that study again; or, if it is your own server, name it: --store or HOPAAS_STORE"
+        )
     found, *others = chosen or there
     if others:
         names = ", ".join(one.name for one in there)
@@ -201,12 +210,13 @@ def _hosts(places: Iterable[str]) -> set[str]:
     return {place.rpartition(":")[0] for place in places}
 
 
-def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
+def check_authority(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> None:
     """Raise ConfigurationError if only a joined study's certificate authority would vouch for these servers."""
-    for one in _all_joined(env) if servers and env.get("HOPAAS_CA_FILE") else ():
+    hosts = [host for host, port in servers if port]
+    for one in _all_joined(env) if hosts and env.get("HOPAAS_CA_FILE") else ():
         if one.authority == env["HOPAAS_CA_FILE"]:
             raise ConfigurationError(
-                f"the certificate authority of {one.words} would vouch for {servers[0][0]}, too, so no credentials "
+                f"the certificate authority of {one.words} would vouch for {hosts[0]}, too, so no credentials "
                 "are sent there. Use that server from a process that uses no joined study"
             )
 
@@ -281,8 +291,10 @@ def named(store: str) -> None:
     _named.update(_places(store))
 
 
-def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
+def check_named(store: str, servers: Sequence[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
     """Refuse a store that only somebody else named; code that opens a URL written by others must call this first.
+
+    A joined study's store is not refused: it gets the token that came with its invitation.
 
     Args:
         store: the URL.
@@ -294,7 +306,8 @@ def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[
         ConfigurationError: the user has not named one of the servers, or the URL sets how far to trust them.
 
     """
-    _gate(_TOKEN, servers, by=by, env=env)
+    if servers and _joined_at(servers, env) is None:
+        _gate(_TOKEN, servers, by=by, env=env)
     check_says_where(store, by=by)
 
 
@@ -348,7 +361,6 @@ def login(
     else:
         secret = token(env)
         if secret is not None:
-            _check_authority(servers, env)
             _gate(_TOKEN, servers, by="", env=env)
     role, separator, password = secret.reveal().partition(":") if secret is not None else ("", "", "")
     if not separator:
@@ -370,12 +382,15 @@ def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
         os.environ.setdefault("HOPAAS_TOKEN_HOST", ",".join(f"{host}:{port}" for host, port in servers))
 
 
-def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """A seal of a store's URL that only this user can make, on this or another machine; empty without a token."""
-    secret = token(env) if text.startswith(("postgresql", "https:")) else None
-    if secret is None or len(secret.reveal()) < _UNGUESSABLE:
+def seal(store: str, servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> str:
+    """A seal of a store's URL that only this user can make, on this or another machine.
+
+    Empty without a token, and for a joined study's store, which the user's own token is not for. Raises like `login`.
+    """
+    secret = token(env) if store.startswith(("postgresql", "https:")) else None
+    if secret is None or len(secret.reveal()) < _UNGUESSABLE or _joined_at(servers, env) is not None:
         return ""
-    return hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()
+    return hmac.digest(secret.reveal().encode(), store.encode(), "sha256").hex()
 
 
 def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
@@ -419,13 +434,11 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, 
     """Check that this user's keys may sign requests to these servers of a bucket.
 
     Raises:
-        ConfigurationError: only a joined study names one of them.
+        ConfigurationError: only a joined study names one of them, or vouches for it.
 
     """
     joined = _joined_at(servers, env)
-    if joined is None:
-        _check_authority(servers, env)
-    else:
+    if joined is not None:
         _gate(what, servers, by=joined.words, env=env)
 
 
@@ -504,7 +517,7 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
             host = urlsplit(found.reveal()).hostname
         except ValueError:  # its message may show the URL
             raise ConfigurationError("HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE has no URL that can be parsed") from None
-        _check_authority([(host or "the webhook", 443)], env)
+        check_authority([(host or "the webhook", 443)], env)
     return found
 
 

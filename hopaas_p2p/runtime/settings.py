@@ -191,6 +191,16 @@ def joined_names(env: Mapping[str, str] = os.environ) -> list[str]:
     return sorted(path.stem for path in joined_folder(env).glob("*.toml"))
 
 
+def left_hosts(env: Mapping[str, str] = os.environ) -> set[str]:
+    """The hosts of the joined studies that were left here; raises like `joined`."""
+    try:
+        path = joined_folder(env) / "left"
+    except ConfigurationError:  # no home directory, so nothing in it
+        return set()
+    with explained(f"{path} cannot be read"):
+        return set(read_own(path).splitlines()) if path.exists() else set()
+
+
 def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The stored settings of the study that was joined under this name (HOPAAS_JOINED).
 

@@ -33,6 +33,7 @@ class StorageOptions(NamedTuple):
     peer_ttl: float | None
     on_behalf_of: str = ""
     operator: bool = False
+    named: bool = True
 
 
 def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:

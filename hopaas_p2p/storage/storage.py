@@ -45,7 +45,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.runtime import process
+from hopaas_p2p.runtime import credentials, process
 from hopaas_p2p.runtime.arguments import near, seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
@@ -79,6 +79,7 @@ def open_storage(
     peer_ttl: float | None = None,
     on_behalf_of: str = "",
     operator: bool = False,
+    named: bool = True,
 ) -> Storage:
     """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
 
@@ -105,6 +106,7 @@ def open_storage(
         operator: let this process end and annotate trials that other peers run, like a person who ends a trial in a
             dashboard. Each end is in the log with the operator's name, and the owner's own result, if one arrives, is
             kept as a late one. For owners of a study; in a directory, for all who may write there.
+        named: whether you chose this URL, so that its host may get your credentials; False if somebody else did.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
@@ -112,6 +114,8 @@ def open_storage(
         InvalidInput: an argument that is not allowed, such as `lease_ttl=0`.
 
     """
+    if named:
+        credentials.named(str(url))
     patience, store_wait = _wait("patience", patience), _wait("store_wait", store_wait)
     acts_for = (acts_for,) if isinstance(acts_for, str) else tuple(acts_for)
     options = StorageOptions(
@@ -124,6 +128,7 @@ def open_storage(
         peer_ttl=None if peer_ttl is None else seconds("peer_ttl", peer_ttl, most=LONGEST_PEER_TTL),
         on_behalf_of=str(on_behalf_of),
         operator=operator,
+        named=named,
     )
     peer = open_peer(options, frozenset(acts_for))
     peer.visits = bool(acts_for)
@@ -194,6 +199,8 @@ class Storage(BaseStorage):
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
             # an error would abort the unpickling: `multiprocessing.Pool` would then wait for ever for that task
+            if options.named:
+                credentials.named(options.url)
             peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 

@@ -57,7 +57,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import StudyArtifacts
-from hopaas_p2p.runtime import credentials, extras, interrupts, metering
+from hopaas_p2p.runtime import extras, interrupts, metering
 from hopaas_p2p.runtime.arguments import (
     exceptions,
     functions,
@@ -187,8 +187,6 @@ def open_study(
     check_points(sampler, wanted.space)
     if not isinstance(trackers, list | tuple) or not all(callable(getattr(one, "begin", None)) for one in trackers):
         raise InvalidInput(f"trackers must be a list such as [hopaas_p2p.trackers.MLflow()], got {shown(trackers)}")
-    if isinstance(store, str):
-        credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create)
     study_id = storage.find_study(name) if create else storage.get_study_id_from_name(name)
     if study_id is None:

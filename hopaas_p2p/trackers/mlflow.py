@@ -57,8 +57,11 @@ _LONGEST_TAG: Final = 5000
 _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-_CLOUD: Final = ("s3", "gs", "wasbs", "abfss", "dbfs")
-"""Locations outside the server that it may name for files: MLflow's client takes their hosts from its own settings."""
+_CLOUD: Final = re.compile(
+    r"(s3|gs|dbfs):|wasbs://[\w-]+@\w+\.blob\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(/|$)", re.ASCII
+)
+"""Locations outside the server that it may name for files: their hosts are in the settings of MLflow's client, or
+Microsoft's. (An abfss location may name any host.)"""
 
 
 @dataclasses.dataclass
@@ -228,7 +231,7 @@ class MLflow:
         server, place = urlsplit(self.uri), self._runs[view.number].place
         told = urlsplit(place)
         own = told.scheme == "mlflow-artifacts" and told.netloc in ("", server.netloc)
-        if server.scheme in ("http", "https") and not own and told.scheme not in _CLOUD:
+        if server.scheme in ("http", "https") and not own and not _CLOUD.match(place):
             raise ConfigurationError(
                 f"MLflow at {redacted(self.uri)} would put files into {redacted(place)!r}, which is not on that "
                 "server. Choose another experiment: MLFLOW_EXPERIMENT_NAME"

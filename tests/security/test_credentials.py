@@ -20,10 +20,11 @@ from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
-from hopaas_p2p.open import open_store
-from hopaas_p2p.ports.ticket import Ticket, carry
+from hopaas_p2p.open import open_store, servers_of
+from hopaas_p2p.ports.ticket import Ticket, carry, ending, keep
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
 from tests.support.strangers import Stranger, stranger
@@ -307,12 +308,34 @@ def test_nor_does_a_ticket_or_the_spool_lead_ones_own_token_there(ann: Path, evi
     store = f"postgresql://127.0.0.1:{evil.port}/d"
     membership.accept(invitation(store))
     membership.accept(replace(invitation("https://gw.example.org/d"), study="t"))
-    ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store))
+    ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store, servers_of(store)))
     for words in (["trial", "tell", "0.5", "--ticket", str(ticket)], ["admin", "spool", "send"]):
         before = evil.visits
         as_ann(*words, cwd=ann)
         assert evil.visits > before
     assert set(evil.users) == {"guest-s-123456-worker.0a1b2c3d"}
+
+
+def test_nor_after_the_study_was_left(ann: Path, evil: Stranger) -> None:
+    store = f"postgresql://127.0.0.1:{evil.port}/d"
+    ways.enter(membership.accept(invitation(store)))
+    address = PostgresAddress(store)  # of a process that goes on
+    ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store, servers_of(store)))
+    assert ticket.seal == "", "elsewhere nothing says that the study was joined"
+    keep(ticket, ending(ticket, [0.5]), store)
+    membership.forget("s")
+    for words in (["trial", "tell", "0.5", "--ticket", str(ticket)], ["admin", "spool", "send"]):
+        done = as_ann(*words, cwd=ann, HOPAAS_JOINED="")
+        assert done.returncode == 78
+        assert "127.0.0.1 is known here only by a study that you have left" in done.stderr + done.stdout
+    ways.enter(membership.accept(invitation("https://gw.example.org/d")))
+    with pytest.raises(ConfigurationError, match="a study that you have left"):
+        address.credentials()
+    with pytest.raises(ConfigurationError, match="a study that you have left"):
+        credentials.access_key(servers_of(store), {**os.environ, **AWS})
+    assert evil.visits == 0
+    credentials.named(store)
+    assert address.credentials()[0] == "ann.0123abcd"
 
 
 def test_a_user_of_a_server_who_is_a_guest_there_too_is_whom_she_says(
@@ -385,8 +408,6 @@ def test_a_store_that_is_named_beside_a_joined_study_gets_ones_own_token(ann: Pa
 def test_results_in_a_file_from_another_machine_take_no_token_to_where_it_says(ann: Path, evil: Stranger) -> None:
     store = f"postgresql://127.0.0.1:{evil.port}/d"
     ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32)
-    from hopaas_p2p.ports.ticket import ending, keep
-
     keep(ticket, ending(ticket, [0.5]), store)
     assert len(list(spool.waiting())) == 1
     assert as_ann("admin", "spool", "export", "results", cwd=ann).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -9,20 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 import hopaas_p2p
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
-from hopaas_p2p.joining.invitation import Invitation, _public
+from hopaas_p2p.joining.invitation import Invitation, _authority, _public
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
+from hopaas_p2p.storage import Storage
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
-from hopaas_p2p.stores.s3 import keys
+from hopaas_p2p.stores.s3 import http, keys
 from hopaas_p2p.stores.s3.address import parse
+from tests.support.ports import free_port
 from tests.support.processes import SPACE
 
 OWN = "ann.0123abcd:" + "k" * 43
@@ -128,6 +132,51 @@ def test_an_invitation_that_is_made_names_no_file_of_its_machine() -> None:
     assert _public(store) == "postgresql://db.example.org/d?target_session_attrs=read-write"
 
 
+@pytest.mark.parametrize("how", ["open_storage", "Client", "pickle", "doctor", "backup", "dashboard"])
+def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_names_it(
+    how: str, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    url = f"https://{place}/d"
+    membership.accept(Invitation(url, "theirs", Secret(GUEST), int(time.time()) + 86400))
+    monkeypatch.delenv("HOPAAS_JOINED")
+    servers = servers_of(url)
+    assert credentials.login(None, servers)[0] == "guest-s-123456-worker.0a1b2c3d"
+    with contextlib.suppress(HopaasError):
+        if how in ("open_storage", "pickle"):
+            storage = hopaas_p2p.open_storage(url, patience=0.0)
+            state = storage.__getstate__()
+            storage.close()
+            if how == "pickle":
+                credentials._named.clear()
+                copy = object.__new__(Storage)
+                copy.__setstate__({**state, "pid": 0, "origin": "another process"})
+                copy.close()
+        elif how == "Client":
+            Client(server=url).storage().close()
+        else:
+            words = {"doctor": ["doctor", url], "backup": ["admin", "backup", url, str(ann / "file")]}
+            run(words.get(how, ["dashboard", url, "--auth", "oidc"]))
+            monkeypatch.delenv("HOPAAS_JOINED", raising=False)
+    assert credentials.login(None, servers)[0] == "ann.0123abcd"
+
+
+def test_an_invitation_holds_the_certificates_of_an_authority_file_and_no_key(
+    ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = trustme.CA().issue_cert("db.example.org")
+    certificates = "".join(one.bytes().decode() for one in issued.cert_chain_pems)
+    (ann / "server.pem").write_text(issued.private_key_pem.bytes().decode() + certificates)
+    monkeypatch.setenv("HOPAAS_CA_FILE", str(ann / "server.pem"))
+    assert _authority("https://db.example.org/d").split() == certificates.split()
+
+
+@pytest.mark.parametrize("store", ["HTTPS://evil.example.org/x", "campaign", "~/x", "../x", "-x"])
+def test_an_invitation_without_a_token_or_with_a_path_of_the_readers_own_is_refused(store: str) -> None:
+    with pytest.raises(HopaasError, match=r"contains no token|is not a URL"):
+        joined(store, token=False)
+
+
 def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOPAAS_TOKEN")
     monkeypatch.delenv("HOPAAS_TOKEN_HOST")
@@ -139,6 +188,49 @@ def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeyp
             credentials.login(None, [("other.example.org", 443)])
     finally:
         del os.environ["HOPAAS_TOKEN"], os.environ["HOPAAS_TOKEN_HOST"]
+
+
+@pytest.mark.parametrize(("login", "own"), [("", OWN), ("", ""), (":sesame", "")], ids=["token", "libpq's", "URL's"])
+def test_a_joined_studys_authority_vouches_for_no_database_of_ones_own(
+    login: str, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined("https://gw.example.org/d", authority="-- a certificate --")
+    monkeypatch.setenv("HOPAAS_TOKEN", own)
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    with pytest.raises(ConfigurationError, match=r"would vouch for db\.example\.org, too"):
+        PostgresAddress(f"postgresql://ann{login}@db.example.org/d").credentials()
+    PostgresAddress("postgresql://ann@/d?host=/tmp").credentials()  # without TLS nobody vouches
+
+
+def test_nor_for_the_login_of_a_sites_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA().cert_pem.bytes().decode()
+    joined("s3://b-b/x?endpoint=https://s3.example.org&region=r", token=False, authority=authority)
+    monkeypatch.setenv("HTTPS_PROXY", "https://ann:sesame@proxy.example.org:3128")
+    with pytest.raises(ConfigurationError, match=r"would vouch for proxy\.example\.org, too"):
+        http.pool("https://s3.example.org")
+    monkeypatch.setenv("HTTPS_PROXY", "https://proxy.example.org:3128")
+    http.pool("https://s3.example.org")
+
+
+@pytest.mark.parametrize("login", ["", "u:@"])
+def test_of_an_empty_secret_libpq_makes_no_password_of_ones_own(login: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    store = f"postgresql://{login}127.0.0.1:{free_port()}/d"
+    ways.enter(membership.accept(Invitation(store, "s", Secret("ann:"), int(time.time()) + 86400)))
+    address = PostgresAddress(store)
+    with pytest.raises(ConfigurationError, match="the token or password is empty"):
+        address.connect(*address.credentials())
+
+
+def test_what_is_allowed_without_tls_because_it_stays_on_this_machine_goes_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.org:3128")
+    for host in ("127.0.0.1", "127.8.9.1", "[::1]", "localhost"):
+        assert http.proxy_of(f"http://{host}:9000") is None
+    assert http.proxy_of("http://minio.example.org:9000") is not None
 
 
 def test_a_joined_studys_authority_vouches_for_no_webhook(monkeypatch: pytest.MonkeyPatch) -> None:

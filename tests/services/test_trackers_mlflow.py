@@ -344,7 +344,10 @@ def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study
     assert "geheim" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("written", ["file://{}", "{}"])
+@pytest.mark.parametrize(
+    "written",
+    ["file://{}", "{}", "abfss://fs@acc.evil.example.org{}", "wasbs://c@[2001:db8::1]\\.blob.core.windows.net{}"],
+)
 def test_a_file_is_not_written_where_another_user_of_the_server_says(
     written: str, study: Study, mlflow_server: str, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def a_server() -> Iterator[str]:
     ]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
     env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # half a dozen processes that nobody here needs
+    env["MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"] = "abfss"  # which older servers allow
     env["MLFLOW_DISABLE_TELEMETRY"] = "true"
     with (place / "server.log").open("wb") as log:
         process = subprocess.Popen(words, cwd=place, stdout=log, stderr=log, env=env, start_new_session=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net import trust
+from hopaas_p2p.net.proxies import is_loopback
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.runtime.settings import Secret
@@ -87,7 +88,7 @@ class PostgresAddress:
         self.sqlalchemy_url: URL = without_secret.difference_update_query(["sslmode", "sslrootcert"])
         try:
             _, self.parameters = self.sqlalchemy_url.get_dialect()().create_connect_args(self.sqlalchemy_url)
-            self.local = all(not port or trust.is_loopback(host) for host, port in self.destinations)
+            self.local = all(not port or is_loopback(host) for host, port in self.destinations)
         except (ArgumentError, ValueError) as error:
             raise ConfigurationError(f"{shown}: {error}") from None
         self.tls = _tls(url, shown, local=self.local)
@@ -129,6 +130,7 @@ class PostgresAddress:
             return self._login
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
+            credentials.check_authority(self.destinations)
             return self.user, in_url
         return credentials.login(self.user, self.destinations)
 
@@ -136,6 +138,8 @@ class PostgresAddress:
         """A connection with this login. Raises our error for a refusal."""
         import psycopg2
 
+        if secret is not None and not secret.reveal():  # libpq would look for a password of the user's own
+            raise ConfigurationError(f"{self.url}: the token or password is empty; give one, or leave it out")
         parameters = {**_DEFAULTS, **self.parameters, **self.tls}
         if user is not None:
             parameters["user"] = user

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.net import trust
+from hopaas_p2p.net.proxies import is_loopback
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*")
@@ -102,7 +102,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     if (
         endpoint.startswith("http://")
         and (insecure == "false" or is_aws(endpoint) or endpoint.endswith(":443"))
-        and not trust.is_loopback(urlsplit(endpoint).hostname or "")
+        and not is_loopback(urlsplit(endpoint).hostname or "")
     ):
         raise ConfigurationError(
             f"the endpoint {endpoint} is on another machine and has no TLS, so anybody in between can read and "

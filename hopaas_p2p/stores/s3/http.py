@@ -15,6 +15,7 @@ from urllib3.util import Timeout, make_headers
 from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.answers import AnswerBytes
 from hopaas_p2p.net.proxies import Proxy
+from hopaas_p2p.runtime import credentials
 
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
@@ -90,7 +91,10 @@ def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolM
     }
     made = urllib3.PoolManager(**options)
     if proxy is not None:
-        headers = make_headers(proxy_basic_auth=proxy.login.reveal()) if proxy.login else None
+        headers = None
+        if proxy.login:
+            headers = make_headers(proxy_basic_auth=proxy.login.reveal())
+            credentials.check_authority([proxy.address] if proxy.scheme == "https" else [])
         made = urllib3.ProxyManager(
             str(proxy), proxy_headers=headers, proxy_ssl_context=options["ssl_context"], **options
         )

@@ -29,8 +29,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
-from hopaas_p2p.net import trust
-from hopaas_p2p.net.proxies import ServerAddress, server_of
+from hopaas_p2p.net.proxies import ServerAddress, is_loopback, server_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address, is_aws
@@ -199,7 +198,7 @@ def _shown(url: str) -> str:
 def _check_private(url: str) -> None:
     """Refuse a service on another machine without TLS: credentials go there and come from there."""
     scheme, host, _ = _place(url) or ("", "", 0)
-    if not host or not (scheme == "https" or trust.is_loopback(host) or host in _LINK_LOCAL):
+    if not host or not (scheme == "https" or is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
             f"{_shown(url)} should give the keys for the bucket, but is not an https:// URL. Without TLS, anybody "
             "in between could read them"
