@@ -46,6 +46,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
+from hopaas_p2p.stores.postgres import removal
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
@@ -516,19 +517,79 @@ def test_nobody_ends_the_sessions_of_others_by_giving_and_taking_grants(place: P
         say("COMMIT")
 
 
-def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place) -> None:
+@pytest.mark.parametrize("change", ["grant_v1('{uuid}', 'bob', 'viewer')", "revoke_v1('{uuid}', 'bob')"])
+def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place, change: str) -> None:
     bob, mallory = place.person("bob"), place.person("mallory")
     place.study(mallory, "m")
     access.grant(mallory, "m", "bob", "worker")
     with place.session(mallory) as say:
         say("SET idle_in_transaction_session_timeout = 0")
         say("BEGIN")
-        say(f"SELECT hopaas.grant_v1('{place.uuid('m')}', 'bob', 'viewer')")
+        say(f"SELECT hopaas.{change.format(uuid=place.uuid('m'))}")
         access.remove_user(place.admin, "bob")
         with pytest.raises(psycopg2.OperationalError):
             say("COMMIT")
     with pytest.raises(Denied):
         place.store(bob).shared()
+
+
+def test_a_user_is_locked_out_even_if_its_grants_cannot_be_removed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that an administrator may not end holds them, such as a prepared one of the user's friend."""
+    monkeypatch.setattr(removal, "_ATTEMPTS", 1)
+    bob = place.person("bob")
+    place.study(bob)
+    with place.session(place.server.url("store")) as holds, place.session(bob) as say:
+        holds("BEGIN")
+        holds("SELECT FROM hopaas.grants FOR UPDATE")
+        with pytest.raises(StoreUnreachable, match="another session keeps this locked"):
+            access.remove_user(place.admin, "bob")
+        with pytest.raises(psycopg2.OperationalError):
+            say("SELECT 1")
+        with pytest.raises(Denied, match="revoked"):
+            place.store(bob).shared()
+        holds("ROLLBACK")
+    access.remove_user(place.admin, "bob")
+    assert access.users(place.admin) == access.grants(place.admin, "s") == []
+
+
+def test_no_open_transaction_holds_up_init(place: Place) -> None:
+    ann = place.person("ann")
+    place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    with place.session(ann) as say:
+        say("BEGIN")
+        say("SELECT hopaas.beat_v1('anns', '1')")
+        say(f"SELECT hopaas.revoke_v1('{place.uuid()}', 'bob')")
+        access.initialise(place.admin)
+        say("COMMIT")
+
+
+def test_an_open_transaction_on_a_heartbeat_is_ended(place: Place, age: Callable[[int], None]) -> None:
+    """That of a guest, with the same invitation as the peer whose heartbeat it locks."""
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    with place.session(bob) as say:
+        say("BEGIN")
+        say("SELECT hopaas.beat_v1('bobs', '1')")
+        age(25)
+        assert [login.partition(".")[0] for login, _ in access.unlock(ann, "s")] == ["bob"]
+
+
+def test_nobody_ends_a_session_that_has_only_read(place: Place, age: Callable[[int], None]) -> None:
+    """A snapshot over a slow link takes minutes, and notes that its token is in use."""
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    place.server.execute("UPDATE hopaas.tokens SET last_used = NULL", database="store")
+    with place.session(bob) as say:
+        say("BEGIN")
+        say(f"SELECT hopaas.newest_snapshot_v1('{place.uuid()}')")
+        age(3600)
+        assert access.unlock(ann, "s") == []
+        say("COMMIT")
 
 
 BLOCK = f"00000000-{hashlib.sha256(b'x').hexdigest()[:32]}"
