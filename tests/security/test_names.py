@@ -392,6 +392,23 @@ def test_an_invitation_holds_for_one_study(place: Place) -> None:
         place.store(guests[1]).log(uuid).exchange(None, 0)
 
 
+def test_guests_of_two_sites_are_two_users(place: Place) -> None:
+    place.study(place.person("ann"))
+    urls = []
+    for site in ("north", "south"):
+        token = invite(place.admin, "s", site=site).invitation.token
+        assert token is not None
+        role, _, password = token.reveal().partition(":")
+        urls.append(place.url((role, password)))
+    north, south = urls
+    study = optuna.load_study(study_name="s", storage=place.storage(north))
+    trial = study.ask()
+    end = TrialFinish(trial.number, 1, COMPLETE, (-99.0,))
+    forged(place, south, Commit("b", 1, study._storage.peer.uuid, 0, (end,)))
+    study.tell(trial, 0.25)
+    assert study.trials[trial.number].value == 0.25
+
+
 def test_nobody_can_give_a_guest_a_second_study(place: Place) -> None:
     ann = place.person("ann")
     place.study(ann)
