@@ -367,6 +367,19 @@ def test_only_a_peers_own_user_beats_for_it_whatever_the_server_forgets_in_a_cra
     assert hers.beats(["a"]) == {"a": "ann's again"}
 
 
+def test_who_beats_first_under_a_name_that_it_saw_silences_nobody(place: Place) -> None:
+    ann, bob = place.store(place.person("ann")), place.store(place.person("bob"))
+    bob.beat(Beat("anns", "bob's"))
+    ann.beat(Beat("anns", "ann's"))
+    assert ann.beats(["anns"]) == {"anns": "bob's"}, "it is nobody's as yet"
+    commit = codec.encode(Commit("anns", 1, "anns", 0, (PeerJoin({}),)))
+    ann.log("anns-study").exchange(Outgoing("anns:1", commit), 0, Beat("anns", "ann's"))
+    assert ann.beats(["anns"]) == {"anns": "ann's"}
+    bob.beat(Beat("anns", "bob's again"))
+    ann.beat(Beat("anns", "ann's again"))
+    assert ann.beats(["anns"]) == {"anns": "ann's again"}
+
+
 # --- guests ---
 
 

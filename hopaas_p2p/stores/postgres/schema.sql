@@ -224,7 +224,8 @@ BEGIN
     END IF;
 END $$;
 
--- Overwrite a peer's beat, unless it is another user's. A study's owners alone beat as its rescue: see core/names.py.
+-- Overwrite a peer's beat, unless it is another user's. Until its first commit, a peer belongs to the user that beats
+-- first, and then to that commit's author. A study's owners alone beat as its rescue: see core/names.py.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
     WHERE CASE WHEN p_peer LIKE 'rescue-%' THEN EXISTS (
@@ -233,6 +234,7 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
         ELSE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user) END
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, author = excluded.author, at = excluded.at
     WHERE b.author = excluded.author OR p_peer LIKE 'rescue-%'
+        OR EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author = p_user)
 $$;
 
 -- The sum of a log up to this lsn, which follows from its last commit's checksum, its first four bytes, the lowest first:
