@@ -184,27 +184,31 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
         query(connection, sql, (name, guest_of))
 
 
-def guest(url: str, study: str, role: str) -> str:
-    """The name of the user that holds the tokens with this role in this one study. Creates the user if needed.
+def guest(url: str, study: str, role: str, site: str = "") -> str:
+    """The name of the user that holds a site's tokens with this role in this one study. Creates the user if needed.
+
+    One user per site, not per invitation: a later invitation continues what an expired one left in a spool.
 
     Args:
         url: the store, with an administrator's login.
         study: the study's uuid. The name contains a hash of all of it, because the creator of a study may choose its
-        uuid.
+            uuid.
         role: what the guest may do there.
+        site: the guest's site.
 
     Raises:
         InvalidInput: there is a user of that name, and it is not this study's guest.
         Denied: you are not an administrator.
 
     """
-    name = f"guest-{hashlib.sha256(study.encode()).hexdigest()[:32]}-{role}"
+    where = f"{study}\0{site}"
+    name = f"guest-{hashlib.sha256(where.encode()).hexdigest()[:32]}-{role}"
     if (listed := _listed(url)) is not None:
-        if name not in listed.read().users:
-            listed.change(UserSet(name, study))
-        return name
-    with _administration(url) as connection:
-        found = query(connection, "SELECT guest_of FROM hopaas.users WHERE username = %s", (name,))
+        roles = listed.read()
+        found = [(roles.guest_of(name),)] if name in roles.users else []
+    else:
+        with _administration(url) as connection:
+            found = query(connection, "SELECT guest_of FROM hopaas.users WHERE username = %s", (name,))
     if not found:
         add_user(url, name, guest_of=study)
     elif found[0][0] != study:

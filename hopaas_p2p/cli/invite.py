@@ -26,9 +26,9 @@ def invite(session: CliSession, **given: Any) -> None:
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
     On Postgres, and for a store that is served (--via https://…), it contains a new token for a guest who may use only
-    this study and cannot create others. On Postgres you need an administrator's login. `admin token list` lists the
-    token, `admin token revoke` revokes it. For a bucket or a directory that guests reach themselves, it only names the
-    study; they need their own keys or permissions.
+    this study and cannot create others. Guests with the same --site, or none, are one user, and can act in each other's
+    names. On Postgres you need an administrator's login. `admin token revoke` revokes the token. For a bucket or a
+    directory that guests reach themselves, it only names the study; they need their own keys or permissions.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})

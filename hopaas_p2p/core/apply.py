@@ -176,6 +176,9 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
         if stamp.role != "owner":  # only a service with an owner's role may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
+    elif stamp.at and kind is TrialReclaim and (lease := state.ledger.open.get(record.number)) is not None:
+        # nobody saw the owner alive before it had the lease
+        record = msgspec.structs.replace(record, lived=min(record.lived or 0, stamp.at - lease.start))
     rule, absent = found
     number: int | None = None
     if absent is None:

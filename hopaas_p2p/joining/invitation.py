@@ -120,7 +120,7 @@ def invite(
         study: its name.
         role: what a guest may do: view, work, or own. Only a database or a server can enforce it.
         days: how long it is valid.
-        site: the guest's site, for people to read; `join` uses it as the site's name.
+        site: the guest's site; `join` uses it as the site's name. Guests of one site are one user.
         via: the URL by which guests reach the store, if it differs, such as a server's.
 
     Raises:
@@ -142,7 +142,7 @@ def invite(
     invitation.check()
     if not has_users:
         return NewInvitation(invitation, "", "")
-    guest = access.guest(store, uuid, role)
+    guest = access.guest(store, uuid, role, site)
     access.grant(store, study, guest, role)
     label = f"invitation to {study}" + (f" for {site}" if site else "")
     made = access.create_token(store, guest, label=label, days=days)

@@ -32,7 +32,6 @@ _WHO: Final = (
     "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
 )
 _ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
-_IN_USE: Final = "too many connections for role"
 
 
 class TokenStatus(NamedTuple):
@@ -138,7 +137,8 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
         except (Denied, UnicodeError):
             return TokenStatus(valid=False), []
         except HopaasError as error:
-            if _IN_USE in str(error):  # Postgres reports this only after the secret was correct
+            # Postgres reports this only after the secret was correct; a caller's name cannot contain it with the name
+            if f'too many connections for role "{role}"' in str(error):
                 return TokenStatus(valid=True), []
             raise StoreUnreachable(str(error)) from None
     if superuser:  # it could run programs on the database's host: not allowed over the Internet

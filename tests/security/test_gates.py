@@ -9,17 +9,19 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg2
 import pytest
 import trustme
 
 import hopaas_p2p
 from hopaas_p2p.cli.main import run
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, _authority, _public
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
+from hopaas_p2p.remote.tokens import log_in
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.storage import Storage
@@ -114,6 +116,36 @@ def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, 
     with pytest.raises(ConfigurationError, match="only you may set how far to trust a server"):
         joined(f"postgresql://{place}{option}")
     assert not (ann / "config/hopaas-p2p/joined").exists()
+
+
+@pytest.mark.parametrize("certificate", ["", "?sslcert=/server.crt&sslkey=/server.key"])
+def test_a_servers_certificate_vouches_for_none_of_its_callers(
+    certificate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pg_hba.conf says `cert`, the database would let in who names the certificate's role, with any secret."""
+    asked: list[dict[str, str]] = []
+
+    def refuse(**parameters: str) -> None:
+        asked.append(parameters)
+        raise psycopg2.OperationalError("no")
+
+    monkeypatch.setattr(psycopg2, "connect", refuse)
+    with pytest.raises(StoreUnreachable):
+        log_in(f"postgresql://db.example.org/d{certificate}", "gateway", Secret("anything"))
+    assert [one["require_auth"] for one in asked] == ["scram-sha-256"]
+
+
+@pytest.mark.parametrize("name", ["too many connections for role", 'too many connections for role "x"'])
+def test_no_name_of_a_caller_is_taken_for_what_the_database_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that speaks another language is understood in part only."""
+
+    def refuse(**parameters: str) -> None:
+        said = f"FATAL:  Passwort-Authentifizierung für Benutzer »{parameters['user']}« fehlgeschlagen"
+        raise psycopg2.OperationalError(said)
+
+    monkeypatch.setattr(psycopg2, "connect", refuse)
+    with pytest.raises(StoreUnreachable):
+        log_in("postgresql://db.example.org/d", name, Secret("anything"))
 
 
 def test_nobody_names_code_for_libpq_to_load() -> None:

@@ -46,6 +46,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
+from hopaas_p2p.stores.postgres import removal
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
@@ -365,6 +366,19 @@ def test_only_a_peers_own_user_beats_for_it_whatever_the_server_forgets_in_a_cra
     assert hers.beats(["a"]) == {"a": "ann's again"}
 
 
+def test_who_beats_first_under_a_name_that_it_saw_silences_nobody(place: Place) -> None:
+    ann, bob = place.store(place.person("ann")), place.store(place.person("bob"))
+    bob.beat(Beat("anns", "bob's"))
+    ann.beat(Beat("anns", "ann's"))
+    assert ann.beats(["anns"]) == {"anns": "bob's"}, "it is nobody's as yet"
+    commit = codec.encode(Commit("anns", 1, "anns", 0, (PeerJoin({}),)))
+    ann.log("anns-study").exchange(Outgoing("anns:1", commit), 0, Beat("anns", "ann's"))
+    assert ann.beats(["anns"]) == {"anns": "ann's"}
+    bob.beat(Beat("anns", "bob's again"))
+    ann.beat(Beat("anns", "ann's again"))
+    assert ann.beats(["anns"]) == {"anns": "ann's again"}
+
+
 # --- guests ---
 
 
@@ -388,6 +402,23 @@ def test_an_invitation_holds_for_one_study(place: Place) -> None:
         assert [study.study_name for study in place.storage(guests[-1]).get_all_studies()] == [name]
     with pytest.raises(Denied, match="no grant"):
         place.store(guests[1]).log(uuid).exchange(None, 0)
+
+
+def test_guests_of_two_sites_are_two_users(place: Place) -> None:
+    place.study(place.person("ann"))
+    urls = []
+    for site in ("north", "south"):
+        token = invite(place.admin, "s", site=site).invitation.token
+        assert token is not None
+        role, _, password = token.reveal().partition(":")
+        urls.append(place.url((role, password)))
+    north, south = urls
+    study = optuna.load_study(study_name="s", storage=place.storage(north))
+    trial = study.ask()
+    end = TrialFinish(trial.number, 1, COMPLETE, (-99.0,))
+    forged(place, south, Commit("b", 1, study._storage.peer.uuid, 0, (end,)))
+    study.tell(trial, 0.25)
+    assert study.trials[trial.number].value == 0.25
 
 
 def test_nobody_can_give_a_guest_a_second_study(place: Place) -> None:
@@ -515,19 +546,79 @@ def test_nobody_ends_the_sessions_of_others_by_giving_and_taking_grants(place: P
         say("COMMIT")
 
 
-def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place) -> None:
+@pytest.mark.parametrize("change", ["grant_v1('{uuid}', 'bob', 'viewer')", "revoke_v1('{uuid}', 'bob')"])
+def test_a_user_is_removed_while_an_owner_holds_a_grant_to_it_up(place: Place, change: str) -> None:
     bob, mallory = place.person("bob"), place.person("mallory")
     place.study(mallory, "m")
     access.grant(mallory, "m", "bob", "worker")
     with place.session(mallory) as say:
         say("SET idle_in_transaction_session_timeout = 0")
         say("BEGIN")
-        say(f"SELECT hopaas.grant_v1('{place.uuid('m')}', 'bob', 'viewer')")
+        say(f"SELECT hopaas.{change.format(uuid=place.uuid('m'))}")
         access.remove_user(place.admin, "bob")
         with pytest.raises(psycopg2.OperationalError):
             say("COMMIT")
     with pytest.raises(Denied):
         place.store(bob).shared()
+
+
+def test_a_user_is_locked_out_even_if_its_grants_cannot_be_removed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that an administrator may not end holds them, such as a prepared one of the user's friend."""
+    monkeypatch.setattr(removal, "_ATTEMPTS", 1)
+    bob = place.person("bob")
+    place.study(bob)
+    with place.session(place.server.url("store")) as holds, place.session(bob) as say:
+        holds("BEGIN")
+        holds("SELECT FROM hopaas.grants FOR UPDATE")
+        with pytest.raises(StoreUnreachable, match="another session keeps this locked"):
+            access.remove_user(place.admin, "bob")
+        with pytest.raises(psycopg2.OperationalError):
+            say("SELECT 1")
+        with pytest.raises(Denied, match="revoked"):
+            place.store(bob).shared()
+        holds("ROLLBACK")
+    access.remove_user(place.admin, "bob")
+    assert access.users(place.admin) == access.grants(place.admin, "s") == []
+
+
+def test_no_open_transaction_holds_up_init(place: Place) -> None:
+    ann = place.person("ann")
+    place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    with place.session(ann) as say:
+        say("BEGIN")
+        say("SELECT hopaas.beat_v1('anns', '1')")
+        say(f"SELECT hopaas.revoke_v1('{place.uuid()}', 'bob')")
+        access.initialise(place.admin)
+        say("COMMIT")
+
+
+def test_an_open_transaction_on_a_heartbeat_is_ended(place: Place, age: Callable[[int], None]) -> None:
+    """That of a guest, with the same invitation as the peer whose heartbeat it locks."""
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    with place.session(bob) as say:
+        say("BEGIN")
+        say("SELECT hopaas.beat_v1('bobs', '1')")
+        age(25)
+        assert [login.partition(".")[0] for login, _ in access.unlock(ann, "s")] == ["bob"]
+
+
+def test_nobody_ends_a_session_that_has_only_read(place: Place, age: Callable[[int], None]) -> None:
+    """A snapshot over a slow link takes minutes, and notes that its token is in use."""
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    place.server.execute("UPDATE hopaas.tokens SET last_used = NULL", database="store")
+    with place.session(bob) as say:
+        say("BEGIN")
+        say(f"SELECT hopaas.newest_snapshot_v1('{place.uuid()}')")
+        age(3600)
+        assert access.unlock(ann, "s") == []
+        say("COMMIT")
 
 
 BLOCK = f"00000000-{hashlib.sha256(b'x').hexdigest()[:32]}"

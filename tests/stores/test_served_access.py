@@ -387,6 +387,15 @@ def test_a_viewer_learns_the_role_that_its_request_takes(site: Site, monkeypatch
             study.pause()
 
 
+def test_a_user_that_only_has_a_guests_name_is_not_invited(site: Site) -> None:
+    name = access.guest(site.url, "uuid-of-s", "worker")
+    assert access.guest(site.url, "uuid-of-s", "worker") == name
+    access.remove_user(site.url, name)
+    access.add_user(site.url, name)
+    with pytest.raises(InvalidInput, match="is not this study's guest"):
+        access.guest(site.url, "uuid-of-s", "worker")
+
+
 def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: Path) -> None:
     """As the person types it who serves the directory, and the one at the other site."""
     site.person("ann")

@@ -125,6 +125,17 @@ def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive(study: Campai
     assert study.cost("lost") == Cost(5 * HOUR, 10 * HOUR, 40 * HOUR, 5 * 500 * 3600 * 1000, 1, 1)
 
 
+@pytest.mark.parametrize(("lived", "counted"), [(LONGEST_LEASE, 4 * HOUR), (3 * HOUR, 3 * HOUR), (None, HOUR)])
+def test_by_the_clock_of_the_store_nobody_was_alive_for_longer_than_its_lease(
+    study: Campaign, lived: int | None, counted: int
+) -> None:
+    study.at(1, "ann", ASK)
+    study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    reclaim = Commit("bob", 2, "bob", 500_000 * HOUR, (TrialReclaim(0, 1, lived=lived),))
+    assert study.append(reclaim, Stamp("bob", "worker", 5 * HOUR))[0].accepted
+    assert study.cost("lost").time == counted
+
+
 def test_without_an_observer_a_killed_attempt_counts_until_its_last_word(study: Campaign) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))

@@ -146,7 +146,8 @@ class PostgresAddress:
         if secret is not None:
             parameters["password"] = secret.reveal()
         if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
-            certified = secret is None or "sslcert" in parameters
+            own = self._login is None  # a certificate or Kerberos identifies this machine, not a server's caller
+            certified = own and (secret is None or "sslcert" in parameters)
             parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
         try:
             made = psycopg2.connect(**parameters)

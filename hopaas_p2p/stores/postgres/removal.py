@@ -1,9 +1,9 @@
 """Takes logins away from a server, whatever their holders did to stay.
 
 A login may have open transactions that lock what has to change, prepared ones that outlive its sessions, and rights and
-objects in any database of the server, which prevent its role from being dropped. So it is shut out first, in one short
-transaction that is retried while it is blocked: no login, no rows, no grants. The remains do no harm, and are removed
-as far as possible; others are reported.
+objects in any database of the server, which prevent its role from being dropped. So it is shut out first: no login,
+which nobody else can block, and then no rows and no grants, in a short transaction that is retried while it is blocked.
+The remains do no harm, and are removed as far as possible; others are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHUTDOWN_TIMEOUT: Final = 10.0  # seconds within which a terminated session mus
 
 
 def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
-    """Bar these roles from logging in, and remove them from the store's tables; all of it or nothing.
+    """Bar these roles from logging in, and then remove them from the store's tables.
 
     Args:
         url: the store, with an administrator's login.
@@ -33,19 +33,24 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
         forget: removes them from the tables, in the transaction of the connection passed to it.
 
     Raises:
-        HopaasError: it was blocked again and again, or the login is not an administrator's.
+        HopaasError: the login is not an administrator's, or the tables were locked again and again; then the roles are
+            still in them, but can no longer log in.
 
     """
+
+    def bar(connection: Any) -> None:
+        for role in roles:
+            query(connection, f"ALTER ROLE {quoted(role, connection)} NOLOGIN")
+
     for attempt in range(1, _ATTEMPTS + 1):
         with contextlib.closing(PostgresStore(url)) as store:
             try:
                 _roll_back_prepared(url, roles)
-                with store.transaction() as connection:
-                    query(connection, "SET LOCAL lock_timeout = '3s'")
-                    query(connection, _END_SESSIONS, (roles,))
-                    for role in roles:
-                        query(connection, f"ALTER ROLE {quoted(role, connection)} NOLOGIN")
-                    forget(connection)
+                for take_away in (bar, forget):
+                    with store.transaction() as connection:
+                        query(connection, "SET LOCAL lock_timeout = '3s'")
+                        query(connection, _END_SESSIONS, (roles,))
+                        take_away(connection)
                 return
             except HopaasError as error:
                 if attempt == _ATTEMPTS or getattr(error.__cause__, "pgcode", None) not in _HELD_UP:

@@ -150,7 +150,8 @@ BEGIN
     RETURN v_token.username;
 END $$;
 
--- A guest gets no grant but for the study that it was invited to; so it creates none either.
+-- A guest gets no grant but for the study that it was invited to; so it creates none either. The trigger is not replaced
+-- every time: `init` would wait for open transactions.
 CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.users u, hopaas.logs l
@@ -161,8 +162,12 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE OR REPLACE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants
-FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'check_guest' AND tgrelid = 'hopaas.grants'::regclass) THEN
+        CREATE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants
+        FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
+    END IF;
+END $$;
 
 -- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog. A login
 -- that is a member of the role that owns this schema is an administrator's, who owns all.
@@ -219,7 +224,8 @@ BEGIN
     END IF;
 END $$;
 
--- Overwrite a peer's beat, unless it is another user's. A study's owners alone beat as its rescue: see core/names.py.
+-- Overwrite a peer's beat, unless it is another user's. Until its first commit, a peer belongs to the user that beats
+-- first, and then to that commit's author. A study's owners alone beat as its rescue: see core/names.py.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
     WHERE CASE WHEN p_peer LIKE 'rescue-%' THEN EXISTS (
@@ -228,6 +234,7 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
         ELSE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user) END
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, author = excluded.author, at = excluded.at
     WHERE b.author = excluded.author OR p_peer LIKE 'rescue-%'
+        OR EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author = p_user)
 $$;
 
 -- The sum of a log up to this lsn, which follows from its last commit's checksum, its first four bytes, the lowest first:
@@ -242,16 +249,16 @@ CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS 
 $$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
--- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
+-- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit or a beat 128 KiB); `head` is the log's last lsn.
 -- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
 -- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
 -- appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which adds a third; Postgres'
 -- own text form would double them.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
--- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
--- its first entry; the rest takes another call, without a lock. Otherwise one peer far behind on a thin link would hold
--- up all others.
+-- to stop studies of others. The lock is held until the reply has been sent, so with a commit or a beat a reply is short
+-- beyond its first entry; the rest takes another call, without a lock. Otherwise one peer far behind on a thin link would
+-- hold up all others, or be ended by `unlock_v1`.
 CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
     p_chain bigint DEFAULT NULL
@@ -328,8 +335,8 @@ BEGIN
                 FROM hopaas.commits c
                 WHERE c.log = v.log AND c.lsn > p_since AND c.lsn <= p_since + 10000
             ) w
-            WHERE w.size <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
-                                 ELSE least(p_limit, 131072) END
+            WHERE w.size <= least(greatest(p_limit, 64), CASE WHEN p_payload IS NULL AND p_peer IS NULL THEN 8388608
+                                                              ELSE 131072 END)
             ORDER BY w.lsn;
     END IF;
 END $$;
@@ -491,10 +498,10 @@ LANGUAGE sql AS $$
         SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age AND pg_has_role(a.usesysid, 'USAGE')
-          AND EXISTS (
-              SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
-              AND l.relation IN ('hopaas.logs'::regclass, 'hopaas.snapshots'::regclass, 'hopaas.blocks'::regclass,
-                                 'hopaas.artifacts'::regclass)
+          AND EXISTS (  -- nobody waits for a token's row, which whoever reads a snapshot for minutes may hold
+              SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+              WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+                AND c.relnamespace = 'hopaas'::regnamespace AND c.relkind = 'r' AND c.relname <> 'tokens'
           )
     )
     SELECT login, seconds FROM holders WHERE pg_terminate_backend(pid)
