@@ -170,12 +170,14 @@ def _unquoted(text: str) -> str:
 
 
 def _guess(given: list[str]) -> Distribution:
+    from hopaas_p2p.translate import checked_choices
+
     try:
         numbers = [float(text) for text in given]
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):  # a range cannot hold an infinity; choices can
-        return Categorical(tuple(dict.fromkeys(given)))
+        return checked_choices(tuple(dict.fromkeys(given)))
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     return Int(int(low), int(high)) if all(text.lstrip("+-").isdigit() for text in given) else Float(low, high)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -16,15 +17,17 @@ import msgspec
 import optuna
 import pytest
 from click.testing import CliRunner
+from optuna.distributions import CategoricalDistribution
 
 import hopaas_p2p
 from hopaas_p2p import Int, spool
 from hopaas_p2p.analysis.facts import params_of
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyDefine, StudyRegistered, StudySet, TrialCreate
-from hopaas_p2p.core.state import COMPLETE
+from hopaas_p2p.core.state import COMPLETE, FAIL
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import backup, import_study, sweeps, tables
 from hopaas_p2p.moving.files import copy_files, from_directory
@@ -143,9 +146,9 @@ def test_a_csv_whose_rows_are_short_takes_the_room_of_its_cells() -> None:
 
 
 def test_a_csv_of_choices_looks_each_up_once() -> None:
-    lines = ["state,value,params_c\n", *[f"COMPLETE,1,v{at}\n" for at in range(50_000)]]
+    lines = ["state,value,params_c\n", *[f"COMPLETE,1,v{at % 10_000}\n" for at in range(50_000)]]
     began = time.process_time()
-    assert tables.load_csv(lines, space={}, name=None).trials[49_999].params == {"c": 49_999.0}
+    assert tables.load_csv(lines, space={}, name=None).trials[49_999].params == {"c": 9_999.0}
     assert time.process_time() - began < 10
 
 
@@ -228,6 +231,66 @@ def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
     assert [params_of(one, scribe.state.dists)["c"] for one in scribe.state.trials] == list(choices.choices)
     assert len(list(tables.dump_csv(of_state(scribe.state)))) == 4001
     assert time.process_time() - began < 3
+
+
+class Counted(str):
+    """Counts how often texts are compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_table_of_trials_compares_no_choice_with_all_others() -> None:
+    choices = CategoricalDistribution([Counted(f"v{at}") for at in range(2000)])
+    Counted.compared = 0
+    TrialTable().make_room(1, {"c": choices})
+    assert Counted.compared < 4000
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        (1, True, 1.0, "a", 0, False, "a", None, "1"),
+        (math.nan, 1, math.nan, True),
+        (float("nan"), float("nan"), None, 2.0, 2),
+        (1 << 53, float(1 << 53), (1 << 53) + 1),
+    ],
+)
+def test_equal_choices_have_the_place_that_optuna_gives_them(choices: tuple[bool | float | str | None, ...]) -> None:
+    distribution = CategoricalDistribution(choices)
+    table = TrialTable()
+    table.make_room(len(choices), {"c": distribution})
+    table.params["c"][:] = range(len(choices))
+    assert table.merged("c", slice(None)).tolist() == [distribution.to_internal_repr(one) for one in choices]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_study_of_optuna_has_lists_as_choices() -> None:
+    distribution = CategoricalDistribution(([1], [2]))  # type: ignore[arg-type]
+    table = TrialTable()
+    table.refresh([optuna.create_trial(value=1.0, params={"c": [2]}, distributions={"c": distribution})])
+    assert table.params["c"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("choices", [tuple(range(10_001)), ("a" * 32_000, "b" * 34_000)], ids=["many", "long"])
+def test_a_parameter_has_so_many_choices_and_no_more(tmp_path: Path, choices: tuple[int | str, ...]) -> None:
+    scribe = Scribe(space={})
+    for some, accepted in ((choices, False), (choices[: len(choices) - 1], True)):
+        record = TrialCreate(FAIL, params={"c": 0.0}, dists={"c": Categorical(some)})
+        assert scribe.say("m", record)[0].accepted is accepted
+    with contextlib.closing(hopaas_p2p.open_study("memory://choices", "s")) as study:
+        with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+            study.ask().suggest_categorical("c", choices)
+        with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+            study.set_space({"c": Categorical(choices)})
+    rows = ["state,value,params_c\n", *[f"COMPLETE,1,{'v' * (len(choices) > 2)}{one}\n" for one in choices]]
+    with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+        tables.load_csv(rows, space={}, name=None)
 
 
 def test_the_ids_of_a_studys_files_are_gone_over_once(tmp_path: Path) -> None:
