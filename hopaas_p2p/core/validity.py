@@ -224,14 +224,15 @@ def _possible_text(text: str) -> bool:
     return True
 
 
-_NESTS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
+_NESTS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')
 
 
 def _too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= _DEEPEST:
         return False
-    depth = 0
-    for mark in _NESTS.findall(text):
+    depth, plain = 0, text.replace(r"\\", "").replace(r"\"", "")  # so that a string ends at the next quote
+    for found in _NESTS.finditer(plain):
+        mark = plain[found.start()]
         if mark in "[{":
             depth += 1
             if depth > _DEEPEST:
@@ -259,6 +260,8 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
     Programs need not check the attributes in `READ` again.
     """
     for key, text in texts.items():
+        if len(text) > _SHORT and any(len(text) > most and one.fullmatch(key) for one, most in _READ_AGAIN):
+            return False
         wanted = READ.get(key) or next((one for pattern, one in _READ_LIKE if pattern.fullmatch(key)), None)
         if wanted is not None and not _is(wanted, text):
             return False
@@ -379,6 +382,13 @@ _READ_LIKE: Final = (
     (re.compile(r"hopaas:artifact:.*", re.DOTALL), _Checksum),
     (re.compile(r"hopaas:exporter:.*", re.DOTALL), dict),
 )
+_SHORT: Final = 4096
+_READ_AGAIN: Final = (
+    (re.compile(r"hopaas:(exporter:.*|copies|resumed)", re.DOTALL), _SHORT),
+    (re.compile(r"constraints(:.*)?", re.DOTALL), 8 * _SHORT),
+)
+"""The attributes that `apply` reads again with later records, and their most characters: each such record takes as
+long as the attribute."""
 
 
 # --- studies ---

@@ -293,6 +293,37 @@ def test_a_parameter_has_so_many_choices_and_no_more(tmp_path: Path, choices: tu
         tables.load_csv(rows, space={}, name=None)
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("hopaas:exporter:x", '{"peer":null,"pad":"%s"}'),
+        ("hopaas:copies", "0%s"),
+        ("hopaas:resumed", "0%s"),
+        ("constraints", "[0%s]"),
+        ("constraints:c", "0%s"),
+    ],
+)
+def test_an_attribute_that_later_records_are_compared_with_is_short(key: str, text: str) -> None:
+    scribe = Scribe()
+    most = 32_768 if key.startswith("constraints") else 4096
+    for over in (0, 1):
+        said = {key: text % (" " * (most + over - len(text) + 2))}
+        assert len(said[key]) == most + over
+        for record in (StudySet(system=said), TrialCreate(FAIL, system=said)):
+            assert scribe.say("m", record)[0].accepted is (over == 0)
+
+
+def test_how_deep_a_text_is_takes_no_more_room_than_the_text() -> None:
+    begin = '["' + r"\"[\\" * 50 + '",' + "[]," * 64
+    long = 300_000
+    texts = ['"' + "x" * long + '"]', '"' + "\\n" * (long // 2) + '"]', "[]," * (long // 3) + "0]", '"",' * (long // 3)]
+    tracemalloc.start()
+    assert all(validity.possible_attributes({"a": begin + text}) for text in texts)
+    assert tracemalloc.get_traced_memory()[1] < 4 * long
+    tracemalloc.stop()
+    assert not validity.possible_attributes({"a": begin + "[" * 64})
+
+
 def test_the_ids_of_a_studys_files_are_gone_over_once(tmp_path: Path) -> None:
     ids = [f"{'0' * 32}-{at:032x}" for at in range(60_000)]
     named = {f"artifacts:{one}": json.dumps(json.dumps({"artifact_id": one})) for one in ids}
