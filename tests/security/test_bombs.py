@@ -28,12 +28,13 @@ from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyDefine, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, FAIL
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.moving import backup, import_study, sweeps, tables
 from hopaas_p2p.moving.files import copy_files, from_directory
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.open import open_store
+from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import read_own
 from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
@@ -62,8 +63,15 @@ def sweep(*parameters: str, method: str = "grid") -> str:
         sweep("{min: 0, max: " + "9" * 4000 + "}"),
         sweep("{min: 0, max: 9, distribution: q_uniform, q: .inf}", method="random"),
         sweep("{min: 0, max: 9}", method="random") + "early_terminate: {type: hyperband, min_iter: 1e400}",
+        sweep("{min: 0, max: 9}", method="random") + f"description: {'1' * 2000}x",
+        sweep("{min: 0, max: 9}", method="random") + f"description: 1{':1' * 1000}",
+        sweep("{min: 0, max: 9}", method="random") + f"description: !!int '{'1' * 2000}'",
+        sweep("{min: 0, max: 9}", method="random") + f"description: 1{':1' * 400}.5",
     ],
-    ids=["laughs", "itself", "merges", "deep", "least q", "tiny q", "digits", "infinite q", "infinite rung"],
+    ids=[
+        *("laughs", "itself", "merges", "deep", "least q", "tiny q", "digits", "infinite q", "infinite rung"),
+        *("nearly a number", "base 60", "a number by its tag", "too large a float"),
+    ],
 )
 def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
@@ -72,6 +80,13 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
         sweeps.read(path)
     assert len(str(refused.value)) < 400
     assert str(refused.value).startswith(str(path))
+
+
+def test_a_long_description_is_read_in_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    for text in (f"'{'1' * 5000}'", f"|-\n  {'1' * 5000}"):
+        path.write_text(sweep("{min: 0, max: 9}", method="random") + f"description: {text}\n")
+        assert sweeps.read(path).user_attrs == {"description": "1" * 5000}
 
 
 def test_anchors_are_still_read(tmp_path: Path) -> None:
@@ -122,6 +137,23 @@ def test_a_sparse_file_of_settings_is_not_read(tmp_path: Path, monkeypatch: pyte
         read_own(tmp_path / "hopaas.toml")
     done = CliRunner().invoke(commands, ["config", "show"])
     assert not isinstance(done.exception, MemoryError | OSError)
+
+
+def test_a_file_of_settings_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    parsed: list[str] = []
+    monkeypatch.setattr(settings, "_parsed", lambda _path, text: parsed.append(text) or {})
+    folder = settings.user_file().parent
+    (folder / "joined").mkdir(parents=True, mode=0o700)
+    for path in (tmp_path / "hopaas.toml", folder / "config.toml", folder / "joined" / "a.toml"):
+        path.write_text(".".join("a" * 9000) + " = 1\n")
+        done = CliRunner().invoke(commands, ["config", "show"])
+        assert "at most 16384 are allowed" in f"{done.output}{done.exception}"
+        with pytest.raises(ConfigurationError, match="at most 16384 are allowed"):
+            settings.trust(path)
+        path.unlink()
+    assert parsed == []
 
 
 def test_a_sweep_with_many_rungs_is_read(tmp_path: Path) -> None:
