@@ -130,7 +130,7 @@ def load_csv(
             trials[at] = _from_row(row, values, columns)
         except (ValueError, KeyError, TypeError) as error:
             wrong = " is no state, or no choice of its parameter" if isinstance(error, KeyError) else ""
-            raise InvalidInput(f"row {at + 2}: {error}{wrong}") from None
+            raise InvalidInput(f"row {at + 2}: {str(error)[:200]}{wrong}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
     names = [column.removeprefix("values_") for column in values if column.startswith("values_")]
     named = {METRIC_NAMES: json.dumps(names)} if len(names) == len(own) and not "".join(names).isdigit() else {}
