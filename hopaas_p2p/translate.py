@@ -13,7 +13,15 @@ from optuna.trial import FrozenTrial
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State, definition_of
-from hopaas_p2p.core.validity import LONGEST_NAME, possible_attributes, possible_name, widened_distributions
+from hopaas_p2p.core.validity import (
+    LONGEST_CHOICES,
+    LONGEST_NAME,
+    MOST_CHOICES,
+    length_of,
+    possible_attributes,
+    possible_name,
+    widened_distributions,
+)
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.arguments import shown
 
@@ -46,14 +54,22 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                 )
             if isinstance(choice, int):
                 _check_whole(choice)
-        size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
-        if size > _MAX_ATTRIBUTE:
-            raise InvalidInput(
-                f"the choices of a parameter have {size:,} bytes; at most {_MAX_ATTRIBUTE:,}. Use short names that "
-                "your code looks up in a dict"
-            )
-        return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
+        return checked_choices(tuple([_plain(choice) for choice in distribution.choices]))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
+
+
+def checked_choices(choices: tuple[Any, ...]) -> records.Categorical:
+    """A choice of these values, if they are not too many.
+
+    Raises:
+        InvalidInput: they are.
+    """
+    if len(choices) > MOST_CHOICES or length_of(choices) > LONGEST_CHOICES:
+        raise InvalidInput(
+            f"{len(choices):,} choices with {length_of(choices):,} characters are too many for a parameter: at most "
+            f"{MOST_CHOICES:,} with {LONGEST_CHOICES:,}. Use short names, or an int, that your code looks up"
+        )
+    return records.Categorical(choices)
 
 
 def _plain(choice: Any) -> bool | int | float | str | None:

@@ -7,6 +7,7 @@ study's first distribution of that name.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -375,9 +376,11 @@ class TrialTable:
         self._places[name] = np.full(self.room, np.nan)
         self.params[name] = self._places[name][: len(self)]
         if isinstance(one, CategoricalDistribution):
-            codes = np.array([one.to_internal_repr(choice) for choice in one.choices], np.int64)
-            if (codes != np.arange(len(codes))).any():
-                self._merged[name] = codes
+            first: dict[Any, int] = {}  # equal choices have one place, as in Optuna's lookup
+            with contextlib.suppress(TypeError):  # Optuna takes lists, too
+                codes = np.array([first.setdefault(choice, at) for at, choice in enumerate(one.choices)], np.int64)
+                if (codes != np.arange(len(codes))).any():
+                    self._merged[name] = codes
 
     def _code(self, owner: str) -> int:
         return self._codes.setdefault(owner, len(self._codes))

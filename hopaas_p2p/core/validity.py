@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -53,6 +53,10 @@ MOST_METRICS: Final = 64
 """Names of metrics per trial, besides its reports."""
 MOST_PARAMETERS: Final = 1000
 """Names of parameters per study: each is a column with a place for every trial."""
+MOST_CHOICES: Final = 10_000
+"""Choices of a parameter. Each trial may have a distribution of its own, and exports repeat it for each."""
+LONGEST_CHOICES: Final = 1 << 16
+"""Characters that the choices of a parameter have together."""
 LONGEST_METRIC: Final = 100
 """Characters of the name of a metric."""
 _DIRECTIONS: Final = ("minimize", "maximize")
@@ -113,7 +117,8 @@ def possible_distributions(distributions: Mapping[str, Distribution], known: Map
 def _possible(distribution: Distribution) -> bool:
     if isinstance(distribution, Categorical):
         choices = distribution.choices
-        return bool(choices) and all(_fits(one) for one in choices if type(one) is int)
+        few = 0 < len(choices) <= MOST_CHOICES and length_of(choices) <= LONGEST_CHOICES
+        return few and all(_fits(one) for one in choices if type(one) is int)
     low, high, step, log = distribution.low, distribution.high, distribution.step, distribution.log
     if not low <= high:
         return False
@@ -125,6 +130,11 @@ def _possible(distribution: Distribution) -> bool:
     if log:
         return step is None and low > 0
     return step is None or (0 < step < math.inf and (high - low) / step <= _FINEST_GRID)
+
+
+def length_of(choices: Sequence[Any]) -> int:
+    """The characters of all texts among these choices."""
+    return sum([len(one) for one in choices if isinstance(one, str)])
 
 
 def _fits(whole: float) -> bool:
@@ -214,14 +224,15 @@ def _possible_text(text: str) -> bool:
     return True
 
 
-_NESTS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]')
+_NESTS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')
 
 
 def _too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= _DEEPEST:
         return False
-    depth = 0
-    for mark in _NESTS.findall(text):
+    depth, plain = 0, text.replace(r"\\", "").replace(r"\"", "")  # so that a string ends at the next quote
+    for found in _NESTS.finditer(plain):
+        mark = plain[found.start()]
         if mark in "[{":
             depth += 1
             if depth > _DEEPEST:
@@ -249,6 +260,8 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
     Programs need not check the attributes in `READ` again.
     """
     for key, text in texts.items():
+        if len(text) > _SHORT and any(len(text) > most and one.fullmatch(key) for one, most in _READ_AGAIN):
+            return False
         wanted = READ.get(key) or next((one for pattern, one in _READ_LIKE if pattern.fullmatch(key)), None)
         if wanted is not None and not _is(wanted, text):
             return False
@@ -369,6 +382,13 @@ _READ_LIKE: Final = (
     (re.compile(r"hopaas:artifact:.*", re.DOTALL), _Checksum),
     (re.compile(r"hopaas:exporter:.*", re.DOTALL), dict),
 )
+_SHORT: Final = 4096
+_READ_AGAIN: Final = (
+    (re.compile(r"hopaas:(exporter:.*|copies|resumed)", re.DOTALL), _SHORT),
+    (re.compile(r"constraints(:.*)?", re.DOTALL), 8 * _SHORT),
+)
+"""The attributes that `apply` reads again with later records, and their most characters: each such record takes as
+long as the attribute."""
 
 
 # --- studies ---

@@ -72,7 +72,11 @@ def bring_in(
     source = source._replace(trials=new)
     finished = sum(record.state in TAKES_A_PLACE for record in new.values())
     for number, record in new.items():
-        if (size := _size(record)) > codec.MAX_BYTES - 4096:
+        try:
+            size = _size(record)
+        except (OverflowError, ValueError) as error:  # a number of 70 bits, half a surrogate pair
+            raise InvalidInput(f"trial {number} cannot be written to a log: {error}") from None
+        if size > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
     artifacts = artifacts_of(storage.peer.store) if fetch is not None and named_files(source) else None
     study_id = _create(storage, source, name, finished) if fresh else storage.get_study_id_from_name(name)
@@ -185,17 +189,14 @@ def _outside(state: State, source: StudyRecords) -> Iterator[str]:
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
     """Add the study's attributes; yields a warning about those that were refused."""
     first = first_id(study_id)
-    said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
     system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
-    system = {key: text for key, text in system.items() if not _names_exporter(key, text)}
-    said += [
-        StudySet(system=dict(some)) for some in _batches(system.items(), lambda one: len(one[1]), bytes_=_BYTES // 4)
-    ]
-    for record in said:
-        (verdict,) = storage.peer.commit(storage.handle(study_id).log, record)
-        if not verdict.accepted:
-            names = ", ".join(record.user | record.system)
-            yield f"attributes of the study were not imported ({names}): {_why(verdict.refusal)}"
+    said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
+    said += [StudySet(system={key: text}) for key, text in system.items() if not _names_exporter(key, text)]
+    for batch in _batches(said, _size, bytes_=_BYTES):
+        for record, verdict in zip(batch, storage.peer.commit(storage.handle(study_id).log, *batch), strict=True):
+            if not verdict.accepted:
+                (name,) = record.user | record.system
+                yield f"the study's attribute {name!r} was not imported: {_why(verdict.refusal)}"
 
 
 def _names_exporter(key: str, text: str) -> bool:
@@ -217,7 +218,7 @@ def _waiting(record: TrialCreate) -> TrialCreate:
     )
 
 
-def _size(record: TrialCreate) -> int:
+def _size(record: TrialCreate | StudySet) -> int:
     return len(msgspec.msgpack.encode(record))
 
 

@@ -29,6 +29,8 @@ _FINEST_GRID: Final = 1 << 53
 _LARGEST: Final = 1 << 20
 """The largest file, in bytes; a megabyte takes seconds to read."""
 _MOST_VALUES: Final = 100_000
+_LONGEST_PLAIN: Final = 1000
+"""Characters of a value without quotes, or with a tag: YAML looks whether it is a number, of base 60 perhaps."""
 
 
 class StudyDescription(NamedTuple):
@@ -68,7 +70,16 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Reads 1e-5 as a number, as YAML 1.2 does. Limits the number of values that anchors stand for."""
+        """Reads 1e-5 as a number, as YAML 1.2 does. Limits the number of values that anchors stand for, and the length
+        of what may be a number.
+        """
+
+        def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if len(event.value) > _LONGEST_PLAIN and (event.tag or event.implicit[0]):
+                problem = f"a value of {len(event.value):,} characters must be text in quotes"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            return super().compose_scalar_node(anchor)
 
         def get_single_node(self) -> yaml.Node | None:
             root = super().get_single_node()
@@ -86,13 +97,13 @@ def _yaml(path: Path) -> Any:
             found = known[id(node)] = 1 + sum(_size(one, known) for one in below)
         return found
 
-    floats = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    floats = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+.0123456789"))
     with explained(f"{path} cannot be read", kind=InvalidInput):
         text = read_regular(path, limit=_LARGEST, named=True).decode()
     try:
         return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line, problem = (f", line {mark.line + 1}", error.problem) if mark else ("", error)  # type: ignore[union-attr]
         raise InvalidInput(f"{path}{line}: {' '.join(str(problem).split())[:200]}") from None

@@ -130,7 +130,7 @@ def load_csv(
             trials[at] = _from_row(row, values, columns)
         except (ValueError, KeyError, TypeError) as error:
             wrong = " is no state, or no choice of its parameter" if isinstance(error, KeyError) else ""
-            raise InvalidInput(f"row {at + 2}: {error}{wrong}") from None
+            raise InvalidInput(f"row {at + 2}: {str(error)[:200]}{wrong}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
     names = [column.removeprefix("values_") for column in values if column.startswith("values_")]
     named = {METRIC_NAMES: json.dumps(names)} if len(names) == len(own) and not "".join(names).isdigit() else {}
@@ -170,12 +170,14 @@ def _unquoted(text: str) -> str:
 
 
 def _guess(given: list[str]) -> Distribution:
+    from hopaas_p2p.translate import checked_choices
+
     try:
         numbers = [float(text) for text in given]
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):  # a range cannot hold an infinity; choices can
-        return Categorical(tuple(dict.fromkeys(given)))
+        return checked_choices(tuple(dict.fromkeys(given)))
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     return Int(int(low), int(high)) if all(text.lstrip("+-").isdigit() for text in given) else Float(low, high)
 

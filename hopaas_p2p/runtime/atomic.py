@@ -166,13 +166,14 @@ def _contents(fd: int, path: str | Path, limit: int) -> bytes:
     return found
 
 
-def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
+def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = (), limit: int = _LARGEST_TEXT) -> str:
     """The text of one of this user's files.
 
     Args:
         path: the file.
         link: whether it may be a link. Even a planted link leads to a file that the user wrote.
         owners: the users who may have written it; by default this user.
+        limit: the most bytes that it may have.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -190,7 +191,7 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
             raise PermissionError(why)
-        return _contents(fd, path, _LARGEST_TEXT).decode()
+        return _contents(fd, path, limit).decode()
     finally:
         os.close(fd)
 

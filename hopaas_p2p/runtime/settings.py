@@ -32,6 +32,8 @@ from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"
 """The origin of settings from this directory's file."""
+_LARGEST: Final = 1 << 14
+"""Bytes of a file. The time to read TOML grows with the square of a dotted key, even in a file that is not trusted."""
 _LONGEST: Final = 4096
 """Characters of a value in a file."""
 _LINE: Final = 300
@@ -216,7 +218,7 @@ def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
         if not path.exists():
             others = ", ".join(joined_names(env)) or "none"
             raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}")
-        return _parsed(path, read_own(path))
+        return _parsed(path, read_own(path, limit=_LARGEST))
 
 
 def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -228,7 +230,7 @@ def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     path = _in_place(file)
     with explained(f"{file} is not trusted"):
-        text = read_own(path, link=False)
+        text = read_own(path, link=False, limit=_LARGEST)
     values = _parsed(path, text)
     record = _record_of_trust(path, text, env)
     with explained(f"{record.parent} cannot be written", "; set XDG_CONFIG_HOME to a directory of yours"):
@@ -363,7 +365,7 @@ class Settings:
         self._files = []
         here = _in_place(self._directory / "hopaas.toml")
         try:
-            text = read_own(here, link=False)
+            text = read_own(here, link=False, limit=_LARGEST)
             self._files.append(_File(HERE, _parsed(here, text), _is_trusted(here, text, self._env)))
         except FileNotFoundError:
             pass
@@ -377,7 +379,8 @@ class Settings:
             return self._files
         if own.is_file():
             with explained(f"{own} cannot be read"):
-                self._files.append(_File(str(own), _parsed(own, read_own(own, owners=(os.geteuid(), 0)))))
+                text = read_own(own, owners=(os.geteuid(), 0), limit=_LARGEST)
+                self._files.append(_File(str(own), _parsed(own, text)))
         self._read_joined(self._files)
         return self._files
 

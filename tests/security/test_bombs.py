@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -16,21 +17,24 @@ import msgspec
 import optuna
 import pytest
 from click.testing import CliRunner
+from optuna.distributions import CategoricalDistribution
 
 import hopaas_p2p
 from hopaas_p2p import Int, spool
 from hopaas_p2p.analysis.facts import params_of
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyDefine, StudyRegistered, StudySet, TrialCreate
-from hopaas_p2p.core.state import COMPLETE
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.core.state import COMPLETE, FAIL
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.moving import backup, import_study, sweeps, tables
 from hopaas_p2p.moving.files import copy_files, from_directory
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.open import open_store
+from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import read_own
 from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
@@ -59,8 +63,15 @@ def sweep(*parameters: str, method: str = "grid") -> str:
         sweep("{min: 0, max: " + "9" * 4000 + "}"),
         sweep("{min: 0, max: 9, distribution: q_uniform, q: .inf}", method="random"),
         sweep("{min: 0, max: 9}", method="random") + "early_terminate: {type: hyperband, min_iter: 1e400}",
+        sweep("{min: 0, max: 9}", method="random") + f"description: {'1' * 2000}x",
+        sweep("{min: 0, max: 9}", method="random") + f"description: 1{':1' * 1000}",
+        sweep("{min: 0, max: 9}", method="random") + f"description: !!int '{'1' * 2000}'",
+        sweep("{min: 0, max: 9}", method="random") + f"description: 1{':1' * 400}.5",
     ],
-    ids=["laughs", "itself", "merges", "deep", "least q", "tiny q", "digits", "infinite q", "infinite rung"],
+    ids=[
+        *("laughs", "itself", "merges", "deep", "least q", "tiny q", "digits", "infinite q", "infinite rung"),
+        *("nearly a number", "base 60", "a number by its tag", "too large a float"),
+    ],
 )
 def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
@@ -69,6 +80,13 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
         sweeps.read(path)
     assert len(str(refused.value)) < 400
     assert str(refused.value).startswith(str(path))
+
+
+def test_a_long_description_is_read_in_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    for text in (f"'{'1' * 5000}'", f"|-\n  {'1' * 5000}"):
+        path.write_text(sweep("{min: 0, max: 9}", method="random") + f"description: {text}\n")
+        assert sweeps.read(path).user_attrs == {"description": "1" * 5000}
 
 
 def test_anchors_are_still_read(tmp_path: Path) -> None:
@@ -121,6 +139,23 @@ def test_a_sparse_file_of_settings_is_not_read(tmp_path: Path, monkeypatch: pyte
     assert not isinstance(done.exception, MemoryError | OSError)
 
 
+def test_a_file_of_settings_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    parsed: list[str] = []
+    monkeypatch.setattr(settings, "_parsed", lambda _path, text: parsed.append(text) or {})
+    folder = settings.user_file().parent
+    (folder / "joined").mkdir(parents=True, mode=0o700)
+    for path in (tmp_path / "hopaas.toml", folder / "config.toml", folder / "joined" / "a.toml"):
+        path.write_text(".".join("a" * 9000) + " = 1\n")
+        done = CliRunner().invoke(commands, ["config", "show"])
+        assert "at most 16384 are allowed" in f"{done.output}{done.exception}"
+        with pytest.raises(ConfigurationError, match="at most 16384 are allowed"):
+            settings.trust(path)
+        path.unlink()
+    assert parsed == []
+
+
 def test_a_sweep_with_many_rungs_is_read(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(
@@ -143,9 +178,9 @@ def test_a_csv_whose_rows_are_short_takes_the_room_of_its_cells() -> None:
 
 
 def test_a_csv_of_choices_looks_each_up_once() -> None:
-    lines = ["state,value,params_c\n", *[f"COMPLETE,1,v{at}\n" for at in range(50_000)]]
+    lines = ["state,value,params_c\n", *[f"COMPLETE,1,v{at % 10_000}\n" for at in range(50_000)]]
     began = time.process_time()
-    assert tables.load_csv(lines, space={}, name=None).trials[49_999].params == {"c": 49_999.0}
+    assert tables.load_csv(lines, space={}, name=None).trials[49_999].params == {"c": 9_999.0}
     assert time.process_time() - began < 10
 
 
@@ -228,6 +263,97 @@ def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
     assert [params_of(one, scribe.state.dists)["c"] for one in scribe.state.trials] == list(choices.choices)
     assert len(list(tables.dump_csv(of_state(scribe.state)))) == 4001
     assert time.process_time() - began < 3
+
+
+class Counted(str):
+    """Counts how often texts are compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_table_of_trials_compares_no_choice_with_all_others() -> None:
+    choices = CategoricalDistribution([Counted(f"v{at}") for at in range(2000)])
+    Counted.compared = 0
+    TrialTable().make_room(1, {"c": choices})
+    assert Counted.compared < 4000
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        (1, True, 1.0, "a", 0, False, "a", None, "1"),
+        (math.nan, 1, math.nan, True),
+        (float("nan"), float("nan"), None, 2.0, 2),
+        (1 << 53, float(1 << 53), (1 << 53) + 1),
+    ],
+)
+def test_equal_choices_have_the_place_that_optuna_gives_them(choices: tuple[bool | float | str | None, ...]) -> None:
+    distribution = CategoricalDistribution(choices)
+    table = TrialTable()
+    table.make_room(len(choices), {"c": distribution})
+    table.params["c"][:] = range(len(choices))
+    assert table.merged("c", slice(None)).tolist() == [distribution.to_internal_repr(one) for one in choices]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_study_of_optuna_has_lists_as_choices() -> None:
+    distribution = CategoricalDistribution(([1], [2]))  # type: ignore[arg-type]
+    table = TrialTable()
+    table.refresh([optuna.create_trial(value=1.0, params={"c": [2]}, distributions={"c": distribution})])
+    assert table.params["c"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("choices", [tuple(range(10_001)), ("a" * 32_000, "b" * 34_000)], ids=["many", "long"])
+def test_a_parameter_has_so_many_choices_and_no_more(tmp_path: Path, choices: tuple[int | str, ...]) -> None:
+    scribe = Scribe(space={})
+    for some, accepted in ((choices, False), (choices[: len(choices) - 1], True)):
+        record = TrialCreate(FAIL, params={"c": 0.0}, dists={"c": Categorical(some)})
+        assert scribe.say("m", record)[0].accepted is accepted
+    with contextlib.closing(hopaas_p2p.open_study("memory://choices", "s")) as study:
+        with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+            study.ask().suggest_categorical("c", choices)
+        with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+            study.set_space({"c": Categorical(choices)})
+    rows = ["state,value,params_c\n", *[f"COMPLETE,1,{'v' * (len(choices) > 2)}{one}\n" for one in choices]]
+    with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
+        tables.load_csv(rows, space={}, name=None)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("hopaas:exporter:x", '{"peer":null,"pad":"%s"}'),
+        ("hopaas:copies", "0%s"),
+        ("hopaas:resumed", "0%s"),
+        ("constraints", "[0%s]"),
+        ("constraints:c", "0%s"),
+    ],
+)
+def test_an_attribute_that_later_records_are_compared_with_is_short(key: str, text: str) -> None:
+    scribe = Scribe()
+    most = 32_768 if key.startswith("constraints") else 4096
+    for over in (0, 1):
+        said = {key: text % (" " * (most + over - len(text) + 2))}
+        assert len(said[key]) == most + over
+        for record in (StudySet(system=said), TrialCreate(FAIL, system=said)):
+            assert scribe.say("m", record)[0].accepted is (over == 0)
+
+
+def test_how_deep_a_text_is_takes_no_more_room_than_the_text() -> None:
+    begin = '["' + r"\"[\\" * 50 + '",' + "[]," * 64
+    long = 300_000
+    texts = ['"' + "x" * long + '"]', '"' + "\\n" * (long // 2) + '"]', "[]," * (long // 3) + "0]", '"",' * (long // 3)]
+    tracemalloc.start()
+    assert all(validity.possible_attributes({"a": begin + text}) for text in texts)
+    assert tracemalloc.get_traced_memory()[1] < 4 * long
+    tracemalloc.stop()
+    assert not validity.possible_attributes({"a": begin + "[" * 64})
 
 
 def test_the_ids_of_a_studys_files_are_gone_over_once(tmp_path: Path) -> None:

@@ -264,6 +264,10 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
         ("number,state,value\n0,GREAT,1\n", "row 2: 'GREAT' is no state"),
         ("number,state,value\n0,,1\n", "row 2: '' is no state"),
         ("number,state,value\n0,COMPLETE,high\n", "row 2: .* 'high'"),
+        (f"number,state,value\n0,COMPLETE,{'high' * 5000}\n", "row 2: .{200}$"),
+        (f"number,state,value,params_x\n0,COMPLETE,1,{'9' * 20}\n", "cannot be written to a log"),
+        (f"number,state,value,params_x\n0,COMPLETE,1,{'9' * 300}\n", "trial 0 cannot be written to a log"),
+        ('number,state,value,user_attrs_a\n0,COMPLETE,1,"""\\ud800"""\n', "trial 0 cannot be written to a log"),
     ],
 )
 def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, content: str, why: str) -> None:

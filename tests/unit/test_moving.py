@@ -291,6 +291,21 @@ def test_whoever_exports_the_source_to_a_tracker_does_not_export_the_copy(
     assert links(target.get_study_system_attrs(copy.study_id)) == ({} if leads else {"mlflow": "https://tracker"})
 
 
+def test_a_copy_writes_hundreds_of_attributes_in_one_commit(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    study = hopaas_p2p.open_study(source.storage, "told", space={"x": hopaas_p2p.Float(0, 1)})
+    texts = {f"a{at}": str(at) for at in range(600)}
+    study.handle.say(StudySet(texts, {f"tool:{key}": text for key, text in texts.items()}))
+    target = opened(str(tmp_path / "to"))
+
+    assert copy_study(study, target).warnings == []
+
+    state = hopaas_p2p.open_study(target, "told", create=False).state
+    assert (len(state.user), len(state.system)) == (600, 600)
+    assert state.lsn < 10
+
+
 def test_a_copy_goes_over_no_other_study(source: Study, opened: Callable[[str], Storage], tmp_path: Path) -> None:
     target = opened(str(tmp_path / "to"))
     hopaas_p2p.open_study(target, "moved")
