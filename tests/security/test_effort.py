@@ -187,9 +187,15 @@ def continuations_of_a_member(size: int) -> tuple[Scribe, Round]:
 
 
 def attributes_of_a_member_that_does_not_pause(size: int) -> tuple[Scribe, Round]:
-    scribe = study(Population(size=2, every=2, max=size))
+    scribe = study(Population(size=2, every=20, max=size))
     large(scribe, size)
     return scribe, lambda at: (TrialSet(0, 1, user={f"b{at}": "1"}, metrics={"m": {size: 0.0}}),)
+
+
+def reports_beyond_all_pauses(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Population(size=2, every=20, max=size))
+    scribe.say("w", TrialCreate())
+    return scribe, lambda at: (TrialSet(0, 1, reports={1 << 40: float(at)}),)
 
 
 def late_results(size: int) -> tuple[Scribe, Round]:
@@ -300,6 +306,7 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
         continuations,
         continuations_of_a_member,
         attributes_of_a_member_that_does_not_pause,
+        reports_beyond_all_pauses,
         late_results,
         results_behind_a_long_history,
         late_results_in_one_commit,
