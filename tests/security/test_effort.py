@@ -277,6 +277,13 @@ def costs_beside_those_of_many_sites(size: int) -> tuple[Scribe, Round]:
     return scribe, lambda at: (TrialSet(size // 25, 1, reports={at: 1.0}), TrialStop(size, 1))
 
 
+def the_same_rungs_again(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs())
+    for _ in range(size // 20):
+        scribe.say("w", TrialCreate(COMPLETE, values=(1.0,), reports={0: 1.0}))
+    return scribe, lambda at: (StudySet(system={FIDELITY: encode_fidelity(Rungs()) + " " * at}),)
+
+
 def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
     scribe = study(Rungs(min=1, max=4, eta=2))
     for at in range(size // 20):
@@ -316,6 +323,7 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
         giving_back_for_the_thousandth_time,
         better_results,
         costs_beside_those_of_many_sites,
+        the_same_rungs_again,
         asks_beside_interrupted_continuations,
     ],
 )
