@@ -243,6 +243,8 @@ def follow_fidelity(state: State) -> None:
     if text is None or state.define is None:
         return
     policy = decode_fidelity(text) if len(state.define.directions) == 1 else None
+    if state.configurations is not NEVER_PAUSING and state.configurations.policy == policy:
+        return
     kinds: dict[type, type[Configurations]] = {Rungs: Ladder, Population: Members}
     kind = kinds.get(type(policy), Configurations)
     state.configurations = kind(policy, maximize=state.define.directions[0] == "maximize")

@@ -20,7 +20,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from hopaas_p2p.core.fidelity import Fidelity
+from hopaas_p2p.core.fidelity import MOST_RUNGS, Fidelity
 from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import TrialState
@@ -130,7 +130,7 @@ class Configurations(Pausing):
         if not trial.reports or self.policy is None:
             return at, values
         merged = list(values)
-        for level in self.policy.levels[at:]:
+        for level in self.policy.levels[at : at + MOST_RUNGS]:
             value = value_from(trial.reports, level + self.policy.first_step - 1)
             if value is None:  # if it reports less often, its next report counts
                 break

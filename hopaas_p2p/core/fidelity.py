@@ -7,10 +7,11 @@ from typing import Final
 
 import msgspec
 
-_MOST_RUNGS: Final = 64
+MOST_RUNGS: Final = 64
+"""The most rungs, and the most pauses of a population that a trial may pass before it is continued."""
 _MOST_WHOLE: Final = 1000
 _MOST_MEMBERS: Final = 100_000
-_MOST_INTERVALS: Final = 10_000
+_MOST_INTERVALS: Final = 1000
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has reached a rung: save a checkpoint, and end"
 """Why a program should leave its trial."""
@@ -65,7 +66,7 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
 @functools.lru_cache
 def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
     levels: list[int] = []
-    while first < last and len(levels) < _MOST_RUNGS:
+    while first < last and len(levels) < MOST_RUNGS:
         levels.append(first)
         first *= eta
     return tuple(levels)

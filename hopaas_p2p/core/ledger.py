@@ -35,6 +35,9 @@ LONGEST_LEASE: Final = 400 * 24 * HOUR
 """If a lease seems longer, a clock was set from 1970 to today."""
 _MOST: Final = 1 << 60
 """The largest amount: sums stay within the 64 bits that a snapshot writes."""
+_PARTS: Final = 1 << 64
+_EURO: Final = _PARTS * HOUR
+"""The parts of a euro. An hour has as many microseconds as a kilowatt hour has millijoules."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 30_000
@@ -136,7 +139,7 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
         return Cost(time, time * self.gpus // 1000, time * self.cores // 1000, energy, epochs, 1)
 
 
-class Ledger(msgspec.Struct, array_like=True):
+class Ledger(msgspec.Struct, array_like=True, dict=True):
     """See the module. `apply` alone changes it."""
 
     limits: Budget
@@ -246,7 +249,12 @@ class Ledger(msgspec.Struct, array_like=True):
             key = lease.site, lease.user, booked
             if key not in self.accounts and len(self.accounts) >= _MOST_ACCOUNTS:
                 key = OTHERS, OTHERS, booked
-            self.accounts.setdefault(key, Cost()).add(cost, times)
+            account, prices = self.accounts.setdefault(key, Cost()), self.limits.prices
+            if prices:
+                self.bill -= price(key[0], account, prices)
+            account.add(cost, times)
+            if prices:
+                self.bill += price(key[0], account, prices)
             self.total.add(cost, times)
         lease.counted = now
 
@@ -255,6 +263,7 @@ class Ledger(msgspec.Struct, array_like=True):
     def limit(self, limits: Budget) -> None:
         """Let these limits count from now on."""
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
+        self.__dict__.pop("bill", None)  # at other prices
         if self.limits is UNLIMITED:
             self.clocks = []  # no clock is added until there are limits again
         if self.measured:
@@ -305,9 +314,12 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def spent(self, name: str) -> float:
         """How much of this quantity is spent: epochs, gpu_hours, core_hours, kwh or euro."""
-        if name != "euro":
-            return float(getattr(self.total, name))
-        return sum([euro(site, cost, self.limits.prices) for (site, _, _), cost in self.accounts.items()])
+        return self.bill / _EURO if name == "euro" else float(getattr(self.total, name))
+
+    @functools.cached_property
+    def bill(self) -> int:
+        """The price of all accounts, which `_count` keeps up to date: a whole number, the same in any order."""
+        return sum([price(site, cost, self.limits.prices) for (site, _, _), cost in self.accounts.items()])
 
 
 AMOUNTS: Final = {
@@ -321,12 +333,16 @@ AMOUNTS: Final = {
 UNLIMITED: Final = Budget()
 
 
+def price(site: str, cost: Cost, prices: Mapping[str, Price]) -> int:
+    """What this costs at the prices of a site, in parts of a euro."""
+    each = prices.get(site) or prices.get("*") or Price()
+    gpu, core, kwh = int(each.gpu_hour * _PARTS), int(each.core_hour * _PARTS), int(each.kwh * _PARTS)
+    return gpu * cost.gpu + core * cost.core + kwh * cost.energy
+
+
 def euro(site: str, cost: Cost, prices: Mapping[str, Price]) -> float:
     """What this costs at the prices of a site."""
-    price = prices.get(site) or prices.get("*")
-    if price is None:
-        return 0.0
-    return price.gpu_hour * cost.gpu_hours + price.core_hour * cost.core_hours + price.kwh * cost.kwh
+    return price(site, cost, prices) / _EURO
 
 
 def possible_limits(limits: Budget, directions: int) -> bool:

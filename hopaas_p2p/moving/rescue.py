@@ -68,6 +68,8 @@ MARK: Final = "rescued"
 _MOST: Final = 64  # trials that a run of missing commits may have started
 _EFFORT: Final = (100, 500)
 """How many commits and trials may be replayed per commit and trial of the log, to guess what is missing."""
+_MOST_HISTORIES: Final = 100
+"""How many are replayed from the root. The others' own commits are applied after those of the longest one."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for answers of live peers
 _RANKS: Final = (TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
@@ -300,10 +302,22 @@ def _histories(
 
 
 def _paths(start: _Node, nodes: Sequence[_Node]) -> list[list[_Node]]:
-    """The paths from here to the commits that no other follows, the longest first."""
+    """The paths from here to the commits that no other follows, the longest first.
+
+    Beyond `_MOST_HISTORIES`, what is on no other path becomes a part of the longest one.
+    """
     followed = {node.parent for node in nodes}
     leaves = [node for node in nodes or [start] if node not in followed]
-    return [leaf.path() for leaf in sorted(leaves, key=lambda one: -one.entry.lsn)]
+    leaves.sort(key=lambda one: -one.entry.lsn)
+    seen = {start, *itertools.chain.from_iterable(leaf.path() for leaf in leaves[:_MOST_HISTORIES])}
+    for leaf in reversed(leaves[_MOST_HISTORIES:]):
+        first = leaf
+        while first.parent is not None and first.parent not in seen:
+            seen.add(first)
+            first = first.parent
+        seen.add(first)
+        first.parent, first.guessed, leaves[0] = leaves[0], True, leaf
+    return [leaf.path() for leaf in leaves[:_MOST_HISTORIES]]
 
 
 def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:

@@ -26,6 +26,7 @@ from hopaas_p2p.core.records import (
     Float,
     PeerJoin,
     Policy,
+    Price,
     StudySet,
     TrialCheckpoint,
     TrialClaim,
@@ -87,7 +88,8 @@ def effort(work: Callable[[], object]) -> int:
 
 def study(fidelity: Fidelity | None = None, **policy: Any) -> Scribe:
     """One whose ledger has limits, which look at everything."""
-    limits = Budget(epochs=1 << 50, until=Until(trials_without_gain=1 << 30, hours_without_gain=1e9))
+    until = Until(trials_without_gain=1 << 30, hours_without_gain=1e9)
+    limits = Budget(epochs=1 << 50, euro=1e15, prices={"*": Price(gpu_hour=0.1)}, until=until)
     scribe = Scribe(space={}, policy=Policy(limits=limits, attempts=1000, **policy))
     if fidelity is not None:
         scribe.say("definer", StudySet(system={FIDELITY: encode_fidelity(fidelity)}))
@@ -185,9 +187,15 @@ def continuations_of_a_member(size: int) -> tuple[Scribe, Round]:
 
 
 def attributes_of_a_member_that_does_not_pause(size: int) -> tuple[Scribe, Round]:
-    scribe = study(Population(size=2, every=2, max=size))
+    scribe = study(Population(size=2, every=20, max=size))
     large(scribe, size)
     return scribe, lambda at: (TrialSet(0, 1, user={f"b{at}": "1"}, metrics={"m": {size: 0.0}}),)
+
+
+def reports_beyond_all_pauses(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Population(size=2, every=20, max=size))
+    scribe.say("w", TrialCreate())
+    return scribe, lambda at: (TrialSet(0, 1, reports={1 << 40: float(at)}),)
 
 
 def late_results(size: int) -> tuple[Scribe, Round]:
@@ -260,6 +268,22 @@ def better_results(size: int) -> tuple[Scribe, Round]:
     return scribe, lambda at: (TrialCreate(COMPLETE, values=(-float(size + at),)),)
 
 
+def costs_beside_those_of_many_sites(size: int) -> tuple[Scribe, Round]:
+    scribe = study()
+    for at in range(size // 25):
+        scribe.join(f"p{at}", f"s{at}")
+        scribe.say(f"p{at}", TrialCreate(), TrialFinish(at, 1, TrialState.FAIL))
+    scribe.say("w", TrialCreate())
+    return scribe, lambda at: (TrialSet(size // 25, 1, reports={at: 1.0}), TrialStop(size, 1))
+
+
+def the_same_rungs_again(size: int) -> tuple[Scribe, Round]:
+    scribe = study(Rungs())
+    for _ in range(size // 20):
+        scribe.say("w", TrialCreate(COMPLETE, values=(1.0,), reports={0: 1.0}))
+    return scribe, lambda at: (StudySet(system={FIDELITY: encode_fidelity(Rungs()) + " " * at}),)
+
+
 def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
     scribe = study(Rungs(min=1, max=4, eta=2))
     for at in range(size // 20):
@@ -289,6 +313,7 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
         continuations,
         continuations_of_a_member,
         attributes_of_a_member_that_does_not_pause,
+        reports_beyond_all_pauses,
         late_results,
         results_behind_a_long_history,
         late_results_in_one_commit,
@@ -297,6 +322,8 @@ def asks_beside_interrupted_continuations(size: int) -> tuple[Scribe, Round]:
         other_choices_than_long_ones,
         giving_back_for_the_thousandth_time,
         better_results,
+        costs_beside_those_of_many_sites,
+        the_same_rungs_again,
         asks_beside_interrupted_continuations,
     ],
 )

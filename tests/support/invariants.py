@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Final
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
@@ -76,6 +76,7 @@ def broken(state: State) -> list[str]:
         "running leases are booked as such": booked["running"]
         == sum(map(bool, [one.booked for one in ledger.open.values()])),
         "what is given back is booked as such": booked["given back"] == sum(map(len, ledger.given_back.values())),
+        "the price of all accounts is known": replace(ledger).bill == ledger.bill,
         "no cost is negative": all(min(astuple(cost)) >= 0 for cost in ledger.accounts.values()),
     }
     return [promise for promise, holds in promises.items() if not holds]
