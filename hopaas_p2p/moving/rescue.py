@@ -399,8 +399,8 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
         return tried
 
     best = (len(rest) * codec.MAX_BYTES, 0)
-    for count in range(most + 1):
-        if not guesses.allow(first):
+    for count in range(most + 1) if most else ():  # otherwise there is nothing to guess
+        if not guesses.allow(first + len(state.writers)):
             break
         saved = saved or snapshot.dump(state)
         tried, refused = started(count), 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.core import blocks, snapshot
+from hopaas_p2p.core import blocks, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.blocks import close_settled
@@ -40,7 +40,9 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
     Until,
 )
-from hopaas_p2p.core.state import BLOCK
+from hopaas_p2p.core.state import BLOCK, State
+from hopaas_p2p.moving.rescue import united
+from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.study.method import chosen_by
 from tests.support.dashboard_studies import COMPLETE, Scribe
 
@@ -491,3 +493,14 @@ def test_who_chose_a_trial_is_looked_for_once() -> None:
         sys.setprofile(None)
     assert found == "the default sampler"
     assert looks < 10_000
+
+
+def test_a_rescue_costs_each_gap_of_a_log_the_same_however_many_there_are() -> None:
+    costs = []
+    for gaps in (100, 400):
+        scribe = Scribe(space={})
+        for at in range(gaps):
+            scribe.say(f"p{at}", StudySet())
+        entries = [Entry(2 * at + 1, codec.encode(commit)) for at, commit in enumerate(scribe.commits)]
+        costs.append(effort(lambda: united(State(), 0, entries)) / gaps)  # noqa: B023  # called at once
+    assert costs[1] <= 1.2 * costs[0], costs
