@@ -424,7 +424,7 @@ class LogState:
             self.refuse("malformed")
             return ()
         author, writers = stamp.author, self.writers
-        if any(is_anothers(name, author, writers) for name in (commit.writer, commit.owner)):
+        if author and any(is_anothers(name, author, writers) for name in (commit.writer, commit.owner)):
             return tuple([self.refuse("author") for _ in commit.records])
         last = writers.get(commit.writer)
         if last is None or commit.seq > last.seq:

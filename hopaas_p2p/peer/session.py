@@ -418,7 +418,7 @@ class LogSession(Generic[S]):
             if in_flight and payload == in_flight[0].outgoing.payload:
                 sent, self.author = in_flight[0], entry.stamp.author
                 verdicts = apply_(state, lsn, sent.commit, entry.stamp)
-                if is_anothers(self.writer, self.author, state.writers):
+                if self.author and is_anothers(self.writer, self.author, state.writers):
                     self.duplicated = True  # another process wrote under this name first: the name is lost
                     return False
                 self.settle(verdicts, Placed(lsn, before, sent.outgoing))
