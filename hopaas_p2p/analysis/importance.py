@@ -24,6 +24,8 @@ _FEWEST: Final = 10
 """With fewer complete trials, the shares are mere chance."""
 _MOST: Final = 10_000
 """Of more trials, an even sample is taken: all would take seconds."""
+_MOST_CHOICES: Final = 256
+"""A parameter with more is left out: Optuna makes a matrix of trials by choices."""
 _one_at_a_time: Final = threading.Lock()
 """If two threads restored the process's warning filters, the second would leave the first one's in place for good."""
 
@@ -68,11 +70,13 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
 
 def _ped_anova(state: State, rows: Ints, losses: Floats) -> dict[str, float]:
     """Share by parameter, largest first, adding up to 1; empty if no parameter distinguishes the better trials."""
-    first, chosen = {name: to_optuna(one) for name, one in state.dists.items()}, []
+    few = {name: one for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES}
+    first, chosen = {name: to_optuna(one) for name, one in few.items()}, []
     for row, loss in zip(rows.tolist(), losses.tolist(), strict=True):
         trial = state.trials[row]
-        dists = {name: to_optuna(trial.dists[name]) if name in trial.dists else first[name] for name in trial.params}
-        params = {name: external(dists[name], value) for name, value in trial.params.items()}
+        known = [name for name in trial.params if name in first]
+        dists = {name: to_optuna(trial.dists[name]) if name in trial.dists else first[name] for name in known}
+        params = {name: external(one, trial.params[name]) for name, one in dists.items()}
         chosen.append(FrozenTrial(row, TrialState.COMPLETE, loss, None, None, params, dists, {}, {}, {}, row))
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a range that few trials have counts for little

@@ -22,6 +22,7 @@ from optuna.distributions import CategoricalDistribution
 import hopaas_p2p
 from hopaas_p2p import Int, spool
 from hopaas_p2p.analysis.facts import params_of
+from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec, snapshot, validity
@@ -323,6 +324,22 @@ def test_a_parameter_has_so_many_choices_and_no_more(tmp_path: Path, choices: tu
     rows = ["state,value,params_c\n", *[f"COMPLETE,1,{'v' * (len(choices) > 2)}{one}\n" for one in choices]]
     with pytest.raises(InvalidInput, match="too many for a parameter: at most 10,000 with 65,536"):
         tables.load_csv(rows, space={}, name=None)
+
+
+def test_a_parameter_with_thousands_of_choices_has_no_importance(monkeypatch: pytest.MonkeyPatch) -> None:
+    scribe, seen = Scribe(space={"x": Float(0.0, 1.0)}), list[set[str]]()
+    dists = {name: Categorical(tuple(range(count))) for name, count in (("few", 256), ("many", 257))}
+    for at in range(20):
+        params = {"x": at / 20, "few": float(at), "many": float(at)}
+        scribe.say("m", TrialCreate(COMPLETE, params=params, dists=dists, values=(float(at),)))
+
+    def evaluate(_self: object, study: optuna.Study) -> dict[str, float]:
+        seen.extend(set(trial.params) for trial in study.get_trials())
+        return {"x": 1.0}
+
+    monkeypatch.setattr(optuna.importance.PedAnovaImportanceEvaluator, "evaluate", evaluate)
+    assert importance(scribe.state, TrialTable.of(scribe.state)).shares == (("x", 1.0),)
+    assert seen == [{"x", "few"}] * 20
 
 
 @pytest.mark.parametrize(

@@ -59,15 +59,15 @@ def test_long_choices_of_one_trial_take_nothing_of_it_or_of_another_along(tmp_pa
     study = hopaas_p2p.open_study(hopaas_p2p.open_storage(tmp_path / "store", linger=3600.0), "s")
     first, second = study.ask(), study.ask()
     second.report(0.5, 1)
-    for number in range(12):
-        first.suggest_categorical(f"c{number}", ["a" * 300_000, "b" * 300_000])
+    for number in range(120):
+        first.suggest_categorical(f"c{number}", ["a" * 30_000, "b" * 30_000])
     first.report(0.7, 1)
     study.storage.flush()
     study.tell(first, 1.0)
     study.tell(second, 2.0)
 
     one, other = as_others_see(study).trials
-    assert (len(one.params), one.intermediate_values, one.values) == (12, {1: 0.7}, [1.0])
+    assert (len(one.params), one.intermediate_values, one.values) == (120, {1: 0.7}, [1.0])
     assert (other.intermediate_values, other.values) == ({1: 0.5}, [2.0])
 
 
