@@ -10,7 +10,7 @@ import click
 from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import ROLES, CliSession, Columns, command
+from hopaas_p2p.cli.options import ROLES, CliSession, Columns, command, store_named
 from hopaas_p2p.open import open_beside, redacted
 from hopaas_p2p.runtime.times import to_iso
 
@@ -25,7 +25,7 @@ def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, 
 
 
 @command(study="none")
-@click.argument("url", required=False)
+@click.argument("url", required=False, callback=store_named)
 def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 

@@ -76,7 +76,8 @@ def _yaml(path: Path) -> Any:
 
         def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            if len(event.value) > _LONGEST_PLAIN and (event.tag or event.implicit[0]):
+            number = event.tag or (event.implicit[0] and " " not in event.value)
+            if len(event.value) > _LONGEST_PLAIN and number:
                 problem = f"a value of {len(event.value):,} characters must be text in quotes"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
             return super().compose_scalar_node(anchor)

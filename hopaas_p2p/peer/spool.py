@@ -233,6 +233,12 @@ class SpoolSender:
             if not isinstance(commit, Commit):
                 continue
             if last is None or last.seq < commit.seq:
+                known = [one for name in (commit.writer, commit.owner) if (one := log.state.writers.get(name))]
+                if any(not one.author for one in known):
+                    raise Denied(
+                        "the peer that ran these trials wrote to the store itself, and not through a server; send the "
+                        "results there, too: hopaas-p2p admin spool send --store URL"
+                    )
                 raise Denied(
                     "another user's peer ran these trials; send the results with a token of that user: "
                     "hopaas-p2p admin spool send"

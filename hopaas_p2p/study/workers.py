@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -329,7 +330,7 @@ class WatchedWorkers:
             _log.warning(
                 "the workers could not be told to stop, and will start more trials (%s). End their jobs, or run "
                 "`hopaas-p2p peers drain PEER --study %s` for each peer in `hopaas-p2p peers list`",
-                *(trouble, self._study.name),
+                *(trouble, shlex.quote(self._study.name)),
             )
 
     def _write(self, record: TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:

@@ -58,10 +58,12 @@ _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _CLOUD: Final = re.compile(
-    r"(s3|gs|dbfs):|wasbs://[\w-]+@\w+\.blob\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(/|$)", re.ASCII
+    r"(s3|gs|dbfs):|(wasbs://[\w$-]+@\w+\.blob|abfss://[\w$-]+@\w+\.dfs)"
+    r"\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(/|$)",
+    re.ASCII,
 )
 """Locations outside the server that it may name for files: their hosts are in the settings of MLflow's client, or
-Microsoft's. (An abfss location may name any host.)"""
+Microsoft's."""
 
 
 @dataclasses.dataclass

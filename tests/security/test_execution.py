@@ -161,12 +161,13 @@ def test_every_text_reaches_a_command_by_its_environment(text: str, tmp_path: Pa
 
 
 def test_a_trial_that_no_program_can_be_given_fails_and_its_worker_goes_on(tmp_path: Path) -> None:
-    long = "a" * 200_000
-    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": Categorical((long, "b"))}, budget=3)
-    note = TrialCreate(WAITING, params={"x": 1.0, "note": 0.0}, dists={"note": Categorical((long,))})
-    for one in (note, TrialCreate(WAITING, params={"x": 0.0})):
+    long, names = "a" * 60_000, ("x", "y", "z")
+    space = dict.fromkeys(names, Categorical((long, "b")))
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=space, budget=3)
+    note = TrialCreate(WAITING, params={**dict.fromkeys(names, 1.0), "note": 0.0}, dists={"note": Categorical((long,))})
+    for one in (note, TrialCreate(WAITING, params=dict.fromkeys(names, 0.0))):
         study.handle.say(one)
-    study.enqueue_trial({"x": "b"})
+    study.enqueue_trial(dict.fromkeys(names, "b"))
     said: list[str] = []
     command = ["sh", "-c", """env | grep -q note || echo '{"value": 1}'"""]
     Worker(study, command, logs=tmp_path / "logs", say=said.append).work()

@@ -164,7 +164,7 @@ def test_an_invitation_that_is_made_names_no_file_of_its_machine() -> None:
     assert _public(store) == "postgresql://db.example.org/d?target_session_attrs=read-write"
 
 
-@pytest.mark.parametrize("how", ["open_storage", "Client", "pickle", "doctor", "backup", "dashboard"])
+@pytest.mark.parametrize("how", ["open_storage", "Client", "pickle", "doctor", "backup", "dashboard", "admin init"])
 def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_names_it(
     how: str, ann: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +188,7 @@ def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_nam
             Client(server=url).storage().close()
         else:
             words = {"doctor": ["doctor", url], "backup": ["admin", "backup", url, str(ann / "file")]}
+            words["admin init"] = ["admin", "init", url]
             run(words.get(how, ["dashboard", url, "--auth", "oidc"]))
             monkeypatch.delenv("HOPAAS_JOINED", raising=False)
     assert credentials.login(None, servers)[0] == "ann.0123abcd"

@@ -33,12 +33,14 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
+from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.remote.protocol import StoreRequest
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service, _places
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from hopaas_p2p.stores.directory.log import FolderLog
@@ -249,9 +251,15 @@ def test_a_guest_ends_nothing_and_uses_up_nothing_of_a_peer_that_works_in_the_di
             for writer, seq in ((peer, 10**9), ("guests", 1)):
                 commit = codec.encode(Commit(writer, seq, peer, 0, forged))
                 append(guest.log(uuid), Outgoing(f"{writer}:{seq}", commit))
+            end = codec.encode(
+                Commit(peer, 1000, peer, 0, (TrialFinish(trial.number, 1, TrialState.COMPLETE, (0.5,)),))
+            )
+            kept = Spooled(guest.url, uuid, "s", [trial.number], 0, "unsent", [(0, None)], [end])
+            with pytest.raises(Denied, match=r"wrote to the store itself.* send the results there"):
+                SpoolSender(guest, now_us=lambda: 0).send(kept, {}, writer="sender")
         study.tell(trial, 1.0)
         assert study.trials[0].values == [1.0]
-        assert study.state.refusals == {"author": 4}
+        assert study.state.refusals == {"author": 5}
         assert study.state.peers[peer]["host"] != "elsewhere"
 
 

@@ -525,7 +525,7 @@ def test_only_owners_say_how_a_study_is_searched() -> None:
     assert verdict.refusal == "role"
     (verdict,) = apply(state, 3, Commit("x", 2, "x", 0, (StudySet(system={"other": "1"}),)), Stamp("x", "worker"))
     assert verdict.accepted
-    (verdict,) = apply(state, 4, Commit("w", 2, "w", 0, (said,)), Stamp("w", "owner"))
+    (verdict,) = apply(state, 4, Commit("o", 1, "o", 0, (said,)), Stamp("o", "owner"))
     assert verdict.accepted
     assert state.system[REPEATS] == '"allow"'
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shlex
 import time
 from pathlib import Path
 from typing import Final
@@ -94,7 +95,8 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         if not _is_there(meta):
             seen.check_not_away(self.path)
             if not create:
-                raise NoStore(f"there is no store in {self.path}; run: hopaas-p2p study create NAME -s {self.path}")
+                cure = f"hopaas-p2p study create NAME -s {shlex.quote(str(self.path))}"
+                raise NoStore(f"there is no store in {self.path}; run: {cure}")
             if not self.path.parent.is_dir():  # a typo, or a file system that is not mounted here
                 raise ConfigurationError(
                     f"there is no directory {self.path.parent} to make the store {self.path.name!r} in; "

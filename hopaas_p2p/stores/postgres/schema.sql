@@ -500,6 +500,7 @@ LANGUAGE sql AS $$
         WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age AND pg_has_role(a.usesysid, 'USAGE')
           AND EXISTS (  -- nobody waits for a token's row, which whoever reads a snapshot for minutes may hold
               SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                  JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
               WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
                 AND c.relnamespace = 'hopaas'::regnamespace AND c.relkind = 'r' AND c.relname <> 'tokens'
           )
