@@ -85,8 +85,8 @@ def _signed_in() -> tuple[str, float] | None:
     theme.title("hopaas-p2p")
     if claims and not name:
         theme.nothing(
-            f"Your provider does not send the claim {sign_in.claim()!r}, which identifies people here. "
-            "Set HOPAAS_OIDC_CLAIM to use another one."
+            f"Your provider does not send the claim {sign_in.claim()!r}, or has not verified it. "
+            "Ask whoever runs this dashboard to set HOPAAS_OIDC_CLAIM to another claim."
         )
         st.button("Sign out", on_click=st.logout, type="tertiary")
         return None

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.open import open_beside, open_store
+from hopaas_p2p.open import open_beside, open_store, redacted
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.arguments import near
@@ -172,7 +172,9 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
         )
         return
     if administrator:
-        raise InvalidInput("in a database, an administrator is a login that may create roles; see docs/postgres.md")
+        raise InvalidInput(
+            "--administrator is for a directory or bucket. In a database, GRANT the login the schema owner's role"
+        )
     with _administration(url) as connection:
         peers, role = quoted(_peers(connection), connection), quoted(name, connection)
         if query(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)):
@@ -212,7 +214,7 @@ def guest(url: str, study: str, role: str, site: str = "") -> str:
     if not found:
         add_user(url, name, guest_of=study)
     elif found[0][0] != study:
-        cure = f"hopaas-p2p admin user rm {shlex.quote(name)}"
+        cure = f"hopaas-p2p admin user rm {shlex.quote(name)} --store {shlex.quote(redacted(url))}"
         raise InvalidInput(f"the user {name!r} exists, but is not this study's guest. To remove that user: {cure}")
     return name
 

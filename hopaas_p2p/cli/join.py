@@ -106,7 +106,7 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
         (pid, log), why = start(membership, "relay", known_as=login_node), "serves nodes that can reach only this one"
     else:
         return membership.changed(via=via)
-    what = "server of a folder" if via == "folder" else "relay"
+    what = "folder server" if via == "folder" else "relay"
     if pid is None:
         output.say(f"a {what} is already running here")
     else:

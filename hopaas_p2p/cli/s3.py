@@ -46,7 +46,8 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
             session.show_table(rows, columns, right=("objects", "size"))
             total = sum(one["objects"] for one in rows)
             if not session.as_json:
-                output.say(f"{total} objects would be removed." if dry_run else f"Removed {total} objects.")
+                objects = output.count(total, "object")
+                output.say(f"{objects} would be removed." if dry_run else f"Removed {objects}.")
     if not rows:
         session.show_table(rows, columns, empty="Nothing to remove.")
 

@@ -158,7 +158,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
         "state": data["state"],
         "best": _best(data),
         "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()),
-        "silent": [*silent, "(their trials are taken over as soon as another peer runs:", f" {worker})"]
+        "silent": [*silent, "(another peer takes their trials over within twice the ttl of leases:", f" {worker})"]
         if silent
         else "",
         "trials": f"{data['trials']} ({counts or 'none yet'})",

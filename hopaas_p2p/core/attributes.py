@@ -15,7 +15,7 @@ LEARNED: Final = "hopaas:learned"
 SPACE: Final = "hopaas:space"
 """System attribute of a study whose space was given after it was created."""
 LOWERED: Final = "hopaas:lowered"
-"""System attribute of a study: the budget to which somebody has lowered it, in words. Scripts do not raise it again."""
+"""System attribute of a study: the budget, in words, after somebody lowered it. Scripts do not raise it again."""
 OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY, LEARNED, SPACE, LOWERED})
 """System attributes of a study that define how it is searched: only its owners may set them."""
 REPLICATE: Final = "hopaas:replicate"

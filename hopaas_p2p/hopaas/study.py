@@ -186,7 +186,7 @@ class Study:
         return None
 
     def join(self, *, create: bool = True) -> hopaas_p2p.Study:
-        """The study in its store.
+        """Open the study in its store; unless `create` is false, create it if it does not exist.
 
         Raises:
             HopaasError: from `hopaas_p2p.errors`: the store cannot be used, or the study does not exist.

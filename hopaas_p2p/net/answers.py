@@ -59,7 +59,7 @@ class AnswerBytes(io.RawIOBase):
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> int:
-    """Send this to an http or https URL, which no log and no error shows; returns the status of the answer.
+    """POST this body to an http or https URL, and return the answer's status. No log and no error shows the URL.
 
     Follows no redirect. All of it takes at most `seconds`.
 

@@ -18,8 +18,8 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
 
     While there are fewer than `n_startup_trials` complete ones, a trial is compared with all others that have reported
     at its step, including running ones, and with the last report of those pruned before that step. So a surviving trial
-    is not compared only with other survivors. At least `n_startup_trials` others must have got this far. After that, it
-    behaves like Optuna's pruner.
+    is not compared only with other survivors. At least `n_startup_trials` others must have got this far. Once
+    that many trials are complete, it behaves like Optuna's pruner.
 
     Args:
         percentile: the percentage of trials that are kept, from 0 to 100.

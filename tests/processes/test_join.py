@@ -196,7 +196,7 @@ def test_where_nodes_reach_nothing_the_store_is_served_to_jobs_through_a_folder(
     pid = int(done.stderr.partition("To stop it: kill ")[2].partition(";")[0])
     try:
         again = join(there, "join", "--submit", "slurm", "--dry-run", "--", *TRIAL)
-        assert "a server of a folder is already running here" in again.stderr, "as chosen before"
+        assert "a folder server is already running here" in again.stderr, "as chosen before"
         (script,) = (there / "hopaas-jobs").glob("*.sh")
         assert "hopaas-p2p/joined/s.box" in script.read_text()
         env = {"PATH": os.environ["PATH"], "HOME": str(there)}

@@ -101,8 +101,8 @@ class Directory:
 
     Args:
         root: the folder.
-        meta: the name of the description. Nothing is ever created below a root without it: that is an empty mount
-            point.
+        meta: the name of the description. Nothing is ever created below a root without it, because that may be
+            an empty mount point.
 
     """
 

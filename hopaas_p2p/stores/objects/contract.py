@@ -67,7 +67,7 @@ class Found(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """The calls, which any thread may make. Keys are relative to the store's root.
+    """What a log needs of an object store. Any thread may call it. Keys are relative to the store's root.
 
     Raises, all of them:
         StoreUnreachable: no answer, or one that asks to try again later. The request may have been carried out.
