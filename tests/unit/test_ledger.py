@@ -131,8 +131,8 @@ def test_by_the_clock_of_the_store_nobody_was_alive_for_longer_than_its_lease(
 ) -> None:
     study.at(1, "ann", ASK)
     study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
-    reclaim = Commit("bob", 2, "bob", 500_000 * HOUR, (TrialReclaim(0, 1, lived=lived),))
-    assert study.append(reclaim, Stamp("bob", "worker", 5 * HOUR))[0].accepted
+    reclaim = Commit("dan", 1, "dan", 500_000 * HOUR, (TrialReclaim(0, 1, lived=lived),))
+    assert study.append(reclaim, Stamp("dan", "worker", 5 * HOUR))[0].accepted
     assert study.cost("lost").time == counted
 
 
