@@ -751,7 +751,7 @@ class StudyHandle:
             if pending.verdicts is None:  # out of memory or threads, or a defect: the result must survive that, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
-                    _log.warning("the end of trial %d is kept in %s and sent at the next contact", number, path)
+                    _log.warning("the end of trial %d is kept in %s", number, path)
             raise
         self._let_go(number)
         unkept = self.log.session.unkept.pop(number, None)

@@ -193,7 +193,7 @@ def test_a_study_keeps_an_owner(place: Place) -> None:
     place.study(ann)
     for attempt in (lambda: access.revoke(ann, "s", "ann"), lambda: access.grant(ann, "s", "ann", "viewer")):
         with pytest.raises(
-            Denied, match=r"somebody else an owner first. With: hopaas-p2p admin grant STUDY USER owner$"
+            Denied, match=r"somebody else an owner first. To do so: hopaas-p2p admin grant STUDY USER owner$"
         ):
             attempt()
     access.grant(ann, "s", "bob", "worker")
