@@ -30,7 +30,7 @@ _NO_LIST: Final = "The list of studies is damaged. Copy one: hopaas-p2p doctor S
 
 
 @command(study="option")
-@click.argument("url", required=False, callback=store_named)
+@click.argument("url", required=False)  # does not name it: messages say "run doctor URL", at a stranger's host, too
 @click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
 @click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")

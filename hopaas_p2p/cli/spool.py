@@ -76,12 +76,12 @@ def send(session: CliSession, source: Path | None) -> int:
     """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote elsewhere.
 
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
-    the store their peer used; but a peer's that wrote to a directory or bucket itself are not sent through a server.
+    the store their peer used. If the peer wrote to a directory or bucket itself, they cannot be sent through a server.
     Without --store, other results are sent to their peer's URL. If some cannot be sent, the exit code shows why: 69,
-    for example. FILE is not removed; sending it twice does no harm. The result of a trial that
-    another process has ended meanwhile is sent but not counted, and this command reports it. Records that only an owner
-    may write, such as a stop of the study, are left out of FILE. Histories in FILE are kept in this machine's spool,
-    where `hopaas-p2p doctor STORE --rescue` finds them.
+    for example. FILE is not removed; sending it twice does no harm. The result of a trial that another process has
+    ended meanwhile is sent but not counted, and this command reports it. Records that only an owner may write, such as
+    a stop of the study, are left out of FILE. Histories in FILE are kept in this machine's spool, where `hopaas-p2p
+    doctor STORE --rescue` finds them.
     """
     from hopaas_p2p.peer.spool import KeptForRescue
 

@@ -15,7 +15,7 @@ import hmac
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -93,15 +93,8 @@ def ticket_of(study: Study, trial_number: int) -> Ticket:
     trial = handle.state.trials[trial_number]
     assert trial.owner is not None
     store = study.storage.url
-    return Ticket(
-        store,
-        study.name,
-        trial_number,
-        trial.owner,
-        trial.epoch,
-        handle.uuid,
-        credentials.seal(store, servers_of(store)),
-    )
+    seal = credentials.seal(store, servers_of(store))
+    return Ticket(store, study.name, trial_number, trial.owner, trial.epoch, handle.uuid, seal)
 
 
 def ending(
@@ -146,8 +139,8 @@ def carry(
             credentials.check_named(ticket.store, servers, by="the ticket")
     with ExitStack() as opened:
         try:
-            how: dict[str, Any] = {"acts_for": {ticket.owner}, "patience": patience, "named": store is not None}
-            storage = open_storage(store or ticket.store, create=False, **how)
+            place, named = store or ticket.store, store is not None
+            storage = open_storage(place, create=False, acts_for={ticket.owner}, patience=patience, named=named)
             opened.callback(storage.close)
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)

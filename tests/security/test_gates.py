@@ -187,11 +187,24 @@ def test_a_user_who_is_a_guest_at_her_own_server_too_acts_as_herself_in_what_nam
         elif how == "Client":
             Client(server=url).storage().close()
         else:
-            words = {"doctor": ["doctor", url], "backup": ["admin", "backup", url, str(ann / "file")]}
+            words = {"doctor": ["doctor", "--store", url], "backup": ["admin", "backup", url, str(ann / "file")]}
             words["admin init"] = ["admin", "init", url]
             run(words.get(how, ["dashboard", url, "--auth", "oidc"]))
             monkeypatch.delenv("HOPAAS_JOINED", raising=False)
     assert credentials.login(None, servers)[0] == "ann.0123abcd"
+
+
+def test_who_checks_the_store_of_a_joined_study_sends_it_no_token_of_her_own(
+    ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages about a store that cannot be reached say: run hopaas-p2p doctor URL."""
+    urls = [f"https://127.0.0.1:{free_port()}/d" for _ in range(2)]
+    for url in urls:
+        membership.accept(Invitation(url, "theirs", Secret(GUEST), int(time.time()) + 86400))
+    monkeypatch.delenv("HOPAAS_JOINED", raising=False)
+    run(["doctor", urls[0]])
+    monkeypatch.delenv("HOPAAS_JOINED", raising=False)
+    assert credentials.login(None, servers_of(urls[0]))[0] == "guest-s-123456-worker.0a1b2c3d"
 
 
 def test_an_invitation_holds_the_certificates_of_an_authority_file_and_no_key(
