@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.open import open_beside, open_store, redacted
+from hopaas_p2p.open import open_beside, open_store, store_option
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.arguments import near
@@ -214,7 +214,7 @@ def guest(url: str, study: str, role: str, site: str = "") -> str:
     if not found:
         add_user(url, name, guest_of=study)
     elif found[0][0] != study:
-        cure = f"hopaas-p2p admin user rm {shlex.quote(name)} --store {shlex.quote(redacted(url))}"
+        cure = f"hopaas-p2p admin user rm {shlex.quote(name)}{store_option(url)}"
         raise InvalidInput(f"the user {name!r} exists, but is not this study's guest. To remove that user: {cure}")
     return name
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.redaction import path_of, redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-__all__ = ["open_beside", "open_store", "redacted", "servers_of"]
+__all__ = ["open_beside", "open_store", "redacted", "servers_of", "store_option"]
 
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?|folder):", re.IGNORECASE)
 _SCHEMES: Final = ("file", "memory", "s3", "https", "folder", "postgresql", "postgresql+psycopg2")
@@ -127,6 +129,16 @@ def names_servers(url: str) -> bool:
         return bool(PostgresAddress(url).parameters.get("host"))
     servers_of(url)  # can be parsed
     return not url.lower().startswith("s3:") or "endpoint" in dict(parse_qsl(urlsplit(url).query))
+
+
+def store_option(url: str) -> str:
+    """What makes a command that a message suggests use this store: " --store URL".
+
+    Empty for a joined study's store, which commands find by themselves: naming it would send it the user's own token.
+    """
+    if credentials.is_joined(servers_of(url)):
+        return ""
+    return f" --store {shlex.quote(redacted(url))}"
 
 
 def _directory(path: Path, *, create: bool) -> Store:

@@ -18,6 +18,7 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.open import store_option
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
     shown = rows if len(rows) <= _ROWS else rows[-1:]
     policy = {name: output.number(one) if isinstance(one, float) else one for name, one in data["policy"].items()}
     files, unsaid = data["checkpoints"], summary.search_in_words({})
-    study, store = shlex.quote(data["name"]), shlex.quote(data["store"])
-    worker = f"hopaas-p2p worker --store {store} --study {study} -- COMMAND"
+    study, store = shlex.quote(data["name"]), store_option(data["store"])
+    worker = f"hopaas-p2p worker{store} --study {study} -- COMMAND"
     return {
         "study": data["name"],
         "store": data["store"],

@@ -19,6 +19,7 @@ from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExi
 from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
 from hopaas_p2p.moving.files import Fetch, copy_files, named_files
 from hopaas_p2p.moving.records import StudyRecords, linked, origin, renamed
+from hopaas_p2p.open import store_option
 from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
-            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished} "
-            f"--store {shlex.quote(storage.url)}"
+            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
+            f"{store_option(storage.url)}"
         )
 
 

@@ -202,6 +202,14 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     return found
 
 
+def is_joined(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> bool:
+    """Whether these hosts get a joined study's token and not the user's own, or none because that is in doubt."""
+    try:
+        return bool(servers) and _joined_at(servers, env) is not None
+    except ConfigurationError:
+        return True
+
+
 def _place(host: str, port: str | int) -> str:
     return f"{host.lower().rstrip('.')}:{port}"
 

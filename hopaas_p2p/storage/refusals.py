@@ -13,6 +13,7 @@ from hopaas_p2p.analysis.facts import duration, person
 from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import NoWork
+from hopaas_p2p.open import store_option
 
 _NAMED: Final = 3  # number of trials that a message names
 NO_WORK: Final = {
@@ -47,7 +48,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "", stor
     on the clock of `Wait.until`.
     """
     quoted = shlex.quote(state.define.name) if state.define is not None else "NAME"
-    quoted += f" --store {shlex.quote(store)}" if store else ""
+    quoted += store_option(store) if store else ""
     reason, limit = why or NO_WORK.get(found.why, found.why).format(quoted=quoted), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"

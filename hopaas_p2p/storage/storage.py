@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import secrets
-import shlex
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +43,7 @@ from hopaas_p2p.errors import (
     NoSuchTrial,
     StoreUnreachable,
 )
+from hopaas_p2p.open import store_option
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import credentials, process
 from hopaas_p2p.runtime.arguments import near, seconds, whole
@@ -253,7 +253,7 @@ class Storage(BaseStorage):
         """As Optuna's."""
         found = self.find_study(study_name)
         if found is None:
-            see = f"see: hopaas-p2p study list -s {shlex.quote(self.url)}"
+            see = f"see: hopaas-p2p study list{store_option(self.url)}"
             hint = near(study_name, [one.name for one in self.listings()], see)
             raise NoSuchStudy(f"there is no study {study_name!r} in {self.url}; {hint}")
         return found

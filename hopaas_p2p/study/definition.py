@@ -21,6 +21,7 @@ from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State, definition_of
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
+from hopaas_p2p.open import store_option
 from hopaas_p2p.runtime.arguments import seconds, shown, whole
 from hopaas_p2p.spec.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.spec.fidelity import in_words
@@ -170,8 +171,8 @@ def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> No
         cure = "Use the stored one (leave the argument out), or choose another name."
         if not stored.space and all(line.startswith("space, ") for line in lines):
             space = " ".join(f"--space {shlex.quote(f'{name}={spec(one)}')}" for name, one in wanted.space.items())
-            store = f"--store {shlex.quote(url)}"
-            cure = f"To give it this search space: hopaas-p2p study set {shlex.quote(wanted.name)} {space} {store}"
+            what = f"{shlex.quote(wanted.name)} {space}{store_option(url)}"
+            cure = f"To give it this search space: hopaas-p2p study set {what}"
         raise DefinitionMismatch(
             "\n  ".join([f"the study {wanted.name!r} exists with another definition:", *lines]) + f"\n{cure}"
         )
@@ -193,7 +194,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budg
     rest = [msgspec.structs.replace(one, trials=None, **dict.fromkeys(AMOUNTS)) for one in (now, wanted)]
     if rest[0] == rest[1] and not lowers(now, wanted):
         return wanted
-    what = f"--budget {shlex.quote(words(wanted) or 'none')} --store {shlex.quote(url)}"
+    what = f"--budget {shlex.quote(words(wanted) or 'none')}{store_option(url)}"
     raise DefinitionMismatch(
         f"the study {name!r} has the budget {words(now) or 'none'}, not {words(wanted)}. A script can raise it but "
         f"not lower it. Leave the argument out, or run: hopaas-p2p study set {shlex.quote(name)} {what}"

@@ -57,6 +57,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import StudyArtifacts
+from hopaas_p2p.open import store_option
 from hopaas_p2p.runtime import extras, interrupts, metering
 from hopaas_p2p.runtime.arguments import (
     exceptions,
@@ -208,7 +209,7 @@ def open_study(
     if larger is not None:
         before, after = budget_words(budget_now(study.state)), budget_words(larger)
         if was_lowered(study.state, larger):
-            what = f"--budget {shlex.quote(after or 'none')} --store {shlex.quote(storage.url)}"
+            what = f"--budget {shlex.quote(after or 'none')}{store_option(storage.url)}"
             cure = f"hopaas-p2p study set {shlex.quote(name)} {what}"
             _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
@@ -1012,7 +1013,7 @@ class Study(optuna.Study):
         if not isinstance(found, Done):
             return
         why = found.why
-        cure, where = f"study resume {name}", f"--store {shlex.quote(self.storage.url)}"
+        cure, where = f"study resume {name}", store_option(self.storage.url)
         limit = state.ledger.reached
         if why == "budget" and limit:
             why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
@@ -1021,7 +1022,7 @@ class Study(optuna.Study):
         else:
             why = f"is {why}"
         raise StudyFinished(
-            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure} {where}"
+            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure}{where}"
         )
 
     def pause(self) -> None:

@@ -23,6 +23,7 @@ from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.open import store_option
 from hopaas_p2p.study_like import StudyLike
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
         files[one.trial].append(one)
     space = {name: str(one) for name, one in study.space.items()}  # may exchange, so not under the lock
     over = study.is_over()
-    command = f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
+    command = f"hopaas-p2p study show {shlex.quote(study.name)}{store_option(study.storage.url)}"
     tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)
     with handle.lock:
         state = handle.state

@@ -19,7 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, _authority, _public
-from hopaas_p2p.open import servers_of
+from hopaas_p2p.open import servers_of, store_option
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.remote.tokens import log_in
 from hopaas_p2p.runtime import credentials, provenance
@@ -205,6 +205,15 @@ def test_who_checks_the_store_of_a_joined_study_sends_it_no_token_of_her_own(
     run(["doctor", urls[0]])
     monkeypatch.delenv("HOPAAS_JOINED", raising=False)
     assert credentials.login(None, servers_of(urls[0]))[0] == "guest-s-123456-worker.0a1b2c3d"
+
+
+def test_a_command_that_a_message_suggests_names_no_host_of_a_joined_study(ann: Path) -> None:
+    theirs, own = (f"https://127.0.0.1:{free_port()}/d" for _ in range(2))
+    membership.accept(Invitation(theirs, "theirs", Secret(GUEST), int(time.time()) + 86400))
+    credentials.named(own)
+    assert store_option(theirs) == ""
+    assert store_option(own) == f" --store {own}"
+    assert store_option(f"{ann}/a folder") == f" --store '{ann}/a folder'"
 
 
 def test_an_invitation_holds_the_certificates_of_an_authority_file_and_no_key(
