@@ -124,7 +124,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
-    state.lsn, state.sum = lsn, None
+    state.lsn, state.sum, state.stored = lsn, None, stamp.at
     state.unsent.clear()
     state.touched.clear()
     known = state.decided(commit, stamp)
@@ -176,9 +176,6 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
         if stamp.role != "owner":  # only a service with an owner's role may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
-    elif stamp.at and kind is TrialReclaim and (lease := state.ledger.open.get(record.number)) is not None:
-        # nobody saw the owner alive before it had the lease
-        record = msgspec.structs.replace(record, lived=min(record.lived or 0, stamp.at - lease.start))
     rule, absent = found
     number: int | None = None
     if absent is None:
@@ -347,7 +344,7 @@ def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None 
     said = state.peers.get(commit.owner, _UNKNOWN).get
     peer = announced(said("site"), said("on_behalf_of") or said("user"), said("gpus"), said("cores"), said("watts"))
     done, from_zero = epochs(trial.reports) if trial.reports else (0, False)
-    state.ledger.open[trial.number] = OpenLease(*peer, commit.at, commit.at, done, done, from_zero)
+    state.ledger.open[trial.number] = OpenLease(*peer, commit.at, commit.at, done, done, from_zero, state.stored)
     return Verdict(True, trial.number)
 
 
@@ -482,7 +479,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
-        ledger.was_lost(retry.number, None)
+        ledger.was_lost(retry.number, None, state.stored)
         _close(state, retry, FAIL, LateFinish, commit.at, withdrawn)
         retry.epoch += 1
         full = False
@@ -538,7 +535,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     if record.seen is not None and state.has_written(trial.owner, since=record.seen):
         return "alive"
     _end_lease(trial, commit.at, record.reason)
-    state.ledger.was_lost(trial.number, record.lived)
+    state.ledger.was_lost(trial.number, record.lived, state.stored)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
     newest = last_step(trial.reports)

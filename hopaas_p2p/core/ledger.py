@@ -124,6 +124,8 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """Epochs that its trial has now."""
     from_zero: bool
     """Whether its steps begin with 0."""
+    stored: Time = 0
+    """When the store took its start in, by the store's clock; 0 if it has none."""
     used: Used | None = None
     counted: Cost = msgspec.field(default_factory=Cost)
     """The part of its cost that the accounts contain."""
@@ -216,12 +218,17 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         for lease in self.given_back.pop(number, ()):
             self._count(lease, outcome)
 
-    def was_lost(self, number: int, lived: int | None) -> None:
-        """The owner died, or seemed to; an observer saw it alive for `lived` microseconds of this lease."""
+    def was_lost(self, number: int, lived: int | None, stored: int) -> None:
+        """The owner died, or seemed to; an observer saw it alive for `lived` microseconds of this lease.
+
+        `stored` is the store's time of that. By its clock, nobody was seen alive for longer than the lease.
+        """
         lease = self.open.get(number)
         if lease is None:
             return
         known = lease.cost()
+        if lived is not None and stored and lease.stored:
+            lived = min(lived, stored - lease.stored)
         if lived is not None and known.time < lived <= LONGEST_LEASE:
             measured = lease.used is not None and lease.used.energy is not None and known.time > 0
             lease.used = Used(lived, min(known.energy * lived // known.time, _MOST_ENERGY) if measured else None)

@@ -37,7 +37,7 @@ from hopaas_p2p.core.validity import (
     possible_system,
 )
 
-VERSION: Final = 7
+VERSION: Final = 8
 _PEERS: Final = 256
 _QUIET: Final = 4096
 """Commits after which a peer that wrote none of them moves from the head to a piece shared with 255 neighbours."""

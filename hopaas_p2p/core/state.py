@@ -542,6 +542,8 @@ class State(LogState):
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 
+        self.stored = 0
+        """When the store took in the commit being applied; 0 if it has no clock."""
         self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
         """What the commit being applied sets on trials without holding their lease, by number and epoch."""
         self.touched: set[int] = set()

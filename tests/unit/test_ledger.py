@@ -126,14 +126,18 @@ def test_a_killed_attempt_is_lost_for_as_long_as_it_was_seen_alive(study: Campai
 
 
 @pytest.mark.parametrize(("lived", "counted"), [(LONGEST_LEASE, 4 * HOUR), (3 * HOUR, 3 * HOUR), (None, HOUR)])
+@pytest.mark.parametrize("ahead", [0, 100 * HOUR, -100 * HOUR], ids=["right", "ahead", "behind"])
 def test_by_the_clock_of_the_store_nobody_was_alive_for_longer_than_its_lease(
-    study: Campaign, lived: int | None, counted: int
+    ahead: int, lived: int | None, counted: int
 ) -> None:
-    study.at(1, "ann", ASK)
-    study.at(2, "ann", TrialSet(0, 1, reports={1: 1.0}))
-    reclaim = Commit("dan", 1, "dan", 500_000 * HOUR, (TrialReclaim(0, 1, lived=lived),))
-    assert study.append(reclaim, Stamp("dan", "worker", 5 * HOUR))[0].accepted
-    assert study.cost("lost").time == counted
+    """Whatever the clock of the owner shows."""
+    study = Scribe(defined(limits=Budget(gpu_hours=1e6)))
+    said = (("ann", 1, ASK), ("ann", 2, TrialSet(0, 1, reports={1: 1.0})), ("dan", 5, TrialReclaim(0, 1, lived=lived)))
+    for seq, (who, hour, record) in enumerate(said, 1):
+        at = hour * HOUR + ahead * (who == "ann")
+        commit = Commit(who, seq, who, at, (record,))
+        assert study.append(commit, Stamp(who, "worker", 1000 * HOUR + hour * HOUR))[0].accepted
+    assert sum(cost.time for (*_, booked), cost in study.state.ledger.accounts.items() if booked == "lost") == counted
 
 
 def test_without_an_observer_a_killed_attempt_counts_until_its_last_word(study: Campaign) -> None:
