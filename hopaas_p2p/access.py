@@ -425,7 +425,7 @@ def _set_role(url: str, study: str, user: str, **role: Any) -> None:
         store.call("grant" if role else "revoke", log=uuid_of(store, study), user=user, **role)
 
 
-def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
+def unlock(url: str, study: str | None = None) -> list[tuple[str, int, bool]]:
     """End the sessions whose open transaction has blocked a study for 20 s. For the study's owners.
 
     Args:
@@ -433,7 +433,8 @@ def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
         study: its name; None for the list of studies, which only administrators own.
 
     Returns:
-        The login of each terminated session, and how many seconds its transaction had been open.
+        For each session whose open transaction could block a study: its login, how many seconds the transaction has
+        been open, and whether the session was ended.
 
     Raises:
         NoSuchStudy: no such study.
@@ -442,7 +443,7 @@ def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
     """
     with contextlib.closing(PostgresStore(url)) as store:
         uuid = CATALOG if study is None else uuid_of(store, study)
-        return [(login, seconds) for login, seconds in store.call("unlock", log=uuid)]
+        return store.call("unlock", log=uuid)
 
 
 def grants(url: str, study: str) -> list[Grant]:

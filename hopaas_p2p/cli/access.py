@@ -142,10 +142,11 @@ def unlock(session: CliSession, study_name: str | None) -> None:
     """End sessions whose open transaction keeps STUDY, or the list of studies, locked. Owners only.
 
     A session is ended if its transaction has been open for 20 seconds. Peers resend commits that were not acknowledged.
-    To keep the user from doing the same again, revoke the grant or the token.
+    The list also shows shorter transactions. To stop a user who opens one after another, revoke the grant or the token.
     """
-    ended = [{"login": login, "seconds": seconds} for login, seconds in access.unlock(session.store_url, study_name)]
-    session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="No session to end.")
+    columns = ("login", "seconds", "ended")
+    rows = [dict(zip(columns, one, strict=True)) for one in access.unlock(session.store_url, study_name)]
+    session.show_table(rows, {one: one for one in columns}, right=("seconds",), empty="No transaction is open.")
 
 
 @command(study="none")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +50,7 @@ from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
 from hopaas_p2p.stores.postgres import removal
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
-from tests.support.processes import cli
+from tests.support.processes import cli, until
 from tests.support.scribe import COMPLETE, FAIL, RUNNING, Scribe, defined
 from tests.support.spooled import keep
 
@@ -497,6 +498,11 @@ def age(place: Place) -> Iterator[Callable[[int], None]]:
     access.initialise(place.admin)
 
 
+def unlocked(url: str) -> list[tuple[str, bool]]:
+    """The users whose transactions can block the study, and whether their sessions were ended."""
+    return [(login.partition(".")[0], ended) for login, _, ended in access.unlock(url, "s")]
+
+
 def test_an_owner_ends_an_open_transaction_that_stops_the_study(place: Place, age: Callable[[int], None]) -> None:
     ann, bob = place.person("ann"), place.person("bob")
     study = place.study(ann)
@@ -505,11 +511,11 @@ def test_an_owner_ends_an_open_transaction_that_stops_the_study(place: Place, ag
         place.server.execute("ALTER FUNCTION hopaas.exchange_v1 SET lock_timeout = '100ms'", database="store")
         with pytest.raises(StoreUnreachable, match="ends it with: hopaas-p2p admin unlock STUDY"):
             place.store(ann).log(place.uuid()).exchange(outgoing("a"), 0)
-        assert access.unlock(ann, "s") == [], "any transaction takes some seconds"
+        assert unlocked(ann) == [("bob", False)], "any transaction takes some seconds"
         age(25)
-        assert access.unlock(bob, "s") == [], "for a worker it is not long enough"
+        assert unlocked(bob) == [("bob", False)], "for a worker it is not long enough"
         ended = cli("admin", "unlock", "s", "--json", HOPAAS_STORE=ann)
-        assert [one["login"].partition(".")[0] for one in json.loads(ended.stdout)] == ["bob"]
+        assert [(one["login"].partition(".")[0], one["ended"]) for one in json.loads(ended.stdout)] == [("bob", True)]
         study.tell(study.ask(), 1.0)
 
 
@@ -530,7 +536,29 @@ def test_revoking_a_grant_waits_for_no_transaction_of_its_user(place: Place, age
         access.revoke(ann, "s", "bob")
         assert [grant.user for grant in access.grants(ann, "s")] == ["ann"]
         age(25)
-        assert len(access.unlock(ann, "s")) == 1
+        assert unlocked(ann) == [("bob", True)]
+
+
+def test_an_owner_stops_a_user_whose_sessions_take_turns_with_short_transactions(
+    place: Place, age: Callable[[int], None]
+) -> None:
+    """None is as old as one that is ended, and the next one waits for the lock already."""
+    ann, bob = place.person("ann"), place.person("bob")
+    study = place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    write = f"SELECT hopaas.exchange_v1('{place.uuid()}', 0, 'next', 'p', NULL, NULL, NULL, 64, NULL)"
+    with place.session(bob) as waits, ThreadPoolExecutor(1) as pool:
+        with holding(place, bob, place.uuid()):
+            turn = pool.submit(waits, write)
+            until(lambda: unlocked(ann) == [("bob", False)] * 2, what="a session that waits for its turn")
+            access.revoke(ann, "s", "bob")
+            age(25)
+            assert unlocked(ann) == [("bob", True)] * 2
+        with pytest.raises(psycopg2.OperationalError):
+            turn.result()
+    with place.session(bob) as once_more, pytest.raises(psycopg2.Error, match="user bob has no grant for this study"):
+        once_more(write)
+    study.tell(study.ask(), 1.0)
 
 
 def test_nobody_ends_the_sessions_of_others_by_giving_and_taking_grants(place: Place) -> None:
@@ -604,7 +632,7 @@ def test_an_open_transaction_on_a_heartbeat_is_ended(place: Place, age: Callable
         say("BEGIN")
         say("SELECT hopaas.beat_v1('bobs', '1')")
         age(25)
-        assert [login.partition(".")[0] for login, _ in access.unlock(ann, "s")] == ["bob"]
+        assert unlocked(ann) == [("bob", True)]
 
 
 def test_nobody_ends_a_session_that_has_only_read(place: Place, age: Callable[[int], None]) -> None:

@@ -4,7 +4,7 @@
 -- sent in parts, in order, under a token that its sender makes up, and is visible once it is complete. Every statement may
 -- be sent twice.
 
--- == migration 9 ==
+-- == migration 10 ==
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,

@@ -20,9 +20,9 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 
-SCHEMA_VERSION: Final = 9
+SCHEMA_VERSION: Final = 10
 """The schema version that this code needs; see schema.sql."""
-OLDEST_SCHEMA: Final = 9
+OLDEST_SCHEMA: Final = 10
 """The oldest version that `hopaas-p2p admin init` brings up to date."""
 
 READ_ONLY: Final = "25006"

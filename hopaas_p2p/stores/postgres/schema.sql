@@ -10,7 +10,7 @@
 --   ZH404 no such thing   ZH405 a file of no study   ZH409 the log contradicts the peer   ZH410 deleted
 --   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 9 ==
+-- == migration 10 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
@@ -491,13 +491,15 @@ BEGIN
         SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
 END $$;
 
--- End sessions of tokens that have been in a transaction for so long and may hold up others: which.
-CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval) RETURNS TABLE (login text, seconds integer)
+-- The sessions of tokens that hold a lock on a table others wait for; those in a transaction for so long are ended.
+CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval)
+RETURNS TABLE (login text, seconds integer, ended boolean)
 LANGUAGE sql AS $$
     WITH holders AS MATERIALIZED (
-        SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
+        SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds,
+            a.xact_start <= clock_timestamp() - p_age AS long
         FROM pg_stat_activity a
-        WHERE a.pid <> pg_backend_pid() AND a.xact_start <= clock_timestamp() - p_age AND pg_has_role(a.usesysid, 'USAGE')
+        WHERE a.pid <> pg_backend_pid() AND pg_has_role(a.usesysid, 'USAGE')
           AND EXISTS (  -- nobody waits for a token's row, which whoever reads a snapshot for minutes may hold
               SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
                   JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
@@ -505,13 +507,13 @@ LANGUAGE sql AS $$
                 AND c.relnamespace = 'hopaas'::regnamespace AND c.relkind = 'r' AND c.relname <> 'tokens'
           )
     )
-    SELECT login, seconds FROM holders WHERE pg_terminate_backend(pid)
+    SELECT login, seconds, long AND pg_terminate_backend(pid) FROM holders
 $$;
 
--- End sessions that hold a study, or the store, up with an open transaction; which, and for how long they have. No call
--- of a peer waits for a lock for more than 15 s. Everybody who works in a study may end what takes two minutes, as only
--- a reply of megabytes over a thin link does.
-CREATE OR REPLACE FUNCTION hopaas.unlock_v1(p_log text) RETURNS TABLE (login text, seconds integer)
+-- End sessions that hold a study, or the store, up with an open transaction; which, for how long, and which others could.
+-- No call of a peer waits for a lock for more than 15 s. Everybody who works in a study may end what takes two minutes, as
+-- only a reply of megabytes over a thin link does.
+CREATE OR REPLACE FUNCTION hopaas.unlock_v1(p_log text) RETURNS TABLE (login text, seconds integer, ended boolean)
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
 BEGIN
