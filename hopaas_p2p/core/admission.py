@@ -1,7 +1,7 @@
-"""Decides what may start next, once for the log and for every peer that asks.
+"""Decides what may start next, by the same rules in the log and in a peer that asks for work.
 
-`apply` asks when a record that starts a trial arrives, and refuses the record unless something may start. A peer asks
-before it writes such a record, and passes in what it has seen of the others: if nothing may start now, it learns
+`apply` calls `next_start` for a record that starts a trial, and refuses the record if nothing may start. A peer calls
+it before it writes such a record, with what it has seen of other peers. If nothing may start now, the peer learns
 whether to wait, for which trials, and for how long at most. The command line, monitor and reports show the same answer.
 
 Interrupted continuations come first, then what a rung or a population promotes, waiting trials, replicates, and finally
@@ -23,21 +23,21 @@ the caller's own clock, by which the owner will have shown a sign of life, or it
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
-    """A waiting trial: it was queued or returned, or is a retry."""
+    """Start this waiting trial, which was queued or returned, or is a retry."""
 
     number: int
     why: ClassVar[None] = None
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
-    """A new trial that continues where this paused one stopped."""
+    """Start a new trial that continues where this paused one stopped."""
 
     number: int
     why: ClassVar[None] = None
 
 
 class New(msgspec.Struct, frozen=True, gc=False):
-    """A trial of a new configuration, or the next replicate of one."""
+    """Start a trial of a new configuration, or the next replicate of an existing one."""
 
     replicate_of: int | None = None
     """The first trial of the configuration; see `State.replicates`."""
@@ -45,14 +45,14 @@ class New(msgspec.Struct, frozen=True, gc=False):
 
 
 class Wait(msgspec.Struct, frozen=True, gc=False):
-    """Nothing may start now; that may change without intervention."""
+    """Nothing may start now, but something may start later without intervention."""
 
     why: str
     """Like `Done.why`."""
     for_whom: tuple[int, ...] = ()
-    """The trials on which it depends, if the caller passed `alive`."""
+    """The trials to wait for, if the caller passed `alive`."""
     until: float | None = None
-    """The latest time at which it will be known, by the clock of `Alive`; None if no time is known."""
+    """The latest time at which the wait ends, by the clock of `Alive`; None if no such time is known."""
     waits: ClassVar[bool] = True
 
 
@@ -77,9 +77,9 @@ def next_start(
     Args:
         state: the study.
         me: the peer's name, since a peer may have been asked to take no more trials. "" means any peer.
-        alive: what it has seen of the others. None means nothing, so every running trial may be queued again.
-        skip: trials that it leaves to others for now. It passes over paused ones only while it may begin something new.
-        no_new: why it does not begin a new configuration: "space" when its sampler is exhausted.
+        alive: what the peer knows about the owners of running trials. None means nothing; any of them may be dead.
+        skip: trials that the peer leaves to others for now. Paused ones are skipped only while the budget has room.
+        no_new: why the peer begins no new configuration, such as "space" when its sampler is exhausted.
 
     """
     closed = _closed_to(state, me)
@@ -118,7 +118,7 @@ def _closed_to(state: State, me: str) -> str | None:
 
 
 def refused(state: State, me: str, number: int | None = None) -> str | None:
-    """Why this peer may not start the trial that it names, which is new or has this number; None if it may."""
+    """Why this peer may not start a new trial, or the trial with this number; None if it may."""
     closed = _closed_to(state, me)
     if closed is None and (state.ledger.reached is not None or not state.has_room(number)):
         return "budget"
@@ -146,6 +146,6 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
 
 
 def finished(state: State) -> bool:
-    """Whether the campaign is over for good: stopped, failing, or nothing is left to start and nothing runs."""
+    """Whether the study is over: it was stopped, it failed too often in a row, or nothing runs or is left to start."""
     found = next_start(state)
     return isinstance(found, Done) and not (found.why == "budget" and state.running)

@@ -1,4 +1,4 @@
-"""`apply`, the only function that changes a State: it takes the log's next commit and returns verdicts on its records.
+"""`apply` changes a State by the next commit of its log, and returns verdicts on the commit's records.
 
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
 process is the writer, and never raises on content: a record is accepted, or refused with a reason that its writer finds
@@ -109,7 +109,7 @@ _ACCEPTED: Final = Verdict(True)
 _UNKNOWN: Final[dict[str, str]] = {}  # a peer that has not introduced itself
 _ENDS: Final = TRANSITIONS[RUNNING, TrialFinish].to
 _LATE_LEASES: Final = 4
-"""Leases of a trial, besides its last, that may produce a late result: each such result copies all that the trial had.
+"""How many of a trial's first leases, besides its last, may have a late result, which inherits all of the trial's data.
 """
 _MOST_COPIED: Final = 16 << 20
 """The most bytes that parameters and attributes of all replicates of a configuration may take in a snapshot."""
@@ -227,7 +227,7 @@ def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
 
 
 def _elects_another(state: State, key: str, text: str, commit: Commit) -> bool:
-    """Whether this attribute makes a peer an exporter that is not the one that says so: that peer need not export."""
+    """Whether this attribute makes a peer the exporter that is not the commit's owner, and might not export."""
     if not key.startswith(EXPORTER):
         return False
     named, before = (json.loads(one).get("peer") for one in (text, state.system.get(key, "{}")))
@@ -257,7 +257,7 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
         before = state.ledger.reached
         state.ledger.limit(record.limits)
         for number in state.running if before is not None else ():
-            trial = state.trials[number]  # if it has not seen the request to end, it continues
+            trial = state.trials[number]  # an owner that has not seen the request to end continues
             if trial.stop == before and not trial.stopping:
                 trial.stop = None
                 state.changed.add(number)
@@ -287,7 +287,7 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
-    """Start, queue or import a trial; with `prefer_waiting`, continue one that others left instead."""
+    """Start, queue or import a trial; with `prefer_waiting`, first start or continue an existing one."""
     to, wider = record.state, _own_distributions(state, record)
     if wider is None or not (
         ((record.values is None and to is RUNNING) or _can_end(state, to, record.values))
@@ -326,7 +326,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
 
 
 def _instead(state: State, trial: Trial, found: NextStart, commit: Commit) -> Verdict | str:
-    """Start what comes before a new configuration, in `trial` unless it exists; or return why nothing may start."""
+    """Start what precedes a new configuration, in `trial` if a new trial is needed, or return why nothing may start."""
     if isinstance(found, Start):
         return _start(state, state.trials[found.number], commit, commit.at, TrialCreate)
     if isinstance(found, Continue):
@@ -386,7 +386,7 @@ def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verd
 
 
 def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict | str:
-    """A WAITING trial is started by name."""
+    """Start the WAITING trial that the record names."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return "finished" if trial.state is not RUNNING else "not waiting"
     why = refused(state, commit.owner, trial.number)
@@ -394,7 +394,7 @@ def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> V
 
 
 def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> str | None:
-    """Parameters, reports, attributes."""
+    """Set parameters, reports and attributes of a trial."""
     wider = _own_distributions(state, record)
     if wider is None:
         return "malformed"
@@ -404,7 +404,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         word = "finished" if trial.owner is None else word
         state.unsent.setdefault((number, record.epoch), []).append(record)
         return word
-    if step is not None and step != trial.resumed:  # each process that acts for the owner reports it
+    if step is not None and step != trial.resumed:  # each process that acts for the owner reports this step
         trial.resumed = step
         _resume(trial, step)
         if state.configurations.population is not None:  # of several attempts, the lowest is kept
@@ -428,7 +428,7 @@ def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Com
 
 
 def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
-    """End a trial as COMPLETE, PRUNED or FAIL. A result that arrives after its lease is kept; see `_keep_late`."""
+    """End a trial as COMPLETE, PRUNED or FAIL. A late COMPLETE result is kept; see `_keep_late`."""
     if record.state not in _ENDS or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
@@ -460,11 +460,11 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
 
 
 def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
-    """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
+    """Keep a fenced peer's COMPLETE result as a separate trial, and withdraw its retry if that is still waiting.
 
-    What its owner could not send while it held the lease arrives with the result, in the same commit, and is kept too.
-    The budget stays exact. If it has no free place, the running retry is withdrawn; if there is no such retry, the
-    result is kept as a FAIL trial whose attribute `hopaas:late_values` holds it.
+    Records that the peer could not send while it held the lease arrive in the same commit, and are kept too.
+    If the budget has no free place, a running retry is withdrawn. If there is no such retry, the result is kept as a
+    FAIL trial whose attribute `hopaas:late_values` holds the values.
     """
     state.refuse("late")
     retry, lost = None, state.trials.opened(lost.number)
@@ -487,11 +487,11 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    for trial in (late, lost):  # if the lost one continues, it changes nothing in this one
+    for trial in (late, lost):  # both link to the same data, which neither changes
         _inherit(trial, lost)
         _inherit_reports(trial, lost, FROM_START, LAST_STEP)
     late.system["late_of"] = str(lost.number)
-    # These were refused because they arrived after the reclaim, but are part of the result.
+    # These records were refused because they arrived after the reclaim, but they are part of the result.
     for said in state.unsent.get((lost.number, record.epoch), ()):
         wider = _own_distributions(state, said)
         if wider is not None:
@@ -516,7 +516,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
 
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
-    """The owner gives the trial back: it is WAITING again, or has failed for good."""
+    """The owner returns the trial, which is then WAITING again, or has failed for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, record.reason)
@@ -531,7 +531,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
 
 
 def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> str | None:
-    """An observer found the owner silent: the trial fails, and its parameters are queued again."""
+    """End a trial whose owner an observer found silent, and queue its parameters again while attempts remain."""
     if record.seen is not None and state.has_written(trial.owner, since=record.seen):
         return "alive"
     _end_lease(trial, commit.at, record.reason)
@@ -565,7 +565,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
 
 
 def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
-    """An operator ends the trial. The owner's lease is over, so a result that it sends later is kept as a late one."""
+    """An operator ends the trial. A result that the owner sends after that is kept as a late one."""
     if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
         return "malformed"
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
@@ -577,10 +577,10 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
 
 
 def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
-    """The first and the last step up to the newest checkpoint, whose reports the next owner need not send again.
+    """The range of steps up to the newest checkpoint; the next owner need not send their reports again.
 
-    In a population, only the steps of the last interval: a member has many continuations, and each would repeat them
-    all.
+    In a population, the range is the last interval, because each of a member's many continuations would otherwise
+    repeat all reports.
     """
     if not trial.checkpoints:
         return 0, -1
@@ -610,7 +610,7 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
     state.changed.add(trial.number)
 
 
-# --- the steps: they keep the counts and indexes of a State true ---
+# --- common steps, which keep the counts and indexes of a State consistent ---
 
 
 def _own_distributions(state: State, record: TrialSet | TrialCreate | Replicates) -> dict[str, Distribution] | None:
@@ -628,7 +628,7 @@ def _own_distributions(state: State, record: TrialSet | TrialCreate | Replicates
 
 
 def can_be_repeated(state: State, record: TrialCreate | Replicates, count: int) -> bool:
-    """Whether a configuration may get this many trials: a snapshot holds its parameters and attributes for each."""
+    """Whether a configuration may get this many trials, each with its parameters and attributes in a snapshot."""
     texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
     weight = sum(texts) + sum([len(name) + 8 for name in record.params])  # roughly their bytes
     fits = 1 <= count <= MOST_REPLICATES and count * weight <= _MOST_COPIED
@@ -636,15 +636,15 @@ def can_be_repeated(state: State, record: TrialCreate | Replicates, count: int) 
 
 
 def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate | Replicates) -> bool:
-    """Whether every reader can handle its attributes."""
+    """Whether every reader can handle the attributes in this record."""
     directions = 0 if state.define is None else len(state.define.directions)
     return possible_attributes(record.user, record.system) and possible_system(record.system, directions)
 
 
 def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
-    """Whether a trial in this state may have these values: one number per direction; none only if it is not COMPLETE.
+    """Whether a trial in this state may have these values: one number per direction, or none unless it is COMPLETE.
 
-    An infinity is a number.
+    An infinity is a number, but NaN is not.
     """
     if values is None:
         return to is not COMPLETE
@@ -653,9 +653,9 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
 
 
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
-    """The key of `REFUSALS` for why the table forbids this record now; None if it is allowed.
+    """The key of `REFUSALS` if `TRANSITIONS` forbids this record now; None if the record is allowed.
 
-    `absent` is the key for a move that the table does not have; a finished trial is fenced from earlier owners.
+    `absent` is the key for a move that is not listed there; instead of "finished", a former owner gets "fenced".
     """
     allowed = TRANSITIONS.get((trial.state, type(record)))
     fenced = trial.epoch != record.epoch or trial.owner != commit.owner
@@ -667,10 +667,9 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
 
 
 def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -> None:
-    """Move the trial to another state, as this kind of record allows; without a record, a new trial begins in that
-    state.
+    """Move the trial to another state, as records of type `by` allow; without `by`, append a new trial in that state.
 
-    Keeps the counts and indexes of the study consistent.
+    The counts and indexes of the study stay consistent.
     """
     number = trial.number
     if by is None:
@@ -693,7 +692,7 @@ def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -
 
 
 def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
-    """Drop reports of an earlier attempt that the trial does not continue from."""
+    """Drop an earlier attempt's reports and metrics outside the steps from `first` to `last`."""
     trial.reports = cut(trial.reports, first, last)
     metrics = {name: cut(values, first, last) for name, values in trial.metrics.items()}
     trial.metrics = {name: values for name, values in metrics.items() if values}
@@ -727,7 +726,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
 
 
 def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason: str | None) -> None:
-    """End a trial. A failure that its owner or an operator states is the objective's, not an interruption."""
+    """End a trial. A failure recorded by its owner or an operator counts as the objective's, unlike an interruption."""
     _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
@@ -741,7 +740,7 @@ def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason
 
 
 def _note_result(state: State, trial: Trial) -> None:
-    """Tell the ledger that a trial ended, and its value if it may be the best: one objective, feasible."""
+    """Tell the ledger that a trial ended COMPLETE or PRUNED; with one objective and feasible, also its value."""
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
@@ -774,6 +773,6 @@ _RULES: Final[dict[type, tuple[Callable[..., Verdict | str | None], str | None]]
     TrialStop: (_stop, "not running"),
     Opaque: (lambda _state, _record, _commit: "malformed", None),
 }
-"""The rule of each kind of record; it returns None, which accepts the record, or a key of `REFUSALS`, or the verdict.
-None: it names no trial. Otherwise the trial is looked up for it and, with a text, the rule is called only if the table
-lets this record touch the trial; see `_refusal`."""
+"""The rule for each kind of record. A rule returns None to accept the record, a key of `REFUSALS`, or the verdict.
+The second entry is None for records that name no trial. For other records, the trial is looked up and passed to the
+rule. If the entry is a nonempty text, it is the `absent` of `_refusal`, which must allow the record first."""

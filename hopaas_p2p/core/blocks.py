@@ -1,7 +1,7 @@
-"""Trials in blocks of 1,024 <-> bytes, each block compressed by itself: the bulk of a snapshot.
+"""Encodes blocks of 1,024 trials as bytes, each compressed separately; they make up most of a snapshot.
 
-In a block everything is a column, see `state.BlockColumns`: reals as planes of bytes (the high bytes of neighbours
-agree, so they compress away), sets of parameters and of steps as indexes into a table of the few that occur.
+A block consists of columns; see `state.BlockColumns`. Reals are stored as planes of bytes, because the high bytes of
+neighbours mostly agree and compress well. A set of parameters or steps is an index into a table of those that occur.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from hopaas_p2p.core.validity import (
 )
 
 RATIO: Final = 32
-"""A piece of n bytes inflates to at most this times n; readers refuse more, so a forged one uses little memory."""
+"""Readers refuse a piece that inflates to more than this many times its size, so a forged piece uses little memory."""
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class _Metrics(msgspec.Struct, array_like=True):
-    """The metrics of a block. Packed separately, so that readers of columns need not decode them."""
+    """The metrics of a block, packed separately so that readers of columns need not decode them."""
 
     names: list[str]
     step_sets: list[tuple[Step, ...]]
@@ -62,9 +62,9 @@ class PackedBlock:
 
     def __init__(self, packed: memoryview) -> None:
         self.packed = packed
-        """What a snapshot holds of it."""
+        """The bytes that a snapshot holds for this block."""
         self._ends: BlockColumns | None = None
-        """Kept after a record has named one of its trials, so that the block is inflated only once."""
+        """How its trials ended, kept after a record has named one of them, so that the block is inflated only once."""
 
     def end_of(self, place: int) -> Trial:
         """How the trial at this place ended, and who owned it: without parameters, reports or attributes."""
@@ -99,9 +99,9 @@ class PackedBlock:
 
 
 def close_settled(state: State, at_most: int | None = None) -> bool:
-    """Pack blocks that will not change, so that they take less memory; return whether there are more.
+    """Pack blocks that will not change, so that they take less memory; return whether more remain.
 
-    Takes some milliseconds per block.
+    Packing takes a few milliseconds per block.
     """
     trials = state.trials
     unsettled = {number // BLOCK for number in (*state.waiting, *state.running)}
@@ -117,7 +117,7 @@ def pack(trials: Sequence[Trial]) -> bytes:
 
 
 def deflated(plain: bytes, level: int) -> bytes:
-    """These bytes, compressed no further than readers let them inflate."""
+    """These bytes, compressed by at most the factor `RATIO` that readers accept."""
     packed = zlib.compress(plain, level)
     if len(plain) <= RATIO * len(packed):
         return packed
@@ -189,9 +189,9 @@ def _give(trial: Trial, rare: Rare | None) -> None:
 
 
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
-    """The columns of a block.
+    """The inflated bytes of a piece.
 
-    ValueError if they are longer than `at_most` bytes, end early, or are followed by more.
+    Raises ValueError if they are more than `at_most`, end early, or are followed by others.
     """
     inflater = zlib.decompressobj()
     plain = inflater.decompress(packed, max(at_most, 1))
@@ -228,7 +228,7 @@ def unpack(plain: bytes) -> list[Trial]:
     return trials
 
 
-# --- whether a block can be ---
+# --- whether a block is possible ---
 
 
 class StudyRules(NamedTuple):
@@ -240,7 +240,7 @@ class StudyRules(NamedTuple):
     trials: int
     """How many trials it has."""
     most: int
-    """What no count has reached: each grows by less than the bytes of a commit."""
+    """A number that no count has reached, because a commit raises a count by less than the commit's bytes."""
 
 
 def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
@@ -331,7 +331,7 @@ def _within(values: Sequence[float], distribution: Distribution | None) -> bool:
 
 
 def _possible_rare(block: BlockColumns, place: int, rare: Rare, study: StudyRules) -> bool:
-    """Whether readers can read the attributes of this trial, and its links lead to trials without a cycle."""
+    """Whether this trial's attributes can be read, and its links lead to existing trials without a cycle."""
     state, number = block.states[place], block.first + place
     earlier = (rare.retry_of, rare.late_of, rare.continues)
     later = [rare.retried_by, *[past.kept_as for past in rare.history]]

@@ -1,7 +1,7 @@
-"""The studies of a store: the state of the directory log.
+"""The studies of a store, which are the state of its catalog log.
 
-A study's id is its position in that log's order of openings, deleted ones included, so an id is never used twice and
-every peer counts alike. Trial ids follow from it: `study_id * 2**32 + number`.
+A study's id is the number of studies that were opened before it, including deleted ones, so no id is used twice and
+all peers agree on it. A trial's id is `study_id * 2**32 + number`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESERVED: Final = frozenset({"catalog", "access"})
 """Names that stores use for logs of their own; never the uuid of a study."""
 VERSION: Final = 2
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
-_GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # the others are physicists'
+_GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # others have no twin
 
 
 class Listing(NamedTuple):
@@ -37,7 +37,7 @@ class Listing(NamedTuple):
 
 
 class Catalog(LogState):
-    """The studies after commits 1..lsn of the directory log."""
+    """The studies after commits 1..lsn of the catalog log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class Catalog(LogState):
         self.by_name: dict[str, Listing] = {}
         self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
-        """The uuids of all studies that ever existed: none is used twice."""
+        """The uuids of all studies that ever existed, none of which may be used again."""
 
     def replay(self, entries: Iterable[Any]) -> None:
-        """Apply these entries of the directory log, each judged by who wrote it."""
+        """Apply these entries of the catalog log, each with the role of its author."""
         for entry in entries:
             self.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
 
@@ -91,26 +91,26 @@ def checked_name(name: str) -> str:
     """The name, if a new study may have it. An existing study with a confusable name keeps it.
 
     Raises:
-        InvalidInput: too long; or it has control characters or path parts, which would harm a terminal or a file name;
-            or it can be mistaken for another name, by invisible characters or letters of several alphabets.
+        InvalidInput: the name is too long, has control characters or path parts, which would harm a terminal or a file
+        name, or can be mistaken for another because of invisible characters or mixed alphabets.
 
     """
     if not isinstance(name, str):
         raise InvalidInput(f"a study's name must be a string, not {name!r}")
     what = flaw(name)
     if what is None and name != name.strip():
-        what = f"the study name {name!a} begins or ends with a space"
+        what = f"the study name {name!a} begins or ends with a space; remove it"
     if what is None and any(unicodedata.category(character) == "Cf" for character in name):
-        what = f"the study name {name!a} contains invisible characters"
+        what = f"the study name {name!a} contains invisible characters; remove them"
     if what is None and mixes_alphabets(name):
-        what = f"the study name {name!a} mixes letters that look alike, of several alphabets"
+        what = f"the study name {name!a} mixes look-alike letters of several alphabets; use only one"
     if what is not None:
         raise InvalidInput(what)
     return str(name)
 
 
 def mixes_alphabets(name: str) -> bool:
-    """Whether it mixes Latin letters with letters that look like Latin ones."""
+    """Whether the name mixes Latin letters with other letters that look like Latin ones."""
     if name.isascii():
         return False
     alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
@@ -122,7 +122,7 @@ def flaw(name: str) -> str | None:
     if len(name) > MAX_NAME:
         return f"a study name has at most {MAX_NAME} characters, got {len(name)}"
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        return f"the study name {name!r} holds control characters; use printable ones"
+        return f"the study name {name!r} contains control characters; use printable ones"
     if name in (".", "..") or "/" in name or "\\" in name:
         return f"the study name {name!r} looks like a path; use a name without slashes, such as 'run-7'"
     return None
@@ -160,7 +160,7 @@ def load(data: bytes) -> Catalog:
     """The catalog of a snapshot.
 
     Raises:
-        CorruptSnapshot: damaged, or of a version this code does not read.
+        CorruptSnapshot: the snapshot is damaged, or was written by a version that this code does not read.
 
     """
     try:

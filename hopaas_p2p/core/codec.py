@@ -1,17 +1,17 @@
 """The format on the wire and in a store: a commit as bytes, and the sum of the log before it.
 
-A checksum, then msgpack. Total: any bytes decode to a Commit or to Garbage.
+A commit is a checksum followed by msgpack. Any bytes decode to a Commit or to Garbage.
 
     crc32 of the rest (4 bytes, little-endian) | msgpack [format, writer, seq, owner or nil, at, [record, ...]]
 
-A record is `[kind, field, ...]` as in `records.py`. One that this version does not know, or whose fields have wrong
-types, becomes `Opaque` and affects no other record: a bad record never stops a peer.
+A record is `[kind, field, ...]` as in `records.py`. A record that this version does not know, or whose fields have
+wrong types, becomes `Opaque` and affects no other record, so a bad record never stops a peer.
 
 The chain of sums distinguishes two histories of one log. The sum of a log after its commit n is a number of 42 bits
-that follows from the checksums of commits 1 to n, in their order. The party that assigns a commit its lsn (the writer
+computed from the checksums of commits 1 to n, in their order. The party that assigns a commit its lsn (the writer
 in a directory or bucket, the server's function in Postgres) stores with it the sum of the log *before* it. A reader
-computes the same sums from what it reads. If the two differ, the reader and the writer have read different commits: the
-log has two histories. A log that was begun without sums has them, too, because they are computed from its commits.
+computes the same sums from what it reads. If a stored sum differs from the computed one, the reader and the writer have
+read different commits, so the log has two histories. Sums can be computed for a log that began without them, too.
 
 In an object the sum is a trailing field of the commit's array, so that versions that do not know it can still read the
 commit. Where a server offers the store to users, what that server vouches for about the commit comes before the sum:
@@ -47,7 +47,7 @@ MAX_BYTES: Final = 4 << 20
 """A larger commit is neither written nor read: it would stall every peer of the study."""
 MAX_RECORDS: Final = 10_000
 _SHORTEST: Final = 8
-"""Bytes per record, on average, because a verdict on each is kept. The shortest record of any kind is longer."""
+"""The fewest bytes per record, on average, because a verdict on each is kept. Every real record is longer."""
 
 
 _Few = msgspec.Meta(max_length=MAX_RECORDS)
@@ -89,12 +89,12 @@ _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, Overflow
 def encode(commit: Commit) -> bytes:
     """The bytes of a commit.
 
-    The result can always be decoded: a peer applies its own commits without decoding, and must not know more than
-    others.
+    The result can always be decoded, because a peer applies its own commits without decoding, and must not know more
+    than other peers.
 
     Raises:
-        InvalidInput: larger than 4 MiB or 10,000 records; store big data as an artifact instead. Or a field has a type
-            other than the declared one, such as a step that is True.
+        InvalidInput: the commit has more than 4 MiB or 10,000 records, or a field has a type other than the declared
+        one, such as a step that is True. Store big data as an artifact instead.
 
     """
     if len(commit.records) > MAX_RECORDS:
@@ -109,7 +109,7 @@ def encode(commit: Commit) -> bytes:
     for record in commit.records:
         kind: Any = record.__class__
         if kind is TrialSet or (kind is TrialFinish and record.reason is None):  # type: ignore[union-attr]
-            continue  # together with asks nearly all of a log; decoding it takes a hundredth of a trial's time
+            continue  # most of a log is these and asks; decoding one takes a hundredth of a trial's time
         if kind is TrialCreate and record.state is TrialState.RUNNING:  # type: ignore[union-attr]
             continue
         try:
@@ -121,7 +121,7 @@ def encode(commit: Commit) -> bytes:
 
 
 def intact(payload: bytes) -> bool:
-    """Whether the checksum matches: these bytes are as their writer left them."""
+    """Whether the checksum matches, so that these bytes are as their writer left them."""
     return len(payload) > 4 and zlib.crc32(memoryview(payload)[4:]) == int.from_bytes(payload[:4], "little")
 
 
@@ -142,9 +142,9 @@ def nonce_of(payload: bytes) -> str:
 def decode(payload: bytes) -> Commit | Garbage:
     """Decode a commit. Never raises on content.
 
-    A format that this version does not know is garbage, too: any peer may write one, and it must not stop the others.
-    Whether a store needs a newer version is recorded where only its owner writes: in `meta.json` or the schema's
-    version.
+    A commit in a format that this version does not know is garbage too, because any peer may write one, and it must not
+    stop the others. Whether a store needs a newer version is recorded where only the store's owner writes, in
+    `meta.json` or the schema's version.
     """
     if len(payload) > MAX_BYTES:
         return Garbage(f"{len(payload):,} bytes, more than a commit may have")
@@ -184,7 +184,7 @@ def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:
 # --- the chain of sums ---
 
 PRIME: Final = (1 << 42) - 11
-"""Sums are below this, which times BASE fits into the 63 bits of Postgres' bigint."""
+"""Sums are below this number, whose product with BASE fits into the 63 bits of Postgres' bigint."""
 BASE: Final = 1_000_003
 _MARK: Final = b"\xc4\x0c"  # msgpack: 12 bytes follow
 _STAMPED: Final = b"\xc4\x0d"
@@ -230,8 +230,8 @@ def takes_stamp(payload: bytes) -> bool:
 def detach(stored: bytes) -> tuple[bytes, int | None, Stamp]:
     """The commit in these bytes, the sum before it, and what a server vouched for about it.
 
-    The sum is None if it was stored without one, and the stamp `UNSTAMPED` if no server did. Bytes to which `attach`
-    added nothing are returned themselves.
+    The sum is None if the commit was stored without one. The stamp is `UNSTAMPED` if no server vouched for the commit.
+    Bytes to which `attach` added nothing are returned unchanged.
     """
     if len(stored) < _SHORTEST_STORED or not _ARRAY < stored[4] < _ARRAY + 16:
         return stored, None, UNSTAMPED

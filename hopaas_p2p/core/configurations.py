@@ -1,15 +1,15 @@
-"""Which trials try the same configuration, and where each configuration stands: derived from the trials of a study.
+"""Derives from a study's trials which of them try the same configuration, and where each configuration stands.
 
 A configuration is a chain of trials: the first with its parameters, its retries, a late result, and continuations of
 trials that paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. Its value
 at a rung is the report of the first of its trials that reached the rung; a later attempt does not change it.
 
 In a population the chain is a member, whose parameters change. Its value at a rung is the report of the newest of its
-trials that reached the rung. A failed continuation does not end the member: it continues from a better one.
+trials that reached the rung. A failed continuation does not end the member, which then continues from a better one.
 
-Everything here follows from the trials as they are now. So a state loaded from a snapshot makes the same decisions as
-one that has replayed the log, and a study whose rungs are changed sorts its trials again. `apply` records which trials
-it touched, and only their configurations are looked at again.
+All results depend only on the trials as they are now, so a state loaded from a snapshot makes the same decisions as one
+that has replayed the log, and a study whose rungs are changed sorts its trials again. `apply` records which trials it
+touched, and only their configurations are processed again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def follows(trial: Trial) -> int | None:
 
 
 class Configurations(Pausing):
-    """The configurations of a study that once had rungs or a population and no longer has: chains still count once.
+    """The configurations of a study that no longer has rungs or a population; a chain of trials still counts once.
 
     The state depends only on the order in which configurations were admitted and on where each stands now: a rebuilt
     object decides exactly like one that was kept. Each configuration is known by the number of its first trial.
@@ -71,7 +71,7 @@ class Configurations(Pausing):
             self._locate(root, trials)
 
     def _note(self, trial: Trial) -> int:
-        """Process one trial; return the number of its configuration."""
+        """Process a trial that is new or has changed; return the number of its configuration."""
         number = trial.number
         if number >= self._known:
             self._known = number + 1
@@ -124,7 +124,7 @@ class Configurations(Pausing):
         """How many rungs this trial has reached, and its configuration's values, including this trial's reports at
         those rungs.
 
-        Of two trials with a report for a rung, the first counts; in a population, the last one that continued to it.
+        Of two trials with a report for a rung, the first counts; in a population, the last that continued to the rung.
         """
         at = chain.promoted if self.population is not None else 0
         if not trial.reports or self.policy is None:
@@ -132,7 +132,7 @@ class Configurations(Pausing):
         merged = list(values)
         for level in self.policy.levels[at : at + MOST_RUNGS]:
             value = value_from(trial.reports, level + self.policy.first_step - 1)
-            if value is None:  # if it reports less often, its next report counts
+            if value is None:  # a trial that reports less often counts with its next report
                 break
             if at >= len(merged):
                 merged.append((trial.number, value))
@@ -142,7 +142,7 @@ class Configurations(Pausing):
         return at, tuple(merged)
 
     def _locate(self, root: int, trials: Sequence[Trial]) -> None:
-        """Find out where a configuration stands now."""
+        """Update where a configuration stands."""
         chain = self._chains[root]
         live = [trials[number] for number in chain.live]
         takes = chain.takes or any(trial.state is TrialState.RUNNING for trial in live)
@@ -208,10 +208,10 @@ class Configurations(Pausing):
         """Account for a configuration's change of standing."""
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        """The configuration to continue; None if no rung promotes one now.
+        """The configuration to continue now; None if there is none.
 
         Args:
-            closing: nothing runs and no new configuration will come. Then each rung that has been reached promotes at
+            closing: nothing runs and no new configuration will begin. Each rung that has been reached then promotes at
                 least one, so that even a study too small for its rungs ends with a complete training run.
             room: whether a new configuration may begin.
             skip: configurations to pass over.
@@ -219,7 +219,7 @@ class Configurations(Pausing):
         """
         return None
 
-    # --- what follows from it ---
+    # --- questions about a trial's configuration ---
 
     def used(self, counts: Sequence[int]) -> int:  # noqa: ARG002
         return self._used

@@ -1,4 +1,4 @@
-"""A study's policy on pauses: rungs, a population, or none. The rules are in `rungs` and `populations`."""
+"""A study's policy on when its trials pause: rungs, a population, or none. `rungs` and `populations` apply it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 
 MOST_RUNGS: Final = 64
-"""The most rungs, and the most pauses of a population that a trial may pass before it is continued."""
+"""The most rungs of a study, and the most pauses that one trial in a population may run past."""
 _MOST_WHOLE: Final = 1000
 _MOST_MEMBERS: Final = 100_000
 _MOST_INTERVALS: Final = 1000
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has reached a rung: save a checkpoint, and end"
-"""Why a program should leave its trial."""
+"""The reason given to a program that should leave its trial at a rung."""
 
 
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
@@ -36,8 +36,8 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     first_step: int = 0
     """The step of the first epoch in `trial.report`: 0 or 1."""
     whole: int = 8
-    """With three brackets or more: how many configurations are first trained to the end. They show which rungs are
-    misleading; those are skipped. 0 for none."""
+    """With three brackets or more, how many configurations are first trained to the end, to find misleading rungs,
+    which are then skipped. 0 for none."""
 
     def epochs(self, step: int) -> int:
         """How many epochs are done after this step."""
@@ -75,8 +75,8 @@ def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
 class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="population"):
     """A study's trials are members of a population, which pause at intervals and copy the best.
 
-    Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
-    An "epoch" is any step of your training.
+    The parameters of a member change while it trains, as in population-based training,
+    https://arxiv.org/abs/1711.09846. An "epoch" is any step of your training.
     """
 
     size: int = 16
@@ -125,7 +125,7 @@ _decode: Final = msgspec.json.Decoder(Rungs | Population | None).decode
 
 
 def decode_fidelity(text: str) -> Fidelity | None:
-    """The policy in a study's attribute. None if there is none, or it cannot be read."""
+    """The policy in a study's attribute; None if the attribute is null or cannot be read."""
     try:
         policy: Fidelity | None = _decode(text)
     except msgspec.MsgspecError:

@@ -1,7 +1,7 @@
 """Data that a trial inherits from an earlier one, without a copy.
 
 A record may name a trial with any number of reports and attributes at no extra cost. Up to `FEW` attributes, or
-`FEW_STEPS` steps of each metric, are copied. More than that are linked: a retry, a continuation or a late result has
+`FEW_STEPS` steps of each metric, are copied. Larger mappings are linked: a retry, a continuation or a late result has
 the mapping of the trial before it below its own entries. The lower mapping belongs to a finished trial, which never
 changes again.
 
@@ -36,7 +36,7 @@ class _Chained(Mapping[K, V]):
     __slots__ = ()
 
     def flat(self) -> dict[K, V]:
-        """All entries, in the order in which they came. Not to be changed."""
+        """All entries, in order of insertion. The caller must not change them."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[K]:
@@ -91,7 +91,7 @@ class Layered(_Chained[K, V], MutableMapping[K, V]):
 
 
 def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
-    """Attributes with those that a record sets: a new object, so readers may keep `old`."""
+    """The old attributes, updated with those that a record sets, as a new object, so readers may keep `old`."""
     if not isinstance(old, Layered):
         return {**old, **new} if len(old) <= FEW else Layered(old, dict(new))
     old.own.update(new)
@@ -101,7 +101,7 @@ def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
 
 
 def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K, V]:
-    """The same entries except some, for another trial; `old` must never change again."""
+    """The same entries except those in `without`, for another trial; `old` must never change again."""
     if not isinstance(old, Layered):
         return {key: old[key] for key in old if key not in without} if len(old) <= FEW else Layered(old, {}, without)
     if old.depth >= _DEEPEST:
@@ -112,7 +112,7 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
 
 
 def if_few(attributes: Mapping[K, V]) -> Mapping[K, V] | None:
-    """All of them, if there are at most `FEW`; None for more, which are too many to process singly."""
+    """These attributes, if there are at most `FEW`; None for more, which are too many to process one by one."""
     found = flat(attributes) if _at_least(attributes) <= FEW else None
     return found if found is None or len(found) <= FEW else None
 
@@ -124,7 +124,7 @@ def _at_least(attributes: Mapping[K, V]) -> int:
 
 
 class _Steps:
-    """Values by step, with the steps in order: steps that arrived after a higher one wait in `late`."""
+    """Values by step, with the steps in order; steps that arrived after a higher one are kept in `late`."""
 
     __slots__ = ("late", "steps", "values")
 
@@ -143,9 +143,9 @@ class _Steps:
 
 
 class StepValues(_Chained[int, float]):
-    """Values by step, which finds the last step, or the next one after another, without scanning all of them.
+    """Values by step; the last step, or the first one from a given step on, is found without scanning all of them.
 
-    Its own values take precedence over those of `older` trials, the newest first; of each, only a range of steps
+    Its own values take precedence over those of `older` trials, the newest first, each with a range of steps that
     counts.
     """
 
@@ -226,7 +226,7 @@ def _within(layers: Sequence[tuple[_Steps, int, int]], first: int, last: int) ->
 
 
 def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, float]:
-    """Values of a running trial with those of a record; they are added in place."""
+    """Add a record's values to those of a running trial, in place."""
     if old.__class__ is dict:
         old.update(new)
         return old if len(old) <= FEW_STEPS else StepValues(old)
@@ -235,12 +235,12 @@ def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, fl
 
 
 def linked(values: Mapping[int, float]) -> Mapping[int, float]:
-    """The same values, in order of their steps if there are many."""
+    """The same values, as `StepValues` if there are many."""
     return StepValues(values) if isinstance(values, dict) and len(values) > FEW_STEPS else values
 
 
 def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
-    """The values of a running trial at these steps; the others are discarded."""
+    """The values of a running trial at these steps; its other values are discarded."""
     if isinstance(values, StepValues):
         values.cut(first, last)
         return values
@@ -274,5 +274,5 @@ def value_from(values: Mapping[int, float], step: int) -> float | None:
 
 
 def flat(values: Mapping[K, V]) -> dict[K, V]:
-    """A plain dictionary for callers that accept nothing else; not to be changed."""
+    """A plain dictionary for callers that accept nothing else, which must not change it."""
     return values.flat() if isinstance(values, _Chained) else values  # type: ignore[return-value]

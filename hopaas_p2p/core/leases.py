@@ -1,17 +1,20 @@
 """Who may touch a running trial, and when others may take it away.
 
-A lease is (owner, epoch). The log decides: an epoch only rises, and a record with an old epoch is refused by every
-replica that replays it. Time never decides who is right, only when an owner is *worth asking about*: an owner
-treats its lease as uncertain a little before others may reclaim it.
+A lease is the pair (owner, epoch). An epoch only rises, and every replica refuses a record with an old epoch. Clocks
+never determine who owns a trial, only when an owner's silence is worth acting on. An owner treats its lease as
+uncertain a little before others may reclaim its trial.
 
-No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw since when, on
-its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
-could not look for a while starts over: the same cause may have kept the owner from beating. It does not read the beats
-of owners whose commits have arrived since its last look. An owner trusts its lease until ttl minus a margin has passed
-since its last exchange *began*: whatever the observers saw of it, they saw no earlier than that. If its next beat
-arrives later than that, it trusts the lease again only once the log was read after the beat had arrived. An observer
-reads the log and the beats of silent owners again before it reclaims. It may then be stopped for any time, so its
-record names the lsn that it knew when it looked, and is refused if the owner has written since.
+No clock is compared with another. An owner sends a beat every ttl/3. An observer records, by its own monotonic clock,
+when it first saw each owner's current beat. An owner whose beat has not changed for a whole ttl is silent, and its
+trials may be reclaimed. An observer that could not look for a while starts over, because the same cause may have kept
+the owner from sending a beat. An observer does not read the beats of owners whose commits have arrived since its last
+look.
+
+An owner trusts its lease until ttl minus a margin has passed since its last exchange *began*, because observers have
+seen no sign of life from before that time. If its next beat arrives later, the owner trusts the lease again only after
+it has read the log once more. An observer reads the log and the beats of silent owners again before it reclaims a
+trial. Because the observer may be suspended after that, its record names the lsn up to which it knew the log when it
+looked, and is refused if the owner has written since.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ MARGIN: Final = 0.1
 BEATS_PER_TTL: Final = 3
 
 LONGEST_PEER_TTL: Final = 30 * 86400.0
-"""Seconds. Whatever ttl an owner announces, its trials are blocked for at most a month."""
+"""Seconds. Whatever ttl an owner announces, its trials are reclaimed after a month of silence at the latest."""
 
 _RING: Final = 8  # number of owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
-_LONGEST_REST: Final = 64  # number of doublings: effectively for ever
-_LONGEST_GAP: Final = 0.5  # share of a ttl without a look: the store was unreachable, perhaps for the owners too
+_LONGEST_REST: Final = 64  # number of doublings, effectively for ever
+_LONGEST_GAP: Final = 0.5  # share of a ttl without a look, when the store may have been unreachable for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 _UNSEEN: Final = (None, -math.inf, -math.inf)
 _NO_LEASE: Final = (-1, 0, 0.0, 0.0)
@@ -52,36 +55,38 @@ class Lease(NamedTuple):
 def ttl_of(state: State, owner: str) -> float:
     """Seconds of silence after which this owner's trials may be reclaimed.
 
-    The study's ttl, or a longer one that the owner announced when it joined, as for a shell ticket: between two
-    commands no process sends beats for it.
+    This is the study's ttl, or a longer one that the owner announced when it joined. The owner of a shell ticket does
+    so because no process sends beats for it between two commands.
     """
     longer = announced_number(state.peers.get(owner, {}).get("ttl"))
-    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))  # the study's if the other is NaN
+    return max(state.policy.ttl, min(longer, LONGEST_PEER_TTL))  # the study's ttl if the other one is NaN
 
 
 def beat_value(peer: str, count: int, now_us: int) -> str:
     """A heartbeat that differs from all before it.
 
-    It contains the time, for people; the rules only check that it changes.
+    It contains the time for display; the rules only check that the beat changes.
     """
     return f"{peer}:{count}:{now_us // 1_000_000}"
 
 
 def beat_time(beat: str | None) -> float | None:
-    """When this heartbeat was sent, in seconds since 1970 by its peer's clock; None if it contains no time."""
+    """When this heartbeat was sent, in seconds since 1970 by the sender's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
 
 
 def _said(state: State, trial: Trial) -> int:
-    """How many reports and metrics it has, if the study asks for some: a long history takes a while to count."""
+    """How many reports and metric values this trial has; 0 if the study has no progress timeout, to save the
+    counting.
+    """
     if state.policy.progress_timeout is None:
         return 0
     return len(trial.reports) + sum(map(len, trial.metrics.values()))
 
 
 class FailureDetector:
-    """What one observer knows about the owners it watches: the last beat seen of each, and since when.
+    """What one observer knows about the owners it watches: the last beat of each, and when that beat was first seen.
 
     An owner whose beat was never seen is watched from the moment of the observer's first look.
     """
@@ -91,7 +96,7 @@ class FailureDetector:
         """For each owner: its beat, since when it was seen, and the moment after which the owner was proven alive,
         which is the last look before the beat changed. A first sighting does not prove life."""
         self._unread: Collection[str] = ()
-        """Owners whose beats the last look did not read, because commits of theirs had arrived."""
+        """Owners whose beats were not read at the last look, because their commits had arrived."""
         self._looked = -math.inf
 
     def look(
@@ -104,7 +109,7 @@ class FailureDetector:
         heard: Collection[str] = (),
         gap: float = math.inf,
     ) -> None:
-        """Record the beats of these owners, or for some of them that they were `heard`; forget all others.
+        """Record the beats of these owners, or that commits of some were `heard`, and forget all other owners.
 
         The beats were read between `now` and `read`. After more than `gap` seconds without a look, all that was seen
         before is forgotten.
@@ -128,7 +133,7 @@ class FailureDetector:
         return owner in self._seen
 
     def beat(self, owner: str) -> str | None:
-        """The beat last seen of this owner."""
+        """This owner's last beat that was seen."""
         return self._seen.get(owner, _UNSEEN)[0]
 
     def silence(self, owner: str, now: float) -> float:
@@ -152,20 +157,19 @@ class OwnerMonitor:
         self._rests: dict[int, float] = {}
         self._heard_to: int | None = None
         self._looked_at: int | None = None
-        """How long the log was when the owners that wrote to it were last named; and when they were at the last look,
-        which may fail after that."""
+        """The lsn at the last call of `heard`, and at the last call before a look; a look may fail between the two."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
-        """The owners that wrote to the log since the last look: they are alive, and their beats need not be read."""
+        """The owners that wrote to the log since the last look, so that their beats need not be read."""
         before, self._heard_to = self._looked_at, state.lsn
         return {owner for owner in watched if before is not None and state.has_written(owner, since=before)}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
-        """The owners to look at: all, if this peer runs no trial itself; otherwise the few that follow it in a ring.
+        """The owners to watch: all if they are few or this peer runs no trial, otherwise the eight next in a ring.
 
-        If every peer watched every other, a thousand would read a million beats each round. Owners stand in a ring in
-        the order of their (random) uuids, and each is watched by those before it. If these die too, their trials are
-        reclaimed by the owners before them, the ring closes, and the next in line looks.
+        If every peer watched every other, a thousand peers would read a million beats each round. The ring orders
+        owners by their random uuids, so each is watched by the eight before it. If these die too, their trials are
+        reclaimed by the owners before them, and the ring closes.
         """
         running = {state.trials[number].owner for number in list(state.running)}
         others = sorted(owner for owner in running if owner is not None and owner not in spare)
@@ -215,7 +219,9 @@ class OwnerMonitor:
     def still_due(
         self, state: State, due: Iterable[TrialReclaim | TrialStop], beats: Mapping[str, str]
     ) -> list[TrialReclaim | TrialStop]:
-        """Which of these to write, now that the log and the beats of these trials' owners have been read again."""
+        """The records in `due` still to be written after the log and the beats of these trials' owners were read
+        again.
+        """
         back = {one for one, beat in beats.items() if beat != self.detector.beat(one)}
         found = []
         for one in due:
@@ -228,7 +234,7 @@ class OwnerMonitor:
         return found
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
-        """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.
+        """WAITING retries that this peer does not take yet, because a trial that was lost twice must rest first.
 
         The second retry waits one ttl after it was first seen, and each later one twice as long as the one before.
         """
@@ -242,9 +248,9 @@ class OwnerMonitor:
         return tuple(resting)
 
     def doubted_until(self, state: State, owner: str, *, since: float, now: float) -> float | None:
-        """When it will be known whether this owner lives; None if it has shown a sign of life `since` this moment.
+        """The latest time by which this owner has shown a sign of life `since` this moment, or may lose its trials.
 
-        By then it has shown one, or its trials may be reclaimed.
+        None if it has already shown a sign of life.
         """
         if self.detector.proven_alive(owner, since=since):
             return None

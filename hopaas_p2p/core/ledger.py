@@ -2,16 +2,16 @@
 
 `apply` keeps a ledger for every study whose policy has `limits`. Each lease costs the time from its start to its
 owner's last record, by the owner's own clock, and that time on each of the devices that the owner announced when it
-joined. An owner that knows better states it in its records (`Used`): it measured the energy, ran several trials at
-once, or noticed that its clock was set. If an owner died, an observer records how long it saw the owner alive.
+joined. An owner that measured the energy, ran several trials at once, or noticed that its clock was set records the
+correct amounts (`Used`). If an owner died, an observer records how long it saw the owner alive.
 
-All amounts are whole numbers, so that they can be moved from one account to another without a remainder: what a
-running trial costs is booked as *running*, then as *complete*, *pruned* or *failed*, as *lost* if its peer died, or as
-*given back* until another peer ends the trial.
+All amounts are whole numbers, so that they can be moved from one account to another without a remainder. The cost of a
+running trial is booked as *running*. It then becomes *complete*, *pruned* or *failed*, *lost* if the trial's peer died,
+or *given back* until another peer ends the trial.
 
-Limits are judged when a record is applied, from the log up to that record. Nothing here reads a clock: a time is
-reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends
-nothing.
+Limits are judged when a record is applied, from the log up to that record. This module reads no clock. A time is
+reached when the clocks of two of the peers that wrote the last eight commits have passed it, or of the only such peer,
+so one wrong clock among several ends no study.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ HOUR: Final = 3_600_000_000
 KWH: Final = 3_600_000_000
 """Millijoules."""
 LONGEST_LEASE: Final = 400 * 24 * HOUR
-"""If a lease seems longer, a clock was set from 1970 to today."""
+"""The longest time that a lease is charged for; a clock that is set from 1970 to today makes it seem longer."""
 _MOST: Final = 1 << 60
-"""The largest amount: sums stay within the 64 bits that a snapshot writes."""
+"""The largest amount, so that sums stay within the 64 bits that a snapshot writes."""
 _PARTS: Final = 1 << 64
 _EURO: Final = _PARTS * HOUR
-"""The parts of a euro. An hour has as many microseconds as a kilowatt hour has millijoules."""
+"""Parts per euro. An hour has as many microseconds as a kilowatt hour has millijoules, so both have the same price
+unit.
+"""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 30_000
@@ -77,7 +79,7 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
     """Millijoules."""
     epochs: Amount = 0
     leases: Amount = 0
-    """How many they are."""
+    """The number of leases."""
 
     def add(self, other: Cost, times: int = 1) -> None:
         """Add this cost; subtract it, with -1."""
@@ -117,23 +119,23 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """Thousandths."""
     start: Time
     heard: Time
-    """The time of its owner's last record, by the owner's clock, like `start`."""
+    """The time of the owner's last record, by the owner's clock, like `start`."""
     base: Amount
-    """Epochs already done when it began."""
+    """Epochs that its trial had when the lease began."""
     top: Amount
     """Epochs that its trial has now."""
     from_zero: bool
     """Whether its steps begin with 0."""
     stored: Time = 0
-    """When the store took its start in, by the store's clock; 0 if it has none."""
+    """When the store received the commit that started the lease, by the store's clock; 0 if the store has no clock."""
     used: Used | None = None
     counted: Cost = msgspec.field(default_factory=Cost)
     """The part of its cost that the accounts contain."""
     booked: Outcome | None = None
-    """The outcome under which the accounts contain it; None: they do not."""
+    """The outcome under which the accounts contain the lease; None if they do not."""
 
     def cost(self) -> Cost:
-        """What it cost up to its owner's last record."""
+        """The cost of the lease up to its owner's last record."""
         used = self.used
         time = min(max(self.heard - self.start, 0), LONGEST_LEASE) if used is None else used.time
         energy = time * self.watts // 1_000_000 if used is None or used.energy is None else used.energy
@@ -142,27 +144,27 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
 
 
 class Ledger(msgspec.Struct, array_like=True, dict=True):
-    """See the module. `apply` alone changes it."""
+    """The spending of one study, and its limits; see the module. Only `apply` changes it."""
 
     limits: Budget
     maximize: bool = False
     """Whether large values are good."""
     accounts: dict[tuple[str, str, Outcome], Cost] = {}
-    """The cost of one person's leases at one site that had the same outcome: by site, person and outcome."""
+    """Site, person and outcome -> the cost of that person's leases at that site with that outcome."""
     open: dict[int, OpenLease] = {}
     """The leases of running trials, by trial; `apply` adds one when a trial starts."""
     given_back: dict[Natural, list[OpenLease]] = {}
     """The earlier leases of unfinished trials."""
     lost: Annotated[dict[Natural, OpenLease], msgspec.Meta(max_length=_LOST_KEPT)] = {}
-    """The most recently lost attempts: a late result moves their cost to another account."""
+    """The most recently lost leases, by trial; a late result moves their cost to another account."""
     reached: str | None = None
     """Which limit has ended the study, in words."""
     best: tuple[Time, float] | None = None
     """When the best trial ended, and its value."""
     since_best: Natural = 0
-    """COMPLETE and PRUNED trials since then."""
+    """COMPLETE and PRUNED trials since the best one ended."""
     clocks: Annotated[list[tuple[str, Time]], msgspec.Meta(max_length=_CLOCKS)] = []
-    """The last commits: their writers and times, where there are limits."""
+    """The writers and times of the last commits, if there are limits."""
     total: Cost = msgspec.field(default_factory=Cost)
     """The sum of the accounts."""
 
@@ -179,7 +181,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     # --- leases ---
 
     def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
-        """The owner wrote a record about its trial."""
+        """Account for a record that the owner wrote about its trial."""
         lease = self.open.get(number)
         if lease is None:
             return
@@ -193,14 +195,16 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             self._count(lease, "running")
 
     def resumed(self, number: int, reports: Mapping[int, float]) -> None:
-        """The owner resumed from these reports only, not from all that the trial had."""
+        """Account for an owner that resumed from these reports only, not from all that the trial had."""
         lease = self.open.get(number)
         if lease is not None:
             lease.top, lease.from_zero = epochs(reports)
             lease.base = min(lease.base, lease.top)
 
     def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
-        """The trial ended, or was returned; `at` is when its owner recorded that, and `used` what it had used."""
+        """Account for a trial that ended or was returned; `at` is when its owner recorded that, and `used` its
+        usage.
+        """
         lease = self.open.pop(number, None)
         if lease is not None:
             if at is not None and at > lease.heard:
@@ -219,9 +223,10 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
             self._count(lease, outcome)
 
     def was_lost(self, number: int, lived: int | None, stored: int) -> None:
-        """The owner died, or seemed to; an observer saw it alive for `lived` microseconds of this lease.
+        """Account for an owner that died, or seemed to; an observer saw it alive for `lived` microseconds of this
+        lease.
 
-        `stored` is the store's time of that. By its clock, nobody was seen alive for longer than the lease.
+        `stored` is the store's time of the reclaim. `lived` is limited to the lease's length by the store's clock.
         """
         lease = self.open.get(number)
         if lease is None:
@@ -238,7 +243,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.lost[number] = lease
 
     def came_late(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
-        """The owner of a lost attempt was alive after all, and sent a result."""
+        """Account for the owner of a lost lease that was alive after all, and sent a result."""
         lease = self.lost.pop(number, None)
         if lease is None:
             return
@@ -268,9 +273,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
     # --- limits ---
 
     def limit(self, limits: Budget) -> None:
-        """Let these limits count from now on."""
+        """Apply these limits from now on."""
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
-        self.__dict__.pop("bill", None)  # at other prices
+        self.__dict__.pop("bill", None)  # computed at other prices
         if self.limits is UNLIMITED:
             self.clocks = []  # no clock is added until there are limits again
         if self.measured:
@@ -278,7 +283,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
                 self._count(lease, "running")
 
     def result(self, at: int, value: float | None) -> None:
-        """A trial ended COMPLETE with this value, or PRUNED; `at` counts where the log shows no time."""
+        """Account for a trial that ended COMPLETE or PRUNED; `at` is used if the log shows no time."""
         self.since_best += 1
         if self.clocks:
             at = self.time
@@ -289,14 +294,14 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         self.best, self.since_best = (at, value), 0
 
     def look(self, writer: str, at: int) -> None:
-        """A commit of this writer is about to be applied."""
+        """Record the time of a commit by this writer that is about to be applied."""
         self.clocks.append((writer, at))
         if len(self.clocks) > _CLOCKS:
             del self.clocks[0]
 
     @property
     def time(self) -> int:
-        """The time that the log shows: the latest that two of the last writers have passed, or the only one's."""
+        """The time that the log shows: the latest that two of the last writers have passed, or the only writer's."""
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
@@ -336,7 +341,7 @@ AMOUNTS: Final = {
     "kwh": "kWh",
     "euro": "euro",
 }
-"""What a budget may limit besides trials: its field, and the unit in words."""
+"""The amounts that a budget may limit besides trials: each field, and its unit in words."""
 UNLIMITED: Final = Budget()
 
 

@@ -1,7 +1,7 @@
 """Which trials a trial descends from, and with which parameters each step of its training was made.
 
 In a population a member continues from another one's checkpoint, so a trial's final model was trained by several trials
-with different parameters. A path through them, from the first step to the last, is a schedule.
+with different parameters. A path through these trials, from the first step to the last, is a schedule of parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def copied_trial(trial: Trial) -> int | None:
 
 
 def resumed_step(trial: Trial) -> int | None:
-    """The lowest step from which an attempt at this trial resumed, or `FROM_START`; None if none looked."""
+    """The lowest step from which an attempt at this trial resumed, or `FROM_START`; None if no attempt recorded one."""
     return int(trial.system[RESUMED]) if RESUMED in trial.system else None
 
 

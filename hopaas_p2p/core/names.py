@@ -1,6 +1,6 @@
 """Names that may become part of a key, a path or a URL, and ids of trials.
 
-Logs may be hostile: a name from a log is checked first.
+A log may be hostile, so a name from a log is checked before it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def valid_key(text: str) -> bool:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it may be one; raises KeyError if not: such a key, from a hostile log, was never ours."""
+    """The key, if it is valid. Raises KeyError for any other, which can only come from a hostile log."""
     if not valid_key(key):
         raise KeyError(key)
     return key
@@ -35,17 +35,17 @@ NO_REQUEST: Final = "none"
 
 
 REQUEST: Final = "rescue-"
-"""Begins the names under which rescues beat; where the store knows users, only a study's owners beat under its own."""
+"""The prefix of the names under which rescues send beats. In a store with users, only a study's owners may do so."""
 ONLY_OWNERS: Final = "only an owner may ask a study's peers for their states: hopaas-p2p admin grant STUDY USER owner"
 
 
 def request_name(uuid: str) -> str:
-    """The name under which a rescue of this study beats, to ask the peers that are alive for their states."""
+    """The name under which a rescue of this study sends beats, to ask live peers for their states."""
     return f"{REQUEST}{uuid}"[:64]
 
 
 def handover_prefix(uuid: str) -> str:
-    """Where peers put their states: the prefix of the keys."""
+    """The prefix of the keys under which peers store their states for a rescue."""
     return f"{uuid}/rescue/"
 
 

@@ -1,8 +1,8 @@
 """How the parameters of a member that copies another change: by a factor of 0.8 or 1.2, or resampled.
 
-As in population-based training (arXiv 1711.09846). Every replica computes the same numbers, whatever its machine: a
-draw is a hash of the study's name, the trial's number and the parameter's, and logarithms are taken by `decimal`, which
-rounds correctly, where the functions of two C libraries differ in their last digit.
+The rules are those of population-based training (arXiv 1711.09846). Every replica computes the same numbers on any
+machine. A draw is a hash of the study's name, the trial's number and the parameter's name. Logarithms are computed by
+`decimal`, which rounds correctly, because the functions of two C libraries differ in their last digit.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def perturbed(
 
     Args:
         params: in the form of the log.
-        distributions: of each of them.
+        distributions: the distribution of each parameter.
         resample: the probability that a parameter is resampled.
-        fixed: the names of those that do not change.
+        fixed: the names of the parameters that do not change.
         seed: the text that determines the draws.
 
     """
@@ -55,13 +55,13 @@ def perturbed(
         elif not isinstance(distribution, Categorical):  # choices have no order
             up = fraction(seed, name, "direction") >= 0.5
             moved = _moved(value, distribution, up=up)
-            # unchanged: it was at the end of its range
+            # a value at the end of its range moves the other way
             found[name] = _moved(value, distribution, up=not up) if moved == value else moved
     return found
 
 
 def _moved(value: float, distribution: Float | Int, *, up: bool) -> float:
-    """The next value in this direction; the same at the end of the range."""
+    """The next value in this direction; the same value at the end of the range."""
     low, high = distribution.low, distribution.high
     if low >= 0 and value > 0:
         target = value * FACTORS[up]

@@ -1,18 +1,17 @@
-"""Who copies whom: population-based training (arXiv 1711.09846) with truncation selection, without a master.
+"""Which member copies which: population-based training (arXiv 1711.09846) with truncation selection, without a master.
 
-A population has `size` members. Each trains for `every` epochs, pauses, and is then continued: the least advanced one
-first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all that have come as far
-is not continued from its own checkpoint, but from that of a member in the top `quantile`, with that member's
-parameters, perturbed. The others keep their own parameters. No member waits for another.
+A population has `size` members. Each trains for `every` epochs, pauses, and is then continued. The least advanced
+member is continued first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all
+that have come as far continues from the checkpoint of a member in the top `quantile`, with that member's parameters,
+perturbed. The others keep their own checkpoints and parameters. No member waits for another.
 
-A member is compared with the others' values at the same rung, even if they are ahead by now: at the rung where it
-pauses or, while too few have reached that rung to tell which are the worst, at the newest earlier rung that enough have
-reached. Otherwise members at fast peers, which are always among the first, would never copy, and would leave the last
-places to all that come later. Rungs from before it last copied do not reflect its parameters and are ignored. A member
-copies the checkpoint that a better one left at the rung where it pauses, so every schedule of parameters has one entry
-per interval.
+A member is compared with the others' values at the rung where it pauses, even if they are ahead by now. While too few
+members have reached that rung to tell which are the worst, the newest earlier rung that enough have reached is used.
+Otherwise, members on fast peers, which are always among the first at a rung, would never copy. Rungs from before a
+member last copied do not reflect its parameters and are ignored. A member copies the checkpoint that a better one saved
+at the rung where both paused, so every schedule of parameters has one entry per interval.
 
-The rules know only numbers, no trials. `perturbation` says how parameters change.
+These rules see numbers, not trials. `perturbation` defines how parameters change.
 """
 
 from __future__ import annotations
@@ -84,17 +83,17 @@ class Members(Configurations):
         if not to.over:
             bisect.insort(self._training, (_progress(to.promoted), number))
 
-    # --- who goes on, and from where ---
+    # --- which member continues, and from where ---
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        found = None if room else first(self._waiting, skip)  # members are compared once all of them are there
+        found = None if room else first(self._waiting, skip)  # members are compared once all have started
         return None if found is None else found[1]
 
     def sources(self, number: int) -> list[int]:
         root = self.root(number)
         chain, rung = self._chains[root], len(self._standing[root].reached)
         found = [self._chains[better].pauses.get(rung) for better in self.better(root)]
-        if not any(one is not None for one in found) and chain.paused < 0:  # it failed: it is not repeated unchanged
+        if not any(one is not None for one in found) and chain.paused < 0:  # a failed one is not repeated unchanged
             found = [chain.pauses.get(rung)]
         return [one for one in found if one is not None]
 
@@ -118,7 +117,7 @@ class Members(Configurations):
         return False
 
     def _quota(self, reached: int) -> int:
-        """Of the members that have reached a rung, how many copy, and equally how many are copied."""
+        """How many of the members that have reached a rung copy; as many may be copied."""
         quota = int(reached * self.population.quantile + _ROUNDING)
         return 1 if quota == 0 and reached >= self.population.size else quota
 
@@ -136,7 +135,7 @@ class Members(Configurations):
         return len(self._waiting)
 
     def places(self) -> list[RungCount]:
-        counts = [[0, 0] for _ in self._reached]  # waiting, gone on
+        counts = [[0, 0] for _ in self._reached]  # waiting, continued
         for standing in self._standing.values():
             height = len(standing.reached)
             if standing.waits and height:
@@ -151,5 +150,5 @@ class Members(Configurations):
 
 
 def _progress(rungs: int) -> Key:
-    """The key of members that are in order of how many rungs they have reached, whatever they are worth."""
+    """A sort key for members by the number of rungs that they have reached, whatever their values."""
     return False, float(rungs)

@@ -1,4 +1,4 @@
-"""Stored priors: configurations of earlier studies and their rank scores, so all peers start from the same ones.
+"""Stored priors: configurations of earlier studies and their rank scores, so that all peers start from the same priors.
 
 No results are kept. A person's beliefs about the parameters have the same form.
 """
@@ -13,10 +13,10 @@ import msgspec
 from hopaas_p2p.core.records import Categorical, Distribution, Natural
 
 MOST_PRIORS: Final = 8
-"""Earlier studies per study: the cost of an ask grows with each of them."""
+"""Priors per study; each one adds to the cost of an ask."""
 MOST_CONFIGURATIONS: Final = 200
 LARGEST_PRIOR: Final = 64_000
-"""Characters of JSON, and also values of parameters."""
+"""The most characters of JSON per prior, and the most values of parameters."""
 BELIEF: Final = "your belief"
 """The name of the prior that the parameters' definitions contain."""
 _Score = Annotated[float, msgspec.Meta(ge=-10, le=10)]
@@ -38,10 +38,10 @@ class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uuid: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """The uuid of the earlier study; empty if it is not in a store."""
     place: Natural = 0
-    """How many commits its log had."""
+    """How many commits the earlier study's log had."""
 
     def flaw(self) -> str | None:
-        """Why this cannot be learned from; None if it can. Its distributions are checked together with all others."""
+        """Why this prior cannot be used; None if it can. `validity` checks its distributions."""
         if not self.space or not self.scores:
             return "it has no configurations"
         if self.params.keys() != self.space.keys() or len(self.lengths) != len(self.space):

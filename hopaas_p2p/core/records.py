@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 
 FORMAT: Final = 1
-"""The log format this code writes. A commit of any other is garbage to it; see `codec.decode`."""
+"""The log format that this code writes. A commit in any other format is read as garbage; see `codec.decode`."""
 
 Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """The step of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record
@@ -54,9 +54,9 @@ class Float(Domain, array_like=True, frozen=True, tag="f"):
     log: bool = False
     step: float | None = None
     prior: float | None = None
-    """A value that a person expects to be good; in a log it is stored as a prior of the study, never here."""
+    """The value that you expect to be good. A log stores it among the study's priors, not in this field."""
     confidence: str | None = None
-    """low, medium or high."""
+    """How sure you are of `prior`: "low", "medium" or "high"."""
 
 
 class Int(Domain, array_like=True, frozen=True, tag="i"):
@@ -90,7 +90,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Until(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Conditions that end a study before its budget is spent; the first one that holds ends it.
+    """Conditions that end a study before its budget is spent; the first condition that holds ends the study.
 
     All except the date require a single objective.
     """
@@ -106,9 +106,9 @@ class Until(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The limits of a study's spending; the first one that is reached ends it. None: no limit.
+    """The limits of a study's spending; the first limit that is reached ends the study. None: no limit.
 
-    Running trials are then asked to end, except under `trials`, where trials are counted when they start.
+    Running trials are then asked to end, except when `trials` is reached, because trials are counted when they start.
     """
 
     trials: int | None = None
@@ -142,15 +142,15 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a study treats its trials. Fixed at creation, except for the budget, which `study.control` may change."""
 
     budget: int | None = None
-    """COMPLETE + PRUNED trials wanted; with RUNNING ones added it is never exceeded. None: no end."""
+    """How many COMPLETE + PRUNED trials are wanted; including RUNNING trials, never more. None: no limit."""
     attempts: int = 3
     """How often one set of parameters may be started before an interrupted trial stays FAIL."""
     ttl: float = 120.0
     """Seconds of silence after which a peer's trials may be taken over."""
     max_failures: int | None = None
-    """FAILs in a row, by the objective's own fault, that end the campaign. None: never."""
+    """Failures of the objective in a row that end the study. None: no limit."""
     progress_timeout: float | None = None
-    """Seconds that a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
+    """Seconds that a live trial may go without a report before it is asked to stop, then reclaimed. None: no limit."""
     interrupted: str = "fail"
     """What happens to an interrupted trial whose attempts are used up: "fail", or "prune" at its last report."""
     limits: Budget = Budget()
@@ -158,7 +158,9 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def hopeless_after(self) -> int:
-        """Failures without any success after which one process stops; a broken objective must not use up trials."""
+        """Failures without any success after which one process stops, so that a broken objective does not use up
+        trials.
+        """
         return self.max_failures or _HOPELESS
 
 
@@ -181,7 +183,9 @@ class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
 
 
 class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.control"):
-    """Run, pause or stop the study; set a new budget. None leaves a setting as it is; a budget of -1 removes it."""
+    """Run, pause or stop the study; set a new budget. None leaves a setting as it is; a budget of -1 removes the
+    budget.
+    """
 
     status: str | None = None
     budget: int | None = None
@@ -196,7 +200,9 @@ class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
 
 
 class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
-    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
+    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes the
+    request.
+    """
 
     peer: str | None = None
     """The name of a peer, or of a crew, shared by all present and future workers of one `optimize` call with `on`."""
@@ -209,7 +215,7 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
 
     state: TrialState = TrialState.RUNNING
     prefer_waiting: bool = False
-    """Claim the first WAITING trial instead, if there is one: an ask without a race."""
+    """Start a waiting or paused trial instead, if one is available, so that concurrent asks do not race for it."""
     params: dict[str, float] = {}
     dists: dict[str, Distribution] = {}
     reports: dict[Step, float] = {}
@@ -223,7 +229,7 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     """Trials that `prefer_waiting` passes over: retries that must rest first, and paused trials that are left to their
     site for a moment."""
     replicates: int = 1
-    """How many trials a new configuration gets: all except this one wait."""
+    """How many trials a new configuration gets, including this one; each of the others starts at a later ask."""
     metrics: dict[str, dict[Step, float]] = {}
     """Name -> step -> value, besides the reports; see `TrialSet.metrics`."""
 
@@ -253,7 +259,7 @@ class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     """The step that this attempt actually resumed from, or `FROM_START`: an earlier attempt's reports are cut off
     there."""
     used: Used | None = None
-    """What its lease has used; None: it follows from the commits' times and the owner's introduction."""
+    """What the lease has used; None: computed from the commits' times and the owner's introduction."""
     metrics: dict[str, dict[Step, float]] = {}
     """Name -> step -> value: metrics shown besides the reports. No pruner, rung or budget reads them."""
 
@@ -377,9 +383,9 @@ class Commit(msgspec.Struct, frozen=True):
     writer: str
     seq: int
     owner: str
-    """The peer it acts for: the writer itself, or the one whose trial moved to this process."""
+    """The peer that the writer acts for: itself, or the peer whose trial moved to the writer's process."""
     at: int
-    """When it was created, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
+    """When the commit was created, by the writer's clock: microseconds since 1970, UTC. Leases do not depend on it."""
     records: tuple[Record | Opaque, ...]
 
 
@@ -389,7 +395,7 @@ class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     author: str = ""
     role: str = "owner"
     at: int = 0
-    """Server time in microseconds where the store has a clock of its own, else 0."""
+    """The server's time in microseconds if the store has a clock of its own, else 0."""
 
 
 UNSTAMPED: Final = Stamp()

@@ -11,10 +11,10 @@ one; where curves cross, that takes several times as long as no pruning, while t
 (tests/benchmarks/results.md).
 
 With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
-and later one in 32 never pauses. A rung at which the eventual best ranked low is skipped for as long as that is the
-case, and configurations that wait there continue in the order in which they began.
+and one in 32 never pauses. A rung at which the eventual best ranked low is skipped for as long as that is the case, and
+configurations that wait at such a rung continue in the order in which they began.
 
-The rules know only numbers, no trials: `configurations` derives from a study's trials where each configuration stands.
+These rules see numbers, not trials; `configurations` derives from a study's trials where each configuration stands.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Ladder(Configurations):
         """The bracket of each configuration."""
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
         self._rungs = [[_Rung([], []) for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
-        """For each bracket, all rungs; its configurations do not pause below its first."""
+        """All rungs of each bracket; its configurations do not pause below the bracket's first rung."""
         self._whole: list[int] = []
         """The configurations that were trained to the end without a pause, in order."""
         self._passed: frozenset[int] = frozenset()
@@ -59,7 +59,7 @@ class Ladder(Configurations):
         self._first: set[int] = set()
         """The configurations that do not pause until the rungs have been proved."""
         self._owed: Ranking = []
-        """Configurations that wait, but at no current rung, because the rungs were changed."""
+        """Configurations that wait at no current rung, because the rungs were changed."""
         self._queued: dict[int, tuple[Ranking, tuple[Key, int]]] = {}
         """For each waiting configuration, the list that it is in, and its entry there."""
 
@@ -99,12 +99,12 @@ class Ladder(Configurations):
             self._judge()
 
     def _waits_at(self, number: int, standing: RungStanding) -> int | None:
-        """The rung, from 0, where a paused configuration waits; None if all its rungs are behind it, or all ahead."""
+        """The rung, counted from 0, where a paused configuration waits; None if it waits at no current rung."""
         height = len(standing.reached)
         return height - 1 if height > max(standing.promoted, self.brackets[number]) else None
 
     def _queue(self, number: int) -> None:
-        """Queue a configuration where it waits now, if it does."""
+        """Put a configuration into the queue of the rung where it waits, if it waits."""
         before, standing = self._queued.pop(number, None), self._standing[number]
         if before is not None:
             remove(*before)
@@ -113,7 +113,7 @@ class Ladder(Configurations):
         ranking, value, at = self._owed, 0.0, self._waits_at(number, standing)
         if at is not None:
             ranking, value = self._rungs[self.brackets[number]][at].waiting, self.key(standing.reached[-1], standing)[1]
-            if value == math.inf:  # it diverged, and is not worth a continuation
+            if value == math.inf:  # one that diverged is not worth a continuation
                 return
         self._queued[number] = ranking, ((standing.infeasible, 0.0 if at in self._passed else value), number)
         bisect.insort(*self._queued[number])
@@ -163,7 +163,7 @@ class Ladder(Configurations):
         return self._chains[root].paused == number and self.may_be_promoted(root, most=most)
 
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
-        """Whether a waiting configuration may yet rank among the best of its rung, if at most `most` ones come."""
+        """Whether a waiting configuration may yet rank among the best of its rung, if at most `most` are started."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return standing.waits
@@ -195,7 +195,7 @@ class Ladder(Configurations):
 
 
 def _misleads(pairs: list[tuple[Key, Key]]) -> bool:
-    """Whether the best eighth by the second numbers ranks, by the first, in the worse half on average."""
+    """Whether the best eighth by the pairs' second keys ranks, on average, in the worse half by the first keys."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
     # equals share a rank

@@ -1,13 +1,13 @@
-"""State <-> bytes, and the digest by which two States are compared.
+"""Encodes a State as bytes, and computes the digest by which two States are compared.
 
 A snapshot is a head and separate pieces, each compressed by itself: blocks of 1,024 finished trials, see `blocks`, and
-groups of 256 peers that have not written for a long time. Such a piece hardly ever changes: its name contains its place
-and a hash of its bytes, so stores write it once and share it among snapshots, see `split`, and a study of n trials
-costs a constant number of bytes per trial, however many snapshots are written. A State keeps the bytes of a block
-instead of its trials, so joining does not decode trials. No peer is forgotten: a commit of a peer may stay in a spool
-for any length of time, and counts once.
+groups of 256 peers that have not written for a long time. Such a piece hardly ever changes. Its name contains its place
+and a hash of its bytes, so stores write it once and share it among snapshots; see `split`. A trial therefore costs a
+constant number of bytes, however many snapshots are written. A State keeps the bytes of a block instead of its trials,
+so joining does not decode trials. No peer is forgotten, because a peer's commit may stay in a spool for any length of
+time, and must count only once.
 
-Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
+On every machine, the same State gives the same bytes before compression. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DIGEST: Final = 16
 
 
 class CorruptSnapshot(Exception):
-    """These bytes are not a snapshot that this version can read; the log is still readable: replay it instead."""
+    """These bytes are not a snapshot that this version can read; replay the log instead, which is still readable."""
 
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def dump(state: State) -> bytes:
 def digest(state: State) -> str:
     """A fingerprint of the whole State: equal for any two peers at the same lsn.
 
-    Taken before compression, whose bytes differ from one version of zlib to the next.
+    It is computed before compression, because versions of zlib produce different bytes.
     """
     header = _header(state)
     header.chain = None  # the study does not depend on its log's sum
@@ -190,7 +190,7 @@ def _opened(head: bytes) -> _Header:
         header = _decode_header(unseal(_MAGIC, head))
     except (msgspec.MsgspecError, RecursionError):
         raise CorruptSnapshot from None
-    if not all(map(_NAME.fullmatch, header.names)):  # the head is hostile: these become names of files
+    if not all(map(_NAME.fullmatch, header.names)):  # the head may be hostile, and these become file names
         raise CorruptSnapshot
     return header
 
@@ -213,7 +213,9 @@ class _Pieces:
         return len(self._packed)
 
     def take(self, place: str) -> tuple[memoryview, bytes]:
-        """A piece, packed and inflated. Raises KeyError, or ValueError if the bytes are too many or end early."""
+        """A piece, packed and inflated. Raises KeyError, or ValueError if there are too many bytes or they end
+        early.
+        """
         packed = self._packed.pop(place)
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
@@ -235,14 +237,14 @@ def load(data: bytes) -> State:
     """The State of a snapshot.
 
     Raises:
-        CorruptSnapshot: damaged, of a version that this code does not read, or not a study that `apply` can have made.
+        CorruptSnapshot: the bytes are damaged, of a version that this code does not read, or not a possible study.
 
     """
     try:
         head, parts = (data, []) if data.startswith(_MAGIC) else _decode_whole(data)
         header = _opened(head)
         return _load(header, _Pieces(header, parts, blocks.RATIO * len(data)))
-    except Exception:  # noqa: BLE001  # whatever somebody wrote there, it is an optimisation only
+    except Exception:  # noqa: BLE001  # a snapshot is only an optimisation, whatever it contains
         raise CorruptSnapshot from None
 
 
@@ -274,7 +276,7 @@ def _load(header: _Header, pieces: _Pieces) -> State:
 
 
 def _possible(header: _Header, state: State, most: int) -> bool:
-    """Whether `apply` can have made this; no count has reached `most`."""
+    """Whether `apply` can have made this State, in which no count has reached `most`."""
     define, ledger = header.define, header.ledger
     if define is None:
         return header.trials == 0 and ledger == Ledger(Budget()) and not header.dists and not header.system
@@ -309,7 +311,7 @@ def _possible(header: _Header, state: State, most: int) -> bool:
 
 
 def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
-    """Whether `index` holds the trials in this state, each of them and no other."""
+    """Whether `index` holds exactly the trials in this state."""
     return len(index) == state.counts[what] and all(
         0 <= number < len(state.trials) and state.trials[number].state is what for number in index
     )

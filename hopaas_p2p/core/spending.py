@@ -17,16 +17,19 @@ def is_last_lease(trial: Trial) -> bool:
 
 
 def past_leases(trial: Trial) -> list[tuple[PastLease, Literal["returned", "taken over"]]]:
-    """The history, oldest first, and how each lease ended: a trial continues only after it was returned.
+    """The past leases, oldest first, and how each ended.
 
-    Otherwise, an observer, an operator or a late result has taken it over.
+    A trial continues only after its owner returned it. Otherwise, an observer, an operator or a late result ended the
+    lease.
     """
     returned = len(trial.history) - is_last_lease(trial)
     return [(past, "returned" if at < returned else "taken over") for at, past in enumerate(trial.history)]
 
 
 def earlier_seconds(trial: Trial | TrialCreate) -> float:
-    """How long the trial ran before its last lease began, by its owners' clocks; before a copy, elsewhere."""
+    """How long the trial ran before its last lease began, by its owners' clocks; for a copied trial, before the
+    copy.
+    """
     if isinstance(trial, TrialCreate) or (trial.owner is None and not trial.history):
         copied = trial.system.get(COPIED)
         return 0.0 if copied is None else float(json.loads(copied).get("earlier", 0.0))
@@ -35,7 +38,7 @@ def earlier_seconds(trial: Trial | TrialCreate) -> float:
 
 
 def trial_seconds(trial: Trial | TrialCreate) -> float | None:
-    """How long the trial ran, over all its leases; None if it is not over, or the times are not known.
+    """How long the trial ran, over all its leases; None if the trial has not ended, or the times are not known.
 
     A lease during which a clock was set back counts as zero, as in `TrialTable.seconds` and in exports.
     """

@@ -1,4 +1,4 @@
-"""Where configurations stand, and in which order: the types that rungs and populations share."""
+"""The types that rungs and populations share: where configurations stand, and in which order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RungStanding(NamedTuple):
     reached: tuple[float, ...] = ()
     """Its value at each rung that it has reached, lowest first."""
     promoted: int = 0
-    """The number of rungs from which it has continued; it pauses at the next."""
+    """The number of rungs from which it has continued; it pauses at the next rung."""
     waits: bool = False
     """Whether it waits to continue at the highest rung that it has reached."""
     over: bool = False
@@ -40,7 +40,7 @@ class RungStanding(NamedTuple):
     end: float | None = None
     """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
-    """In a population, the number of rungs reached when it last copied another: its values there are not its own."""
+    """In a population, the number of rungs reached when it last copied another member, whose values those are."""
     infeasible: bool = False
     """Whether its newest finished trial violates its constraints: it then ranks behind all that do not."""
 
@@ -60,18 +60,20 @@ class RungCount(NamedTuple):
 
 
 class TrialChain(msgspec.Struct, gc=False):
-    """A configuration. Facts from finished trials are kept; waiting and running trials are read again."""
+    """A configuration's trials. What its finished trials showed is kept; its waiting and running trials are read
+    again.
+    """
 
     values: Worth = ()
     """What its finished trials reported at the rungs."""
     promoted: int = 0
     """The number of rungs from which it has continued."""
     paused: int = -1
-    """The trial that paused, and has not been continued; -1: none."""
+    """The trial that paused and has not been continued; -1 if there is none."""
     paused_rungs: int = 0
-    """The number of rungs that this trial has reached."""
+    """The number of rungs that the paused trial has reached."""
     pauses: dict[int, int] = {}
-    """The trial of its last pause at each rung, by how many rungs it had reached."""
+    """The number of rungs reached -> the last trial that paused there."""
     failures: int = 0
     """Trials that failed for good since the last pause."""
     copied: int = 0

@@ -50,7 +50,7 @@ TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 
 
 class LateFinish:
-    """A `trial.finish` of an earlier attempt whose owner had lost its lease, in its effect on the retry."""
+    """The effect on a retry of a `trial.finish` from an earlier attempt whose owner had lost its lease."""
 
 
 class Move(NamedTuple):
@@ -60,7 +60,7 @@ class Move(NamedTuple):
     """What it requires: nothing, that it comes from the owner of the current lease, or that it names the current epoch.
     """
     to: tuple[TrialState, ...]
-    """Where the trial may go."""
+    """The states that the trial may enter."""
 
 
 TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
@@ -79,11 +79,11 @@ TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
     (RUNNING, TrialStop): Move("epoch", (RUNNING,)),
     (RUNNING, LateFinish): Move("", (FAIL,)),
 }
-"""(state, record) -> what it needs, and where the trial may go. Anything not listed is refused.
+"""(state, record) -> what the record needs, and which states the trial may enter. Anything not listed is refused.
 
 `apply` reads this table, and the diagram in docs/concepts.md and the exhaustive test are generated from it. A create is
-listed because it may start a waiting trial instead of a new one. A late result withdraws a retry that still waits, and
-one that runs where the budget has no place for both.
+listed because it may start a waiting trial instead of a new one. A late result withdraws a retry that still waits, or
+that runs when the budget has no place for both.
 """
 
 BLOCK: Final = 1024
@@ -104,17 +104,17 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 REFUSALS: Final = {
-    "malformed": "it cannot be read, or contains an impossible value",
+    "malformed": "the record cannot be read, or contains an impossible value",
     "duplicate": "this commit is already in the log",
     "undefined": "the study has no definition yet, or already has one",
     "role": "the author's grant does not allow it",
-    "author": "it was written in the name of another user's peer",
+    "author": "the commit was written in the name of another user's peer",
     "no such trial": "no trial has this number",
     "finished": "the trial is finished and stays as it is",
-    "fenced": "another peer has the lease: the owner is wrong, or the epoch outdated",
+    "fenced": "the writer does not hold the trial's lease, or the epoch is outdated",
     "not waiting": "another peer started the trial first",
     "not running": "only a running trial can be stopped, released or reclaimed",
-    "alive": "its owner has written since the observer found it silent",
+    "alive": "the owner has written since the observer found it silent",
     "late": "the lease was lost, but the result is kept as a separate trial",
     "budget": "the budget is used up",
     "paused": "the study is paused",
@@ -126,7 +126,7 @@ REFUSALS: Final = {
 
 
 class Replicates(msgspec.Struct, array_like=True):
-    """The trials that a configuration still gets: each begins when a peer asks for one, as the first one did."""
+    """The trials that a configuration still gets; each begins when a peer asks for work."""
 
     params: dict[str, float]
     dists: dict[str, Distribution]
@@ -135,7 +135,7 @@ class Replicates(msgspec.Struct, array_like=True):
     count: int
     """How many trials it gets, including the first."""
     seed: int = 1
-    """The seed of the next one."""
+    """The seed of the next trial."""
 
 
 class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
@@ -146,7 +146,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     system: MutableMapping[str, str] = {}
     reason: str | None = None
     stop: str | None = None
-    """Why its owner was asked to end it; cleared with the lease."""
+    """Why the owner was asked to end the trial; cleared with the lease."""
     stopping: bool = False
     """Whether the owner has seen the request."""
     attempt: Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)] = 1
@@ -167,13 +167,15 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
 
     @property
     def begun_before(self) -> bool:
-        """Whether what it has when its lease begins may come from an earlier attempt, or from one that it continues."""
+        """Whether the trial may begin its lease with data from an earlier attempt, or from a trial that it
+        continues.
+        """
         return self.attempt > 1 or bool(self.history) or self.continues is not None
 
     @property
     def feasible(self) -> bool:
-        """Whether it satisfies its constraints. With more than `inherited.FEW` attributes, only Optuna's list of them
-        counts, so that a trial with many attributes takes no longer.
+        """Whether the trial satisfies its constraints. With more than `inherited.FEW` attributes, only Optuna's list of
+        constraints counts, so that a trial with many attributes takes no longer.
         """
         if not self.system:
             return True
@@ -208,8 +210,8 @@ Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
 
 class BlockColumns(msgspec.Struct, array_like=True):
-    """The trials of one block as columns, for snapshots and bulk readers: no object per trial. When packed, its reals
-    are bytes, and a column in which all entries are the same has one entry; see `blocks`.
+    """The trials of one block as columns, without an object per trial, for snapshots and bulk readers. When packed, its
+    reals are bytes, and a column in which all entries are the same has one entry; see `blocks`.
     """
 
     first: Natural
@@ -231,10 +233,10 @@ class BlockColumns(msgspec.Struct, array_like=True):
     step_set: Sequence[Natural]
     reports: Any
     widths: Sequence[Annotated[int, msgspec.Meta(ge=-1)]]
-    """How many values each trial has; -1 if none."""
+    """How many values each trial has; -1 if its values are None."""
     values: Any
     rare: dict[int, Rare]
-    """By place in the block: fields that few trials have."""
+    """Place in the block -> the trial's rare fields, if it has any."""
     metrics: bytes
 
 
@@ -243,13 +245,13 @@ class ClosedBlock(Protocol):
 
     @property
     def packed(self) -> memoryview:
-        """What a snapshot holds of it."""
+        """The bytes that a snapshot holds for this block."""
 
     def trials(self) -> list[Trial]:
         """The trials, as new objects."""
 
     def end_of(self, place: int) -> Trial:
-        """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
+        """How the trial at this place ended, and who owned it, without parameters, reports or attributes."""
 
     def columns(self) -> BlockColumns:
         """The trials as columns."""
@@ -262,7 +264,7 @@ class Trials(Sequence[Trial]):
     they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
     first.
 
-    Readers may iterate while a writer appends; they see what was there at the start, or more.
+    Readers may iterate while a writer appends; they see at least the trials that were there at the start.
     """
 
     __slots__ = ("_read", "closed", "open", "size")
@@ -271,7 +273,7 @@ class Trials(Sequence[Trial]):
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
         self.size = 0
-        """`len` without a call; besides this class, only loading a snapshot sets it."""
+        """The number of trials, read faster than `len`; outside this class, only the loading of a snapshot sets it."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
@@ -315,7 +317,7 @@ class Trials(Sequence[Trial]):
         if found is None:
             closed = self.closed.get(index)
             if closed is None:
-                found = self.open.get(index)  # opened this moment
+                found = self.open.get(index)  # it was opened a moment ago
                 if found is None:
                     raise IndexError(index * BLOCK)
                 return found
@@ -379,21 +381,21 @@ class Trials(Sequence[Trial]):
 
 
 class LastCommit(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The outcome of a writer's latest commit, for a writer that lost the reply and then its memory of the log."""
+    """The outcome of a writer's latest commit, for a writer that lost the reply and then its copy of the log."""
 
     seq: Natural
     lsn: Natural
-    """Of this commit, or a later one that another process wrote on the writer's behalf."""
+    """The lsn of this commit, or of a later one that another process wrote on the writer's behalf."""
     verdicts: tuple[Verdict, ...]
     author: str = ""
-    """The user the writer belongs to, as the store vouches; empty where the store has no users."""
+    """The user to whom the writer belongs, as verified by the store; empty if the store has no users."""
 
 
 def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bool:
     """Whether this name belongs to a writer that this author may not speak for.
 
-    A name belongs to the author of the first commit that has it as its writer or owner; if that commit came without an
-    author, to no author at all. Who writes without one, directly to a directory or bucket, may use any name.
+    A name belongs to the author of the first commit that has it as its writer or owner. If that commit has no author,
+    the name belongs to no author. A peer that writes directly to a directory or bucket has none, and may use any name.
     """
     last = writers.get(name)
     return author != "" and last is not None and last.author != author
@@ -405,7 +407,7 @@ class LogState:
     def __init__(self) -> None:
         self.lsn = 0
         self.sum: int | None = 0
-        """The sum of the log up to `lsn` (see `core.codec`); kept by a session, None if unknown. Not in digests."""
+        """The sum of the log up to `lsn` (see `core.codec`); kept by a session; None if unknown. Digests omit it."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
 
@@ -419,8 +421,8 @@ class LogState:
         return owner in self.writers and self.writers[owner].lsn > since
 
     def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
-        """The verdicts on a commit that does not count: garbage, another author's, or known; None for others."""
-        if not isinstance(commit, Commit):  # quicker than to ask for the other class, as a check for a struct's own is
+        """The verdicts on a commit that is garbage, in another author's name or already known; None for any other."""
+        if not isinstance(commit, Commit):  # quicker than a check for Garbage
             self.refuse("malformed")
             return ()
         author, writers = stamp.author, self.writers
@@ -434,9 +436,9 @@ class LogState:
 
 
 class Pausing:
-    """How a study's trials pause, and what that means for what may start. Here they never pause: each counts by itself.
+    """How a study's trials pause, and what may therefore start. In this base class they never pause, and each counts.
 
-    A configuration is known by its first trial; a question about a trial is answered for its configuration.
+    A configuration is identified by its first trial. A question about a trial is answered for its configuration.
     """
 
     policy: Fidelity | None = None
@@ -490,11 +492,11 @@ class Pausing:
         return None
 
     def sources(self, _number: int) -> list[int]:
-        """In a population, the paused trials, one of which a copy continues; empty if this one itself is continued."""
+        """In a population, the paused trials of which a copy continues one; empty if this trial itself is continued."""
         return []
 
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
-        """Whether this paused trial may still be continued, if at most `most` configurations come."""
+        """Whether this paused trial may still be continued, if at most `most` configurations are started."""
         return False
 
     def waiting(self) -> int:
@@ -553,7 +555,7 @@ class State(LogState):
         """How its trials pause. Derived from the trials: not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
-        """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study, either."""
+        """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study: no digest, no snapshot."""
 
     def __repr__(self) -> str:
         name = self.define.name if self.define is not None else "?"
@@ -572,7 +574,7 @@ class State(LogState):
         return population.size if self.budget is None else min(population.size, self.budget)
 
     def has_room(self, trial: int | None = None) -> bool:
-        """Whether the budget has a place for one more trial, or for this one, whose configuration may have one."""
+        """Whether the budget has a place for one more trial, or this trial's configuration already has a place."""
         most = self.budget if self.configurations is NEVER_PAUSING else self.places()
         if most is None or self.configurations.used(self.counts) < most:
             return True

@@ -45,7 +45,7 @@ from hopaas_p2p.core.priors import MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import LAST_TIME, Categorical, Distribution, Float, Int, Natural, Step, StudyDefine
 
 MAX_WAITING: Final = 100_000
-"""Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
+"""Trials that may wait at a time, because each waiting trial costs every peer memory."""
 STATUSES: Final = ("running", "paused", "stopped")
 MAX_BUDGET: Final = (1 << 53) - 1
 """The largest integer that a browser represents exactly."""
@@ -54,7 +54,7 @@ MOST_METRICS: Final = 64
 MOST_PARAMETERS: Final = 1000
 """Names of parameters per study: each is a column with a place for every trial."""
 MOST_CHOICES: Final = 10_000
-"""Choices of a parameter. Each trial may have a distribution of its own, and exports repeat it for each."""
+"""Choices of a parameter. Each trial may have a distribution of its own, which exports write once per trial."""
 LONGEST_CHOICES: Final = 1 << 16
 """Characters that the choices of a parameter have together."""
 LONGEST_METRIC: Final = 100
@@ -64,21 +64,20 @@ MOST_DIRECTIONS: Final = 100
 LONGEST_TTL: Final = 366 * 86_400.0
 """Seconds."""
 LONGEST_NAME: Final = 512
-"""Characters of the name of a parameter or an attribute: of a column in Optuna's database."""
+"""Characters of a parameter's or an attribute's name, as in the column of Optuna's database."""
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
 _MOST_ATTEMPTS: Final = 1000
 """A retry lists all attempts before it."""
 _LARGEST: Final = 1e300
-"""The largest bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it.
-"""
+"""The largest bound. The sum or difference of two larger bounds may be infinite, and Optuna's samplers would raise."""
 _FINEST_GRID: Final = 1 << 53
 """Steps. Doubles cannot distinguish the points of a finer grid, and Optuna's arithmetic with decimals fails on it."""
 _REACH: Final = 1e6
 """How far outside its range a value may lie, in widths of the range: much farther out, TPE's kernels underflow to NaN.
 """
 _DEEPEST: Final = 64
-"""Levels of nested JSON. Beyond some hundred, copying it fails in a program that is itself deep in calls."""
+"""Levels of nested JSON. Beyond a few hundred, copying fails in a program whose call stack is already deep."""
 
 
 def possible_time(microseconds: int) -> bool:
@@ -97,7 +96,7 @@ def readable(text: str) -> str:
 
 
 def reason_text(reason: object) -> str | None:
-    """Why a trial ended; see `readable`. A result is not refused because its reason quotes a file's name in Latin-1."""
+    """Why a trial ended, made `readable`, so that a reason that quotes a file name in Latin-1 is not refused."""
     return None if reason is None else readable(str(reason))
 
 
@@ -245,13 +244,13 @@ def _too_deep(text: str) -> bool:
 def satisfies_constraints(system: Mapping[str, str]) -> bool:
     """Whether a trial with these attributes satisfies its constraints, as Optuna reads them."""
     listed = json.loads(system.get("constraints", "null")) or ()
-    values = {f"constraints:{place}": one for place, one in enumerate(listed)}  # unless it is there by that name, too
+    values = {f"constraints:{place}": one for place, one in enumerate(listed)}  # unless stored under that name, too
     values |= {key: json.loads(text) for key, text in system.items() if key.startswith("constraints:")}
     return all(one <= 0 for one in values.values())
 
 
 def constraints_of(system: Mapping[str, str]) -> dict[str, str]:
-    """Those of a trial's attributes in which Optuna keeps its constraints: a list, or one for each."""
+    """The attributes in which Optuna keeps a trial's constraints: one list, or one attribute per constraint."""
     return {key: text for key, text in system.items() if key.partition(":")[0] == "constraints"}
 
 
@@ -270,7 +269,7 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
 
 
 def _is(wanted: Any, text: str) -> bool:
-    """Whether this is the JSON of such a type, or of a value that a given function accepts."""
+    """Whether this text is JSON of the wanted type, or of a value that the wanted function accepts."""
     try:
         value = json.loads(text)
         if isinstance(wanted, type(_is_space)):
@@ -282,7 +281,7 @@ def _is(wanted: Any, text: str) -> bool:
 
 
 class _Method(msgspec.Struct):
-    """A class with its arguments; whether the class exists is known where it is constructed."""
+    """A class with its arguments; whether the class exists is checked when it is constructed."""
 
     name: str = msgspec.field(name="class")
     arguments: dict[str, Any] | None = None
@@ -371,7 +370,7 @@ READ: Final[dict[str, Any]] = {
     SPACE: _is_space,
     **dict.fromkeys(OF_EXPORTS, _Never),
 }
-"""The attributes that some program reads by name, and their type, or a function that checks them."""
+"""The attributes that some program reads by name, each with its type or a function that checks it."""
 
 _READ_LIKE: Final = (
     (re.compile(r"constraints:.*", re.DOTALL), float),
@@ -387,8 +386,8 @@ _READ_AGAIN: Final = (
     (re.compile(r"hopaas:(exporter:.*|copies|resumed)", re.DOTALL), _SHORT),
     (re.compile(r"constraints(:.*)?", re.DOTALL), 8 * _SHORT),
 )
-"""The attributes that `apply` reads again with later records, and their most characters: each such record takes as
-long as the attribute."""
+"""The attributes that `apply` reads again with later records, and their largest numbers of characters. The time for
+each such record grows with the attribute's length."""
 
 
 # --- studies ---

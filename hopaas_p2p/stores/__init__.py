@@ -1,1 +1,1 @@
-"""The shared place of a study: one contract (`base`), one package per back end."""
+"""Stores, where studies are shared: one contract (`base`), and one package or module per back end."""

@@ -5,13 +5,13 @@ content. Each log is used by one thread at a time.
 
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
 DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
-DO    include a commit's own entry among the entries once it is appended, whoever appended it.
-DO    store with each commit the sum of the log before it (see `core.codec`), if that is known: from `Outgoing.chain`,
+DO    return a commit's own entry among the entries once it is appended, even if an earlier attempt appended it.
+DO    store with each commit the sum of the log before it (see `core.codec`), if it is known from `Outgoing.chain`
       or from what was read.
 DO    raise `StoreUnreachable` when the outcome is not known. The caller tries again with the same bytes.
-DON'T append a commit that is already in (since, head]: it is a repeated attempt.
-DON'T append to a log whose sum differs from `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.
-DON'T retry for longer than a caller can wait: a few seconds.
+DON'T append a commit that is already in (since, head], because it was sent again.
+DON'T append to a log whose sum differs from `Outgoing.chain`; raise `BrokenChain`, or return conflicting entries.
+DON'T retry for longer than the few seconds that a caller can wait.
 DON'T raise on content; return bytes in a commit's place unchanged, even if they are not a commit.
 """
 
@@ -37,7 +37,7 @@ _SHORT: Final = 4096
 _GROWTH: Final = 64
 SNAPSHOTS_KEPT: Final = 3
 BLOCKS_AT_ONCE: Final = 128  # about 15 MB, which a slow link carries within a call's time
-EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange; the caller makes another
+EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange, after which the caller makes another
 
 
 def snapshot_step(lsn: int) -> int:
@@ -62,7 +62,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     nonce: str
     """`writer:sequence number`, which identifies the commit when it is sent again."""
     payload: bytes
-    """Its bytes, sealed by `codec` with a checksum."""
+    """The bytes of the commit, to which `codec` added a checksum."""
     about: str = ""
     """The uuid of the study that a commit to the catalog opens or closes, which that study's owner may do."""
     chain: int | None = None
@@ -72,7 +72,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def writer(self) -> str:
-        """The peer that wrote it. A writer's commits must arrive in the order of their sequence numbers."""
+        """The peer that wrote the commit. A writer's commits must arrive in the order of their sequence numbers."""
         return self.nonce.rpartition(":")[0]
 
 
@@ -110,20 +110,20 @@ class ExchangeResult(Struct, array_like=True, frozen=True, gc=False):
 
 
 class Beat(NamedTuple):
-    """A peer's heartbeat. Only its change has a meaning."""
+    """A peer's heartbeat. A change of `value` shows that the peer is alive; the value itself means nothing."""
 
     peer: str
     value: str
 
 
 class Doubtful(NamedTuple):
-    """A snapshot that a worker wrote, and that no other author vouches for."""
+    """A snapshot that a worker wrote and for which no other author has vouched."""
 
     lsn: int
     author: str
     data: bytes
     sum: str
-    """The checksum of what is compared: a judgement applies to these bytes only."""
+    """The checksum of the compared bytes; a judgement applies only to these bytes."""
 
 
 class Log(ABC):
@@ -149,24 +149,22 @@ class Log(ABC):
         """
 
     def changed(self, since: int) -> bool | None:
-        """Whether there is something after `since`; None if that cannot be determined without a round trip."""
+        """Whether there are commits after `since`; None if that cannot be determined without a round trip."""
         return None
 
     def news(self, since: int, within: float) -> bool | None:
-        """Wait up to `within` seconds for commits after `since`; return whether any came; None, at once, if it cannot
-        wait.
+        """Wait up to `within` seconds for commits after `since`, and return whether any came.
 
-        `Store.hang_up` ends it early. Raises like `exchange`.
+        Returns None at once if this log cannot wait. `Store.hang_up` ends the wait early. Raises like `exchange`.
         """
         return None
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
-        """(lsn, bytes) of the newest snapshot, or of the newest one before `before`, which cannot be read; None if
-        there is none.
+        """(lsn, bytes) of the newest snapshot, or of the newest one before `before` if that one cannot be read.
 
-        Also None if an older one is not needed, because the log can be replayed from its first commit, or if this user
-        has no reason to trust it: where the store knows users, a snapshot is trusted if the caller's own user or an
-        owner wrote it, or if another author vouches for it.
+        None if there is none, or if an older one is not needed because the log can be replayed from its first commit.
+        In a store with users, snapshots that this user may not trust are passed over. A user may trust a snapshot that
+        the user or an owner wrote, or for which another author vouches.
         """
         while (found := self.snapshot_head(before)) is not None:
             before, head = found
@@ -176,10 +174,10 @@ class Log(ABC):
         return None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Store a snapshot, and keep the two before it. May fail: a snapshot is only an optimization.
+        """Store a snapshot, and keep the two before it. May fail, because a snapshot is only an optimization.
 
         Its settled pieces are written once, and shared by later snapshots (`snapshot.split`).
-        If there are several for one lsn, any may be kept: all peers have the same state at that lsn.
+        If there are several for one lsn, any may be kept, because all peers have the same state at that lsn.
         """
         head, blocks = snapshot.split(data)
         there = self.block_names() if blocks else set()
@@ -202,11 +200,11 @@ class Log(ABC):
             return None
 
     def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
-        """Like `newest_snapshot`, but only what `snapshot.split` calls the head, whether it can be read or not."""
+        """Like `newest_snapshot`, but only what `snapshot.split` calls the head, even if it cannot be read."""
         return None
 
     def blocks(self, names: list[str]) -> dict[str, bytes]:
-        """The existing ones of these snapshot blocks, by name; at least the first existing one."""
+        """Those of these snapshot blocks that exist, by name, or at least the first of them."""
         return {}
 
     def block_names(self) -> set[str]:
@@ -234,10 +232,10 @@ class Log(ABC):
         return not self.exchange(None, 0).entries
 
     def sum_at(self, lsn: int) -> int | None:
-        """The sum of the log up to this commit, which a caller claims to have read; None if the log does not tell it.
+        """The sum of the log up to this commit, which a caller claims to have read; None if the log does not hold it.
 
         A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit
-        are stored without a sum: after them, it follows from the last sum that was stored.
+        are stored without a sum; the sum after them is computed from the last one that was stored.
 
         Raises:
             BrokenChain: there is no such commit.
@@ -251,7 +249,7 @@ class Log(ABC):
                 for entry in itertools.takewhile(lambda one: one.lsn <= lsn, read_all(self, first)):
                     before = total if entry.before is None else entry.before
                     total, last = None if before is None else following(before, entry.payload), entry.lsn
-            except BehindRetention:  # a snapshot stands for it
+            except BehindRetention:  # a snapshot replaces these commits
                 if self.removed_up_to() > lsn:
                     raise
                 return None
@@ -283,7 +281,7 @@ class Log(ABC):
         """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """Check that the store has this process's recent commits. Raises BrokenChain if any of it was lost."""
+        """Check that the store has this process's recent commits. Raises BrokenChain if any of them was lost."""
 
     def unconfirmed(self) -> list[int]:
         """The lsns of commits that this process recently appended, and has not read back."""
@@ -292,7 +290,7 @@ class Log(ABC):
     # --- snapshots of others, where the store knows users ---
 
     def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
-        """The newest one in this range of lsns that this user may judge; None if all users trust a newer one."""
+        """The newest snapshot in (after, up_to] that this user may judge; None if all users trust a newer one."""
         found = self.doubtful_head(after, up_to)
         return None if found is None else found._replace(data=self.whole_snapshot(found.data) or b"")
 
@@ -301,7 +299,7 @@ class Log(ABC):
         return None
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
-        """Vouch for it, or deny that it agrees with the log. It is not returned again."""
+        """Vouch for this snapshot, or deny that it agrees with the log. This user is not asked about it again."""
 
     def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
         """For each denied snapshot: its lsn, its author, and the users who deny it."""
@@ -329,14 +327,14 @@ class Log(ABC):
 
         Args:
             base: the snapshot that replaces commits removed before the backup, and its lsn.
-            entries: the commits after it, without gaps. Any that already exist must be the same.
+            entries: the commits after the snapshot, without gaps. Commits that already exist must be the same.
 
         Raises:
-            ConfigurationError: this store cannot hold them; the message says which can.
-            StoreCorrupt: a different commit is there.
+            ConfigurationError: this store cannot hold these commits; the message says which store can.
+                StoreCorrupt: the log has a different commit under one of these lsns.
 
         """
-        raise ConfigurationError("a backup cannot be restored into this store")
+        raise ConfigurationError("a backup cannot be restored into this store; use a directory, database or bucket")
 
 
 def read_all(log: Log, since: int = 0) -> Iterator[Entry]:
@@ -369,7 +367,7 @@ Progress = Callable[[int], None]
 class Artifacts(ABC):
     """Files beside the logs: checkpoints, models, plots.
 
-    Keys are generated by us from letters, digits, `-`, `_` and `/`.
+    Keys consist of letters, digits, `-`, `_` and `/`.
     """
 
     @abstractmethod
@@ -387,11 +385,11 @@ class Artifacts(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove it, if it is there."""
+        """Remove the file under this key, if there is one."""
 
     @abstractmethod
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin with the prefix, a study's uuid and a slash at least, sorted."""
+        """The keys that begin with the prefix, which is at least a study's uuid and a slash, sorted."""
 
 
 class Store(ABC):
@@ -400,14 +398,14 @@ class Store(ABC):
     url: str
     """The URL that opens the store again; it contains no secret, so it may be shown and stored."""
     freshness: float
-    """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, so every read calls it."""
+    """Seconds for which a read may rely on the last pull. If 0, `Log.changed` is cheap, and every read calls it."""
     piggybacks_heartbeats: bool = False
     """Whether a beat inside `exchange` costs nothing extra."""
     snapshots: bool = True
     """Whether a snapshot helps a joining peer; it does not if the log itself is just as quick to read."""
     immediate: bool = False
-    """Whether there is no server behind it: callers then make exchanges in their own threads, unless another thread
-    does."""
+    """Whether the store has no server, so that callers make exchanges in their own threads, unless another thread
+    is making one."""
 
     @abstractmethod
     def catalog(self) -> Log:
@@ -427,7 +425,7 @@ class Store(ABC):
 
     @abstractmethod
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        """The beats of these peers, for those that have one."""
+        """The beats of these peers, by peer, for those that have one."""
 
     def remove_beat(self, peer: str) -> None:
         """Remove the beat of a peer that has ended and runs nothing, if it would otherwise stay forever."""

@@ -1,8 +1,8 @@
-"""The checks of `hopaas-p2p doctor`: those that every store must pass, and how to find a store's own ones.
+"""The checks of `hopaas-p2p doctor`: first those of the store's own package, then those that every store must pass.
 
 A store's package may have a module `checks`. Its `way(store)`, if defined, yields findings about the route to the
-server and returns whether the server was reached; if not, nothing else is tried. Its `checks(store)` come next, then
-the common ones.
+server and returns whether the server was reached; if not, no further check is made. Its `checks(store)` come next, and
+then the common checks.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a 
 _CURES: Final[dict[int | None, str]] = {
     errno.EACCES: _READ_ONLY,
     errno.EPERM: _READ_ONLY,
-    errno.EROFS: "this node can read studies, but not take part: mount the file system for writing",
+    errno.EROFS: "this node can read studies, but not take part; mount the file system for writing",
 }
-"""System error -> what to do about it."""
+"""Number of a system error -> what to do about the error."""
 _SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell
 
 
 def examine(store: Store) -> Iterator[Finding]:
     """All findings about an open store. Writes a scratch log, and removes it.
 
-    Ends after the first check that finds the server unreachable, so that this is reported once.
+    Ends after the first check that finds the server unreachable, so that the failure is reported once.
     """
     for name, check in (("way", _own(store, "way")), ("store", _own(store, "checks")), ("reach", _reach)):
         if check is not None and not (yield from _guarded(name, check, store)):
@@ -58,7 +58,7 @@ def way_to(store: Store) -> Generator[Finding, None, bool]:
 
 
 Check = Callable[[Any], Any]
-"""Store -> an iterator of findings, which may return False: then nothing else needs to be tried."""
+"""Store -> an iterator of findings, which returns False if no further check should be made."""
 
 
 def _own(store: Store, part: str) -> Check | None:
@@ -119,7 +119,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
         try:
             log.erase()
         except Denied:  # a worker's key may add objects, but not remove them
-            left = "; this user may not remove it, so it stays"
+            left = "; the test log stays, because this user may not remove it"
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
         return
@@ -136,7 +136,7 @@ def _beat(store: Store) -> Iterator[Finding]:
     store.beat(Beat(peer, value))
     found = store.beats([peer]).get(peer, "")
     store.beat(Beat(peer, "gone"))
-    seen = found.startswith(value)  # a server adds whose it is
+    seen = found.startswith(value)  # a server adds the peer's user
     detail = "a heartbeat is seen" if seen else f"read {found!r}"
     cure = "peers would consider each other dead; use another store"
     yield Finding("beat", detail, passed=seen, cure=cure)
@@ -169,7 +169,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         found = log.newest_snapshot()
         for entry in read_all(log):
             before = state.sum if entry.before is None else entry.before
-            if state.sum not in (None, before):  # its writer had read other commits before it
+            if state.sum not in (None, before):  # its writer had read other commits
                 forks.append(str(entry.lsn))
             commit = codec.decode(entry.payload)
             if isinstance(commit, codec.Garbage):
@@ -191,12 +191,12 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
     yield Finding(name, detail, passed=not unreadable, cure=cure)
     if forks:
-        detail = f"it has two histories: commit {', '.join(forks)} was not written after the ones that precede it"
-        cure = "was a backup restored under running peers, or did the store accept two commits under one number?"
+        detail = f"the log has two histories: commit {', '.join(forks)} was not written after those before it"
+        cure = "a backup was restored under running peers, or the store accepted two commits under one number"
         yield Finding(f"{name}, history", detail, passed=False, cure=cure)
     if twins:
         detail = f"two processes wrote as {', '.join(sorted(twins))}, and disagree"
-        cure = "was a machine's image started twice? If not, somebody who may write here used another's name"
+        cure = "perhaps a machine's image was started twice; if not, a user of this store wrote under another's name"
         yield Finding(f"{name}, names", detail, passed=False, cure=cure)
     yield from _snapshots(f"{name}, snapshot", log, found, replayed)
 
@@ -207,8 +207,8 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
         try:
             yield _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)
         except snapshot.CorruptSnapshot:
-            cure = "it is skipped: joining takes longer until the next one is written"
-            yield Finding(name, f"the one at commit {found[0]} cannot be read", passed=False, cure=cure)
+            cure = "peers skip it; joining takes longer until the next snapshot is written"
+            yield Finding(name, f"the snapshot at commit {found[0]} cannot be read", passed=False, cure=cure)
     for lsn, author, deniers in log.denied_snapshots():
         detail = f"the snapshot of {author} at commit {lsn} differs from the replay of {', '.join(deniers)}"
         cure = f"no peer uses it; if {author} has no explanation, revoke that user's grant"
@@ -217,6 +217,6 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
 
 def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:
     lsn, data = found
-    cure = "delete it: peers that join from it see a different state from those that replay the log"
+    cure = "delete this snapshot; peers that join from it see a different state from those that replay the log"
     detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
     return Finding(name, detail, passed=same, cure=cure)

@@ -1,8 +1,8 @@
-"""Two nodes test a store together: whether both see the same log, whether anything is lost, how soon commits are seen.
+"""Two nodes test a store together: do both see the same log, is anything lost, and how soon is a commit seen?
 
 A check by a single node proves little about a directory on a network file system, because that node sees its own cache.
 So two or more nodes start `hopaas-p2p doctor STORE --meet WORD` at about the same time, write to one log for some
-seconds, as fast as they can, and compare what each of them has read.
+seconds, and compare what each of them has read.
 
 The delay until one node sees another's commit is measured with one node's own clock: every commit names the others'
 commits that its writer has seen, so the time from a commit to the first answer to it is a round trip.
@@ -30,16 +30,16 @@ from hopaas_p2p.stores.base import Entry, Outgoing, Store, append, read_all
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
 _LOOK: Final = 0.2  # seconds between checks for another node
-_CURE: Final = "results would be lost; use another store, or a mount that looks the same on both nodes"
+_CURE: Final = "results would be lost; use another store, or a mount that shows the same files on both nodes"
 
 
 class _MeetingMessage(msgspec.Struct, omit_defaults=True):
-    """The content of a meeting's commit; other writers may have written something else."""
+    """The content of a commit in a meeting's log; other writers may have written something else."""
 
     who: str
     number: int
     seen: dict[str, int]
-    """The newest commit of each other node that this one has seen."""
+    """Other node -> its newest commit that this node has seen."""
     upto: int = 0
     digest: str = ""
     """The digest of the first `upto` commits, in the node's last message but one."""
@@ -56,10 +56,10 @@ class Meeting:
         store: where to meet.
         word: a word that is the same on all nodes: up to 40 letters, digits, `-` and `_`.
         seconds: how long to write commits.
-        timeout: seconds to wait for others before, and again for their reports afterwards.
+        timeout: seconds to wait for another node, and again for the reports of all other nodes at the end.
 
     Raises:
-        InvalidInput: the word has other characters.
+        InvalidInput: the word is empty, too long, or has other characters.
 
     """
 
@@ -74,11 +74,11 @@ class Meeting:
         self._sent: dict[int, float] = {}
         self._mine: dict[int, bytes] = {}
         self._others: dict[str, list[_MeetingMessage]] = {}
-        """The messages of each other node since this one arrived."""
+        """The messages of each other node since this node joined."""
         self._delays: list[float] = []
 
     def findings(self) -> Iterator[Finding]:
-        """Take part, and report. Blocks until the others have reported, or have failed to arrive."""
+        """Take part in the meeting, and report. Blocks until the others have reported, or have failed to join."""
         try:
             self._exchange()
             self._began = len(self._entries)
@@ -110,11 +110,11 @@ class Meeting:
 
     def _judge(self, *, everybody: bool) -> Iterator[Finding]:
         count = len(self._entries) - self._began
-        detail = f"{len(self._others) + 1} nodes, {count} commits, {len(self._mine)} of this one"
+        detail = f"{len(self._others) + 1} nodes, {count} commits, {len(self._mine)} by this node"
         detail += "" if everybody else "; another node did not report"
         yield Finding("meeting", detail, passed=everybody, cure="check the other node, and run the test again")
         there: dict[int, bytes] = {}
-        with contextlib.suppress(StoreCorrupt):  # as the store has it now, up to the first missing commit
+        with contextlib.suppress(StoreCorrupt):  # the log as the store has it now, up to the first missing commit
             there.update((entry.lsn, entry.payload) for entry in read_all(self._log))
         lost = sum(there.get(lsn) != payload for lsn, payload in self._mine.items())
         twice = len(there) - len(set(there.values()))
@@ -139,7 +139,7 @@ class Meeting:
         self._exchange(Outgoing(f"{self._me}:{self._count}", zlib.crc32(body).to_bytes(4, "little") + body))
 
     def _exchange(self, outgoing: Outgoing | None = None) -> None:
-        """Append the commit, and read on; several times while the store cannot be reached."""
+        """Append the commit, if any, and read new ones; try again while the store cannot be reached."""
         since = len(self._entries)
         new = persistently(
             lambda: list(read_all(self._log, since)) if outgoing is None else append(self._log, outgoing, since)
@@ -148,7 +148,7 @@ class Meeting:
             self._entries.append(entry)
             if outgoing is not None and entry.payload == outgoing.payload:
                 self._mine[entry.lsn] = entry.payload
-            elif self._count:  # otherwise it is from an earlier meeting
+            elif self._count:  # otherwise the commit is from an earlier meeting
                 with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
                     said = _decode(entry.payload[4:])
                     self._others.setdefault(said.who, []).append(said)

@@ -1,4 +1,4 @@
-"""A store in this process, for tests and for trying things out. It ends with the process.
+"""A store in this process's memory, for tests and for trying things out. It ends with the process.
 
 A fork copies it: parent and child then have two independent stores.
 """
@@ -47,7 +47,7 @@ class MemoryLog(Log):
             if outgoing is not None and not (entries and receipt.holds(outgoing)):
                 head, total, chain, payload = len(self._entries), self._sum, outgoing.chain, outgoing.payload
                 if chain is not None and chain != (entries[0].before if entries else total if since == head else None):
-                    raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(chain)}")
+                    raise BrokenChain(f"commits 1 to {since} are not those that the peer has read: {shown(chain)}")
                 entry = Entry(head + 1, payload, outgoing.stamp, total)
                 self._entries.append(entry)
                 self._sum = following(total, payload)
@@ -95,7 +95,7 @@ class MemoryLog(Log):
                 self._sum = following(self._sum, entry.payload)
 
     def after_fork(self) -> None:
-        """Replaces the lock, since a thread of the parent may have held it, and it would never be released here."""
+        """Replace the lock, because a thread of the parent may have held it, and cannot release it here."""
         self._lock = threading.Lock()
 
 

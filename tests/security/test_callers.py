@@ -166,7 +166,7 @@ def test_a_bucket_without_tls_beyond_this_machine_is_asked_for(host: str, by: st
         parse(url, env)
     address = parse(f"{url}&insecure=true", env)
     assert parse(address.url, {}) == address, "and another process opens the same"
-    with pytest.raises(ConfigurationError, match="accepts only insecure=true"):
+    with pytest.raises(ConfigurationError, match="takes insecure=true or insecure=false"):
         parse(f"{url}&insecure=yes", env)
 
 

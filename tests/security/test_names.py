@@ -600,7 +600,7 @@ def test_a_user_is_locked_out_even_if_its_grants_cannot_be_removed(
     with place.session(place.server.url("store")) as holds, place.session(bob) as say:
         holds("BEGIN")
         holds("SELECT FROM hopaas.grants FOR UPDATE")
-        with pytest.raises(StoreUnreachable, match="another session keeps this locked"):
+        with pytest.raises(StoreUnreachable, match="another session holds the lock"):
             access.remove_user(place.admin, "bob")
         with pytest.raises(psycopg2.OperationalError):
             say("SELECT 1")

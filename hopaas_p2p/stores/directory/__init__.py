@@ -1,1 +1,1 @@
-"""A directory that all peers see, also on a shared file system."""
+"""A store in a directory that all peers see, on a local or a shared file system."""

@@ -33,18 +33,18 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     finally:
         store.objects.delete([key])
     room = shutil.disk_usage(store.path).free
-    cure = "free some space: a commit that does not fit waits, and training waits with it"
+    cure = "free some space; a commit that does not fit waits, and training waits with it"
     yield Finding("room", f"{room / (1 << 30):.1f} GiB free", passed=room > _ROOM, cure=cure)
 
 
 def file_system(objects: Directory) -> Finding:
-    """Its type and the options that matter."""
+    """The finding about the file system: its type, and the mount options that matter."""
     mount = objects.mount
     if not mount.kind:
-        return Finding("file system", "the system does not say which")
+        return Finding("file system", "the system does not report its type")
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _SHOWN)
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
     looks_anew = mount.kind not in NFS or mount.option("nocto") is None
-    cure = "mount without nocto: for up to a minute, this machine may see removed files"
+    cure = "mount it without nocto; for up to a minute, this machine may see removed files"
     return Finding("file system", detail, passed=looks_anew, cure=cure)

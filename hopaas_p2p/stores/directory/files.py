@@ -1,21 +1,21 @@
 """Objects in a directory: names that are write-once on every file system with symbolic links, network ones included.
 
-The text of a symbolic link that is never followed *is* a small object, in base64 after `hopaas:`. `symlink()` is one
-call to a file server; it creates the name with all of its text or not at all, and of all callers that create the same
-name exactly one succeeds; `readlink()` reads it. Larger objects (over 4 kB, on XFS 1 kB) are in a file beside it, which
-is written and synced first; the link then names that file. Where a symbolic link may be seen half made, as on
-GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Each way of
-creating a name excludes the other.
+A small object is the text of a symbolic link that is never followed, in base64 after `hopaas:`. `symlink()` is one call
+to a file server. It creates the name with all of its text or not at all, and exactly one of several callers that create
+the same name succeeds. `readlink()` reads the text. A larger object (over 3 kB, on XFS 750 bytes) is a file, which is
+written and synced first; a link beside it then names the file. Where a symbolic link may be seen half made, as on
+GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Neither call
+replaces a name that the other has created.
 
 Objects that may be replaced (packs, snapshots, artifacts) are regular files, written completely under another name and
-then renamed. So are beats, except on NFS, where they are links, which nobody opens.
+then renamed. Beats are regular files too, except on NFS, where they are links, which nobody opens.
 
 A client of a network file system remembers for a minute that a name was missing, unless it opens the directory again,
 so every lookup opens the folder first. A name that was seen needs no second lookup, because it never changes.
 
-Folders and files inherit the permissions of the store's directory: what its group may do there, it may do below. So
-others may put anything there: no link to a file or folder is followed below the root, only regular files are read, and
-anything replaced or removed is named relative to a folder that was opened step by step.
+Folders and files inherit the permissions of the store's directory, so its group has the same rights in all of them.
+Other users may therefore put anything there. No link to a file or folder is followed below the root, only regular files
+are read, and anything replaced or removed is named relative to a folder that was opened step by step.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _SETTLES: Final = 2.0
 under the name that the draft gets meanwhile."""
 _STALE: Final = 0.05  # seconds between attempts to read a file that was replaced
 _NEVER_OPENED: Final = "beats/"
-"""The folder where objects are constantly replaced. A node that opens a file on NFS 4 may get a delegation for it, and
-nobody can replace the file until it is returned; if the node has died, that takes 90 s or more. A link is never opened.
-"""
+"""The folder where objects are constantly replaced. A node that opens a file on NFS 4 may get a delegation for it.
+Nobody can replace the file until the delegation is returned, which takes 90 s or more if the node has died. A link is
+never opened."""
 _REMOVED: Final = ".removed-"
 _ROOT, _META = "v1", "meta.json"
 BOX: Final = "box.json"
@@ -76,7 +76,7 @@ _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
 
 class NoFolder(LookupError):
-    """The folder of these keys does not exist: nothing was ever written to it, or it was removed entirely."""
+    """The folder of these keys does not exist, because nothing was ever written to it, or it was removed entirely."""
 
 
 def _again_if_replaced(read: _Reading) -> _Reading:
@@ -121,7 +121,7 @@ class Directory:
         self._checked: dict[str, float] = {}
         """Folder -> time until which it is known not to be a link."""
         self._doubtful: dict[str, bytes] = {}
-        """What this process wrote into folders that it then could not sync."""
+        """Path -> bytes of the objects that this process wrote into folders that it could not sync."""
 
     # --- write-once objects ---
 
@@ -135,7 +135,7 @@ class Directory:
                 described = status.st_dev, status.st_ino
             except _ABSENT:
                 described = (0, 0)
-            if described != self._described or described == (0, 0):  # is this store still mounted here?
+            if described != self._described or described == (0, 0):  # check that this store is still mounted here
                 self._check_mounted()
                 self._described = described
             self._check_links(folder)
@@ -187,8 +187,8 @@ class Directory:
     def _renew(self, path: str, data: bytes) -> None:
         """Write an object again, as a new file with the same bytes that replaces it.
 
-        A failed sync says nothing about the next one: after an error the system may consider unwritten data written. So
-        what is synced must be new. A name that was lost with the sync may belong to another writer by now, and stays.
+        After a failed sync, the system may consider unwritten data written, so syncing the same file again proves
+        nothing. A name that was lost with the sync may belong to another writer by now, and is left alone.
         """
         folder = path[: path.rindex("/")]
         self._check_links(folder)
@@ -202,7 +202,7 @@ class Directory:
         os.replace(again, path)
 
     def exists(self, key: str) -> bool | None:
-        """Whether the object exists; None if finding out takes a call to a server."""
+        """Whether the object exists; None if an answer takes a call to a server."""
         if self.shared:
             return None
         path = f"{self.root}/{key}"
@@ -255,7 +255,9 @@ class Directory:
         return found
 
     def _check_links(self, folder: str) -> None:
-        """Check that no link below the root leads to a folder; if it is only this user's, just from time to time."""
+        """Check that no link below the root leads to this folder; at most once per second if only this user can
+        write.
+        """
         now = time.monotonic()
         if self._checked.get(folder, 0.0) > now:
             return
@@ -280,7 +282,7 @@ class Directory:
 
         Raises:
             FileNotFoundError: it does not exist.
-            NotADirectoryError: it, or one above it, is a link or a file.
+            NotADirectoryError: the folder, or one above it, is a link or a file.
 
         """
         fd = os.open(self.root, FOLDER | os.O_NOFOLLOW)
@@ -322,7 +324,7 @@ class Directory:
                 return Found(data if len(data) <= limit else b"", len(data))
         if _BESIDE.fullmatch(text):
             return self._read_file(f"{path[: path.rindex('/')]}/{text}", limit) or Found(b"", 0)
-        data = text.encode(errors="surrogateescape")  # not ours: content like any other
+        data = text.encode(errors="surrogateescape")  # a link that is not ours is content like any other
         return Found(data if len(data) <= limit else b"", len(data))
 
     @_again_if_replaced
@@ -390,7 +392,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _replacing(self, key: str) -> Iterator[tuple[str, int]]:
-        """A name to write to, and a descriptor of its folder; the file then replaces the key's."""
+        """A name to write to, and a descriptor of its folder; the new file then replaces the one under the key."""
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         there: os.stat_result | None = None
@@ -432,7 +434,7 @@ class Directory:
             return [name for name, is_folder in _entries(path) if is_folder is folders]
 
     def _look_into(self, folder: str) -> None:
-        """Before a folder is listed, check that it is the store's, and make the server report its current contents."""
+        """Prepare to list a folder: check that it is the store's, and make the server report its current contents."""
         if self.shared:
             look_anew(folder)
         self._check_mounted()
@@ -460,7 +462,7 @@ class Directory:
         """Remove files that others may have opened.
 
         An NFS server delegates files that are opened for reading, and blocks their removal until the delegation is
-        returned. A node that lost power does not return it for 90 s, and nobody should wait for that.
+        returned. A node that lost power does not return it for 90 s, so on NFS another thread removes the files.
         """
 
         def run() -> None:
@@ -481,7 +483,7 @@ class Directory:
                 return None
 
     def remove_folder(self, key: str) -> None:
-        """Remove this folder and everything in it: it disappears for everybody in one step."""
+        """Remove this folder and everything in it; the folder disappears for everybody in one step."""
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         gone = f"{_REMOVED}{secrets.token_hex(6)}"
@@ -494,7 +496,9 @@ class Directory:
         self._off_this_thread(lambda: self._clear(folder))
 
     def _clear(self, folder: str) -> None:
-        """Remove what was moved aside in this folder, including by processes that died before removing it."""
+        """Remove what was moved aside in this folder by this process, or by processes that died before they removed
+        it.
+        """
         with self._opened(folder) as fd:
             for name in os.listdir(folder):  # names only; what is removed is below the descriptor
                 if name.startswith(_REMOVED):
@@ -503,10 +507,10 @@ class Directory:
                         os.unlink(name, dir_fd=fd)
 
     def make_folder(self, key: str, unless: Sequence[str] = ()) -> bool:
-        """Create a folder, with its parents; return whether it may be written to. Raises OSError.
+        """Create a folder, with its parents; return False if an object exists for a key in `unless`. Raises OSError.
 
-        It may not if an object exists for a key in `unless`. This is checked again at the end: that object was written
-        before the folder was removed, so it is visible now, however long this process slept in between.
+        The keys are checked again at the end. Such an object is written before the folder is removed, so it is visible
+        by then, however long this process slept in between.
         """
         folder = f"{self.root}/{key}"
         parent, _, name = folder.rpartition("/")
@@ -529,7 +533,7 @@ class Directory:
         return any(found is not None for found in self.get_many(keys, limit=0))
 
     def _sync(self, folder: str) -> None:
-        """Make the names in a folder survive a loss of power. An NFS server does that before it answers."""
+        """Make the names in a folder survive a loss of power. An NFS server makes them durable before it answers."""
         if self._nfs:
             return
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -572,7 +576,7 @@ def _may_link_to(path: str, text: str) -> bool:
 
 @contextlib.contextmanager
 def reaching(path: str | Path) -> Iterator[None]:
-    """Turns a file system's errors into ours: they may pass, and nothing was acknowledged."""
+    """Turn errors of the file system into ours; see `_reached`."""
     try:
         yield
     except OSError as error:
@@ -580,9 +584,9 @@ def reaching(path: str | Path) -> Iterator[None]:
 
 
 def _reached(path: str | Path, error: OSError) -> HopaasError:
-    """Our error for one of the file system."""
+    """Our error for this error of the file system. Nothing was acknowledged."""
     if isinstance(error, PermissionError):
-        # if the description can be read, this user lacks the right; otherwise a ticket may have expired, which passes
+        # if the description can be read, this user lacks the right; otherwise a Kerberos ticket may have expired
         for folder in Path(path).parents:
             with contextlib.suppress(OSError):
                 os.close(os.open(folder / (_META if folder.name == _ROOT else BOX), READ))
@@ -611,14 +615,14 @@ def look_anew(folder: str) -> bool:
         try:
             os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             return True
-        except _ABSENT:  # perhaps only cached as absent
+        except _ABSENT:  # it may only be cached as absent
             if attempt or len(folder) < 2 or not look_anew(folder[: folder.rindex("/")] or "/"):
                 break
     return False
 
 
 def _is_folder(path: str) -> bool:
-    """Whether there is a folder. Unlike `os.path.isdir`, it does not mistake a disk error for an answer."""
+    """Whether there is a folder at this path. Unlike `os.path.isdir`, a disk error is raised."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except _ABSENT:
@@ -639,7 +643,7 @@ def _make_folder(name: str, parent: int) -> bool:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return False
-    with contextlib.suppress(OSError):  # somebody has removed it: its next user will notice
+    with contextlib.suppress(OSError):  # if somebody has removed it, its next user will notice
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
         try:
             _share(fd, os.fstat(parent))
@@ -649,17 +653,17 @@ def _make_folder(name: str, parent: int) -> bool:
 
 
 def describe(meta: Path, said: dict[str, object]) -> None:
-    """Write a store's description, unless another process does so at the same moment: one of them stays for good."""
+    """Write a store's description. If another process does so at the same moment, one of the two stays for good."""
     data = json.dumps(said).encode() + b"\n"
     try:
         _name_file(data, str(meta), hard=True)
-    except OSError:  # no hard links here: another reader may find it empty for a moment
+    except OSError:  # without hard links, another reader may find it empty for a moment
         with contextlib.suppress(FileExistsError):
             _write(str(meta), data)
 
 
 def links_work(folder: Path) -> bool:
-    """Whether symbolic links are write-once names here: a second one of a name is refused, and the first stays."""
+    """Whether symbolic links are write-once names here, so that a second link of the same name is refused."""
     if mount_of(folder).kind in UNFIT:
         return False
     name = folder / f".proof-{secrets.token_hex(6)}"
@@ -680,9 +684,9 @@ def links_work(folder: Path) -> bool:
 
 
 def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
-    """Give a new file or folder to the group, if the folder above it is the group's to write to.
+    """Give a new file or folder to the group, if the group may write to the folder above it.
 
-    In a world-writable folder with the sticky bit, such as /tmp, everything belongs to its user.
+    In a world-writable folder with the sticky bit, such as /tmp, nothing is given to the group.
     """
     everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
     if above.st_mode & stat.S_IWGRP and not everybodys:
@@ -691,7 +695,7 @@ def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
 
 
 def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = None) -> None:
-    """Write a new file, durable when this returns. After an error in sync or close, none of it is."""
+    """Write a new file, durable when this returns. After an error in sync or close, none of the file is durable."""
     above = os.stat(path.rpartition("/")[0]) if dir_fd is None else os.fstat(dir_fd)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
     try:
@@ -706,7 +710,7 @@ def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = Non
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder, in order, and whether each is a folder; without dot files: drafts, and what NFS keeps open."""
+    """Names in a folder, in order, and whether each is a folder; without dot files, which are drafts or kept by NFS."""
     try:
         with os.scandir(folder) as entries:
             return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")

@@ -3,8 +3,8 @@
     study/{uuid}/commits/{first:020d}/{lsn:020d}   a commit, as `core.codec` makes it, with the sum before it
     study/{uuid}/packs/{first:020d}                256 commits, beginning with that lsn
 
-A write is the quickest check, and the past is in packs (see `packs`): a reader that has not seen the end of the log
-recently reads these first. In a directory on one machine nobody waits; on a file server peers pause after a commit.
+A writer finds the end of the log most quickly by trying to write. A reader that has not seen the end recently reads the
+packs first; see `packs`. On one machine no peer waits for a turn; on a file server, peers pause after a commit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT: Final = 300.0  # seconds for which a folder is kept beside its pack, by t
 
 
 class FolderLog(WriteOnceLog[Directory]):
-    """See the module. One thread at a time."""
+    """A log in a directory; see the module. Used by one thread at a time."""
 
     names = "commits/{first:020d}/{lsn:020d}"
     asleep = 60.0  # folders are kept for 300 beside their packs
@@ -45,7 +45,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if since != self._head:
             return True
         following = self.objects.exists(self.key(since + 1))
-        if following is False and since:  # the folder is gone: it was packed, or the log was deleted
+        if following is False and since:  # the folder may be gone because it was packed or the log was deleted
             return not self.objects.exists(self.key(since))
         return following
 
@@ -91,7 +91,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return True
 
     def _packed(self, since: int, entries: list[Entry]) -> bool:
-        """Add the packed commits after `since`; return whether that is as much as a receipt may hold."""
+        """Add the packed commits after `since`; return whether they are as much as one result may hold."""
         size = 0
         while stored := self._packed_from(since + 1):
             for lsn, data in enumerate(stored, since + 1):
@@ -103,7 +103,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return False
 
     def _packed_from(self, lsn: int) -> list[bytes]:
-        """The commits in the pack of this lsn's range, beginning with it."""
+        """The commits in the pack of this lsn's range, from this lsn on."""
         key = self.pack(lsn)
         found = self.objects.get(key, limit=LARGEST_PACK)
         if found is None:
@@ -111,7 +111,7 @@ class FolderLog(WriteOnceLog[Directory]):
         stored, end = frames(found.data)
         if len(stored) < SPAN:
             raise StoreCorrupt(
-                f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or "
+                f"{key} is damaged after byte {end}. Nothing was changed. Restore the file from a backup, or "
                 "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
             )
         return stored[lsn - first_of(lsn) :]
@@ -129,7 +129,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return Entry(lsn, payload, stamp, before)
 
     def _check_absence(self, lsn: int, deadline: float) -> None:
-        """There is neither a folder nor a pack for this lsn: check whether it is unwritten, or the log is gone."""
+        """Check whether an lsn without a folder or a pack is unwritten, or the log is gone."""
         self._check_deleted()
         if lsn == 1:
             self._check_beginning(deadline)
@@ -137,7 +137,7 @@ class FolderLog(WriteOnceLog[Directory]):
             self.history.gone(lsn - 1)
 
     def _check_hole(self, lsn: int, deadline: float) -> None:
-        """A reader that was behind has found nothing at this lsn: check that there is nothing after it, either."""
+        """Check that no commit follows this lsn, at which a reader that was behind has found none."""
         for key in (self.key(lsn), self.pack(lsn)):
             folder = key.rpartition("/")[0] + "/"
             if any(lsn_of(one) is not None for one in self.objects.listed(folder, after=key)):
@@ -151,7 +151,7 @@ class FolderLog(WriteOnceLog[Directory]):
     def _tidy(self, lsn: int) -> None:
         """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.
 
-        Also creates the next range's folder: without it, looking for a commit takes many calls.
+        Also create the next range's folder, without which a check for the next commit takes many calls.
         """
         if lsn % SPAN == 0:
             self._pack(first_of(lsn))
@@ -184,7 +184,7 @@ class FolderLog(WriteOnceLog[Directory]):
     # --- backups and rescue ---
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """A range lies in a pack, in single files, or in both."""
+        """The bytes stored for each lsn. A range of commits is in a pack, in single files, or in both."""
         singles: dict[int, list[tuple[int, str]]] = {}
         for key in self.objects.listed(f"{self.root}commits/"):
             lsn = lsn_of(key)
@@ -205,8 +205,8 @@ class FolderLog(WriteOnceLog[Directory]):
         self._head = BEHIND
         if base is not None:
             raise ConfigurationError(
-                "The first commits of this log were removed from a bucket before the backup was made, so only a "
-                "bucket can hold the rest. Restore it there, and copy the study: hopaas-p2p study copy BUCKET TO"
+                "The first commits of this log were removed from a bucket before the backup was made, so only a bucket "
+                "can hold the rest. Restore it into one, and copy the study: hopaas-p2p study copy BUCKET TO"
             )
         for first, range_ in itertools.groupby(entries, lambda entry: first_of(entry.lsn)):
             commits, pack = list(range_), self.pack(first)
@@ -227,7 +227,7 @@ class FolderLog(WriteOnceLog[Directory]):
 
     def destroy(self) -> None:
         """End the log with a tombstone, and remove everything in it."""
-        with contextlib.suppress(StoreCorrupt):  # it goes with the rest
+        with contextlib.suppress(StoreCorrupt):  # a damaged log is removed like any other
             super().destroy()
         for folder in ("commits", "packs", "snapshot"):
             self.objects.remove_folder(f"{self.root}{folder}")

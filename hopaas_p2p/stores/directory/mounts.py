@@ -11,7 +11,7 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 _LOCAL: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
-"""File systems that one machine uses: what one process does is visible to all others at once."""
+"""File systems that only one machine uses, where all processes see a change at once."""
 NFS: Final = frozenset(("nfs", "nfs4"))
 BORN_WHOLE: Final = _LOCAL | NFS | {"ceph", "fuse.ceph", "fuse.ceph-fuse"}
 """File systems on which a symbolic link appears with all of its text or not at all, on every machine.
@@ -26,7 +26,7 @@ class Mount(NamedTuple):
     """One line of the system's table of mounts."""
 
     kind: str
-    """The type of the file system, `nfs4` or `ext4`; empty if the system does not report it."""
+    """The type of the file system, such as `nfs4` or `ext4`; empty if the system does not report it."""
     source: str
     options: tuple[str, ...]
     point: str = ""
@@ -34,7 +34,7 @@ class Mount(NamedTuple):
 
     @property
     def shared(self) -> bool:
-        """Whether other machines may write to it; unknown ones count as shared."""
+        """Whether other machines may write to the file system; one of an unknown type counts as shared."""
         return self.kind not in _LOCAL
 
     def option(self, name: str) -> str | None:

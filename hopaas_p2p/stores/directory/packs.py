@@ -1,9 +1,9 @@
-"""Packs: 256 commits in one regular file, so that no folder ever holds thousands of small ones.
+"""Packs: 256 commits in one regular file, so that no folder ever holds thousands of small files.
 
 The commits of a range, lsns 1 to 256, 257 to 512 and so on, begin as single objects in a folder of that range. The
-writer of the last one also writes the pack; minutes later the whole folder is removed. So a range is open (a folder),
-packed (both) or closed (a pack), and never anything else: a reader whose folder is gone looks for the pack, and a
-writer that would have to create the folder again looks for the pack first. No clock is involved.
+writer of the last one also writes the pack; minutes later the whole folder is removed. So a range is always open (a
+folder), packed (both) or closed (a pack). A reader that finds no folder looks for the pack, and a writer looks for the
+pack before it creates a missing folder, so correctness does not depend on when a folder is removed.
 
 A frame of a pack is a commit's length in 8 hex digits, a space, its bytes, and a newline. Bytes that were not a commit
 when they were packed have an exclamation mark in place of the space; any other frame whose checksum fails is damaged.
@@ -33,7 +33,9 @@ def frame(payload: bytes) -> bytes:
 
 
 def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[bytes], int]:
-    """The commits in these bytes up to the first incomplete (or, if `sound`, damaged) one, and where that begins."""
+    """The commits in these bytes up to the first incomplete (or, if `sound`, damaged) frame, and where that one
+    begins.
+    """
     found: list[bytes] = []
     while (end := _end(data, position, sound=sound)) is not None:
         found.append(data[position + _HEAD : end - 1])

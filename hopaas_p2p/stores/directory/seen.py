@@ -1,8 +1,8 @@
 """Remembers the stores that this user has seen on this machine, so that none is recreated while it is unmounted.
 
-A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`: which store was in which directory, and on which mount. If the
-directory is empty now and on another mount, the file system is not mounted, and the store is unreachable. If the mount
-is the same, somebody has removed the store, and may create another.
+A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`, says which store was in which directory, and on which mount.
+If the directory is now empty and on another mount, the store's file system is not mounted, and the store is
+unreachable. If the mount is the same, somebody has removed the store, and a new one may be created.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
 
 def remember(path: Path, uuid: str) -> None:
-    """Note that this store exists. May fail: then it is not recognized later."""
+    """Note that this store exists. If the note cannot be written, the store is not recognized later."""
     seen = KnownStore(uuid, mount_point(path))
     with contextlib.suppress(OSError, RuntimeError, StoreAway):
         if known(path) != seen:
@@ -45,7 +45,7 @@ def check_not_away(path: Path) -> None:
     """Check a directory before a store is created in it, or reported missing.
 
     Raises:
-        StoreAway: there was a store, on a file system that is not mounted now.
+        StoreAway: the directory had a store, on a file system that is not mounted now.
 
     """
     seen = known(path)
@@ -61,7 +61,7 @@ def known(path: Path) -> KnownStore | None:
     """The store that was last found in this directory; None if there was none.
 
     Raises:
-        StoreAway: the note cannot be read at the moment, so there may have been one.
+        StoreAway: the note cannot be read at the moment, so there may have been a store.
 
     """
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):

@@ -1,6 +1,6 @@
 """A store in a directory, on a local file system or one that several machines share.
 
-`stores.objects.store` and `stores.objects.log` define the names, `files` how they are written. There is no lock.
+`stores.objects.store` and `stores.objects.log` define the names of objects, and `files` writes them. There is no lock.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     Raises:
         ConfigurationError: there is a file at this path, or its parent is missing; it cannot be read or created,
             or its file system has no symbolic links.
-        NewerFormat: a newer version wrote it.
-        Denied: its permissions keep this user out.
+        NewerFormat: a newer version of this program created the store.
+        Denied: the store's permissions keep this user out.
 
     """
 
@@ -120,7 +120,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
             self.objects.delete([f"beats/{peer}"])
 
     def sweep_beats(self) -> None:
-        """Runs once per day; compares the beats with the newest one by the file system's clock."""
+        """Remove beats 40 days older than the newest one, by the file system's clock, at most once per day."""
         if time.monotonic() < self._sweep_at:
             return
         self._sweep_at = time.monotonic() + _SWEEP_EVERY
@@ -129,7 +129,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self.objects.discard([key for key, at in beaten.items() if 0.0 < at < newest - _BEATS])
 
     def _prove(self) -> None:
-        """Prove, once per process and before it writes, that exactly one of several creators of a name succeeds."""
+        """Prove once, before this process writes, that exactly one of several creators of a name succeeds."""
         if not self._proven and not links_work(self._root):
             kind = mount_of(self._root).kind or "of this kind"
             raise ConfigurationError(

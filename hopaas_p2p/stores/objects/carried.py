@@ -7,8 +7,8 @@ In a bucket, the object of a commit may also hold the commits before it:
     tail: length of the commit (4 bytes) | crc32 of all before (4 bytes), both little-endian | MAGIC
 
 Copies are the commits as their writers sealed them, oldest first, without a gap up to the commit itself. They go back
-to the last commit of every writer seen among the last 32, because that is how far behind these writers are: a log with
-one writer carries nothing. An object without a tail is a single commit.
+to the last commit of every writer seen among the last 32, because that is how far behind these writers are. In a log
+with one writer, objects carry no copies. An object without a tail is a single commit.
 
 The object under a commit's own lsn remains authoritative. A copy is trusted because the sums of the copies lead from
 the sum that the reader knows to the one that the commit carries (`core.codec`). These sums do not protect against
@@ -98,7 +98,7 @@ class PiggybackedCommits:
 
     @property
     def shared(self) -> bool:
-        """Whether these are from several writers: then the next commit carries the last of them."""
+        """Whether these commits are from several writers, so that the next commit carries some of them."""
         return len({codec.writer_of(one.payload) for one in self._seen}) > 1
 
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
@@ -124,7 +124,7 @@ class PiggybackedCommits:
         """The copies in the object of this lsn.
 
         Raises:
-            BrokenChain: they do not lead to the commit, or are not what this handle has read.
+            BrokenChain: the copies do not lead to the commit, or differ from what this handle has read.
 
         """
         mine = {one.lsn: one for one in self._seen}
@@ -135,7 +135,7 @@ class PiggybackedCommits:
             if known is not None and known.payload != payload:
                 read = codec.shown(codec.following(known.before, known.payload))
                 there = codec.shown(codec.following(total, payload))
-                what = f"differs from the one this peer has read: it leads to the sum {there}, the one read to {read}"
+                what = f"differs from the one that this peer has read: it leads to the sum {there} instead of {read}"
                 raise BrokenChain(_said(lsn, place, what))
             if place < 1 or not codec.intact(payload):
                 raise BrokenChain(_said(lsn, place, "is not a commit"))
@@ -144,7 +144,7 @@ class PiggybackedCommits:
         _, before, _ = codec.detach(object_.stored)
         if object_.copies and before != total:
             read, there = codec.shown(total), codec.shown(before)
-            raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, and the commit itself follows {there}"))
+            raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, but the commit itself follows {there}"))
         return found
 
 

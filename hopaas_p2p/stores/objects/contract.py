@@ -1,7 +1,8 @@
-"""What a log needs from a bucket or a directory: a handful of calls, and what their answers mean.
+"""What a log needs from a bucket or a directory: a few calls, and what their answers mean.
 
 Everything depends on `put_new`: of all calls that write one key, exactly one succeeds, and what it wrote never changes.
-Nothing is retried here, except after expired keys or a wrong clock: the caller must know when an outcome is unknown.
+Apart from files, no request is retried here except after expired keys or a wrong clock, because the caller must know
+when an outcome is unknown.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ _DIGITS: Final = 20  # digits of an lsn, in a name
 
 
 def lsn_of(key: str) -> int | None:
-    """The lsn after which this object or folder is named; None if it is not one of ours."""
+    """The lsn after which this object or folder is named; None if its name is not one of ours."""
     name = key.rstrip("/").rpartition("/")[2]
     return int(name) if len(name) == _DIGITS and name.isascii() and name.isdigit() else None
 
 
 class NotRemoved(Denied):
-    """Some objects may not be removed; the others were."""
+    """Some objects may not be removed by this user; all others were removed."""
 
     stay: dict[str, Denied] = {}
-    """Key -> why it stays."""
+    """Key -> why its object stays."""
 
     @classmethod
     def of(cls, stay: dict[str, Denied]) -> Self:
@@ -69,7 +70,7 @@ class Found(NamedTuple):
 class ObjectStore(Protocol):
     """What a log needs of an object store. Any thread may call it. Keys are relative to the store's root.
 
-    Raises, all of them:
+    Every method may raise:
         StoreUnreachable: no answer, or one that asks to try again later. The request may have been carried out.
         Denied: this user may not do that. The request was not carried out.
         ConfigurationError: bucket, keys, clock or server must be changed. The request was not carried out.
@@ -80,9 +81,9 @@ class ObjectStore(Protocol):
     """Seconds for which a new object may be read wrongly, because of this machine's cache."""
 
     def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
-        """Write the object if there is none; return whether this call did. Durable when this returns True.
+        """Create the object unless it exists; return whether this call created it. Durable when this returns True.
 
-        Where keys are in folders that are removed entirely, a missing folder is not created again, and nothing is
+        If keys are in folders that are removed entirely, a missing folder is not created again, and nothing is
         written, if an object exists for a key in `unless`, or if `unless` is None.
         """
 
@@ -92,7 +93,7 @@ class ObjectStore(Protocol):
     def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
         """The object, or None. An object larger than `limit` bytes is not read.
 
-        Unless `certain`, this machine's cached view of the folder is enough, for a caller that can tolerate errors.
+        Unless `certain`, the answer may come from this machine's cached view of the folder, and be wrong.
         """
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> Sequence[Found | StoreUnreachable | None]:
@@ -108,13 +109,13 @@ class ObjectStore(Protocol):
         """The keys that begin with this folder, in order."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these objects, if they exist. Raises NotRemoved if some may not be; the others are."""
+        """Remove these objects, if they exist. Raises NotRemoved after this if some may not be removed."""
 
     def discard(self, keys: Iterable[str]) -> None:
-        """Like `delete`, for objects that nobody needs: they may be removed a little later, or not at all."""
+        """Like `delete`, for objects that nobody needs, which may be removed a little later, or not at all."""
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file of any size; completely or not at all."""
+        """Write a file of any size, completely or not at all."""
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
         """Write the object to a file; return whether it existed."""

@@ -1,23 +1,23 @@
 """A log of write-once objects: one object per commit, named by its lsn, which exactly one writer can create.
 
-This is what the log of a directory (`directory.log`) and that of a bucket (`s3.log`) have in common:
+The log of a directory (`directory.log`) and that of a bucket (`s3.log`) have these names in common:
 
     study/{uuid}/snapshot/{lsn:020d}
     study/{uuid}/snapshot/blocks/{name}            finished trials, shared by snapshots: see `core.snapshot.split`
     study/{uuid}/boundary/{lsn:020d}               commits up to this lsn were removed; `deleted`: all of them
 
-To append, put the next key. Of all peers that do, one succeeds. There are three outcomes. *Mine*: it was created. *Not
-mine*: it exists; the object shows whose it is, and it may be mine, from an earlier attempt whose answer was lost.
-*Unknown*: a timeout or an I/O error; the object that is there decides, and if there is none, the same bytes are sent to
-the same key again. A peer never moves on while a key is undecided: an attempt that is still under way somewhere could
-then take effect unnoticed. For the same reason it never gives up a commit, but sends the same bytes again.
+To append a commit, a peer puts the next key, and exactly one of several peers succeeds. A put has three outcomes.
+*Mine*: the key was created. *Not mine*: the key exists; its object shows whose commit it is, which may be mine, from an
+earlier attempt whose answer was lost. *Unknown*: after a timeout or an I/O error, the peer reads the key, and if the
+key is free, it sends the same bytes again. A peer never moves on while a key is undecided, because an attempt that is
+still under way could then take effect unnoticed. For the same reason, a peer does not give up a commit.
 
 There is no lock. A peer that is stopped, frozen or cut off in the middle of a write does not delay others.
 
-A deleted study ends with a tombstone, which a peer that still writes to it finds instead of a free key.
+A deleted study ends with a tombstone, which a peer that still writes to the study finds instead of a free key.
 
-A log is read from what is known up to the first free key. Only a certain end is trusted: see `History`,
-and for network file systems `directory.files`.
+A peer reads a log from the last commit that it knows up to the first free key. `History` and, for network file systems,
+`directory.files` ensure that this key is really the end.
 """
 
 from __future__ import annotations
@@ -56,47 +56,47 @@ SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
 TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
-_REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; beyond, they are read again
-_SUMS: Final = 256  # of the log up to as many commits, most of which each caller of a server has read
+_REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; further ones are read again
+_SUMS: Final = 256  # sums kept, up to as many recent commits; most callers of a server have read up to one of these
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
-_ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Run: hopaas-p2p doctor URL"
+_ADVICE: Final = "Perhaps a backup was restored under running peers. Nothing was changed. Run: hopaas-p2p doctor URL"
 _BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clocks(NamedTuple):
-    """This machine's clocks: at least one of them advances, whatever sleeps."""
+    """This machine's clocks, at least one of which advances while a process or the machine sleeps."""
 
     wall: float
     boot: float
 
 
 def clocks() -> Clocks:
-    """Their current readings."""
+    """The current readings of this machine's clocks."""
     return Clocks(time.time(), time.clock_gettime(_BOOT))
 
 
 class History:
-    """One handle's knowledge of a log's past, and whether it still holds: the sums, and the removals.
+    """What one handle knows of a log's past: its sums, and whether commits were removed.
 
     A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
-    every write: a backup that is restored under running peers is noticed before anything is written beside it. On a
-    file server the check happens once per second. In a bucket, the next commit reveals it.
+    every write, and a backup that was restored under running peers is noticed before anything is written beside it. On
+    a file server, the check is made once per second. In a bucket, the next commit reveals a restored backup.
 
-    A free key is the end of the log only for a process that was awake: `gc` leaves everything in a bucket for a day,
+    A free key is the end of the log only for a process that was awake. `gc` leaves everything in a bucket for a day,
     and a folder of a directory stays for minutes beside its pack. If some clock of a process's machine has advanced by
     more than that since the last contact, the process checks for removals before it trusts a free key, and before it
     acknowledges what it wrote.
 
-    An exchange is between `begin` and `end`. The end of the log can be trusted there, unless this process slept:
-    commits that it has not read may be removed minutes after packing, and a network file system may still show their
-    folder then, half empty. So a process that has not seen the end of the log for a while reads the past first.
+    An exchange lasts from `begin` to `end`. During an exchange, the end of the log can be trusted unless this process
+    slept. Commits that it has not read may be removed minutes after packing, and a network file system may then still
+    show their folder, half empty. So a process that has not seen the end of the log for a while reads the past first.
 
     Args:
         objects: where the log is.
-        root: of the log.
+        root: the key of the log's folder.
         stored: reads what is stored at an lsn; None if there is certainly nothing.
         asleep: seconds without contact after which this process may have slept through a removal.
 
@@ -107,11 +107,11 @@ class History:
     ) -> None:
         self._objects, self._root, self._stored, self._asleep = objects, root, stored, asleep
         self.every = math.inf
-        """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
+        """Seconds between two checks that the last commit is still there; infinite if the next commit reveals that."""
         self.chain: tuple[int, int | None] = 0, 0
         """An lsn, and the sum of the log up to it, if it is known."""
         self.sums: dict[int, int | None] = {}
-        """The sums up to the commits that this handle has read or written lately, as far as they are known."""
+        """lsn -> the sum up to this commit, for the commits that this handle has read or written lately."""
         self._last_written: tuple[int, int | None, bytes] = 0, None, b""
         """The lsn of the last commit that this process wrote, the sum of the log up to it, and its object."""
         self._checked_at = 0.0
@@ -121,12 +121,12 @@ class History:
         """Whether something read since `begin` does not follow what was read before."""
         self.clocks: Callable[[], Clocks] = clocks
         self.last: Clocks | None = None
-        """The last moment at which this process's knowledge of the log's end was true."""
+        """The last moment at which this process certainly knew the log's end."""
         self._began = self.clocks()
         self._known: Clocks | None = None
-        """Like `last`, for this exchange, which may still fail."""
+        """Like `last`, as of the current exchange, which may still fail."""
 
-    # --- did this process sleep? ---
+    # --- whether this process slept ---
 
     def begin(self, since: int, outgoing: Outgoing | None = None) -> bool:
         """Begin an exchange of a peer that has read up to `since`; return whether this process may have slept.
@@ -135,7 +135,7 @@ class History:
 
         Raises:
             BehindRetention: some later commits have been removed.
-            StudyDeleted: all have been removed.
+            StudyDeleted: all commits have been removed.
             BrokenChain: the last commit is missing or different.
 
         """
@@ -148,7 +148,7 @@ class History:
             self.sums = dict(sorted(self.sums.items())[-_SUMS:])
         if outgoing is not None and outgoing.chain is not None:
             self.chain = since, outgoing.chain
-        if since and since == self.snapshot:  # a peer begins with a snapshot: does the log extend that far?
+        if since and since == self.snapshot:  # check that the log extends to the peer's snapshot
             if self._stored(since) is None and self.truncation_point() < since:
                 self.gone(since)
             self.snapshot = 0
@@ -165,7 +165,7 @@ class History:
         there = None if before is None else codec.following(before, payload)
         if known is not None and there is not None and known != there:
             raise BrokenChain(
-                f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, and it is "
+                f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, now it is "
                 f"{codec.shown(there)}. {_ADVICE}"
             )
         return woke
@@ -175,13 +175,13 @@ class History:
         self._known = self._began
 
     def end(self, since: int) -> None:
-        """End the exchange: a peer that slept during it may have written where `gc` has been. Raises like `begin`."""
+        """End the exchange. If this process slept during it, check for removals. Raises like `begin`."""
         if self.slept(self._began):
             self.check_retained(since)
         self.last = self._known
 
     def slept(self, then: Clocks | None = None, now: Clocks | None = None) -> bool:
-        """Whether this process may have slept since then, or else since the end of the log was last seen."""
+        """Whether this process may have slept since `then`, by default since the end of the log was last seen."""
         then, now = then or self._known, now or self.clocks()
         return then is None or max(abs(now.wall - then.wall), now.boot - then.boot) > self._asleep
 
@@ -197,7 +197,7 @@ class History:
             raise StudyDeleted
         return max((lsn_of(key) or 0 for key in keys), default=0)
 
-    # --- what came before? ---
+    # --- what came before ---
 
     def wrote(self, lsn: int, payload: bytes, before: int | None, data: bytes) -> None:
         """Record that this process wrote this commit, in an object of these bytes, at the end of the log.
@@ -236,26 +236,26 @@ class WriteScheduler:
     """
 
     at_once: bool = True
-    """Whether it never asks a writer to read first or to wait, and need not hear of its writes."""
+    """Whether writers never read first or wait, so that their writes need not be recorded."""
 
     def saw(self, payload: bytes, modified: float, now: float) -> None:
-        """A commit of another peer was read."""
+        """Record that a commit of another peer was read."""
 
     def reached_head(self, others: int, now: float) -> None:
-        """Everything was read up to the end of the log: `others` commits since the last time."""
+        """Record that the log was read up to its end, with `others` commits since the last time."""
 
     def won(self, now: float, took: float, writer: str = "") -> None:
-        """A write of this peer, or of a server for this writer, became a commit."""
+        """Record that a write of this peer, or of a server for this writer, became a commit."""
 
     def lost(self, now: float, took: float) -> None:
-        """A write of this peer came second."""
+        """Record that another peer's write came before this peer's."""
 
     def look_first(self, now: float) -> bool:
-        """Whether reading before the write pays off."""
+        """Whether a read before the write probably pays off."""
         return False
 
     def pause(self, now: float) -> float:
-        """Seconds after which to read again, because this peer should not write yet; 0 if it may."""
+        """Seconds after which to read again, because this peer should not write yet; 0 if it may write."""
         return 0.0
 
     def after_losing(self) -> float:
@@ -268,12 +268,12 @@ class WriteScheduler:
 
 
 class WriteOnceLog(Log, Generic[Objects]):
-    """See the module. One thread at a time.
+    """A log of write-once objects; see the module. Used by one thread at a time.
 
     Args:
-        store: the store of the log. It checks that this is a store before a read, and proves that a key has one winner
-            before a write.
-        root: the log's place in it, ending with a slash.
+        store: the store of the log, which checks before a read that it is a store, and proves before a write that a key
+            has one winner.
+        root: the log's place in the store, ending with a slash.
         scheduler: decides when to write, and whether to read first.
 
     """
@@ -281,7 +281,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     names: str
     """The key of a single commit below the root, with its `lsn` and the `first` one of its range to be filled in."""
     carries: bool = False
-    """Whether the object of a commit may also hold the commits before it. Elsewhere such bytes are no commit."""
+    """Whether the object of a commit may also hold the commits before it. Otherwise, such bytes are not a commit."""
     limit: int = LARGEST
     """The most bytes of an object that are read."""
     asleep: float
@@ -291,8 +291,8 @@ class WriteOnceLog(Log, Generic[Objects]):
     losses: int = 1
     """Consecutive lost writes after which a read is worthwhile."""
     looks_if_behind: bool = False
-    """Whether to read before the first write of an exchange exactly if the peer has not seen the end of the log;
-    otherwise, if that pays off."""
+    """If True, read before the first write of an exchange exactly if the peer has not seen the end of the log. If
+    False, read if that probably pays off."""
 
     def __init__(self, store: ObjectBackedStore[Objects], root: str, scheduler: WriteScheduler) -> None:
         self.store = store
@@ -308,11 +308,13 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
         self._seen = 0
-        """The highest lsn that the log is known to have, whoever asked: the scheduler counts each commit once."""
+        """The highest lsn that the log is known to have, over all callers, so that the scheduler counts each commit
+        once.
+        """
         self._recent: dict[int, bytes] = {}
         """Objects of the current range, for its pack; empty in a process that has not written here."""
         self._size = 0
-        """Their bytes."""
+        """The bytes of the objects in `_recent`."""
 
     def key(self, lsn: int) -> str:
         """The key of a single commit."""
@@ -326,7 +328,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     @abstractmethod
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        """Add what comes after `since`, up to the first free key; return whether a receipt was full before that.
+        """Add the commits after `since`, up to the first free key; return whether the result was full before that.
 
         Unless `certain`, there may be more commits that this machine's file system has not seen yet.
         """
@@ -336,7 +338,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
     def _packed_from(self, lsn: int) -> list[bytes]:
-        """The commits in the pack of this lsn's range, beginning with it, if there is a pack."""
+        """The commits in the pack of this lsn's range, from this lsn on, if there is a pack."""
         return []
 
     def _tidy(self, lsn: int) -> None:
@@ -344,7 +346,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     @abstractmethod
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Each lsn for which there is something, and its bytes. Later items are at most `scatter` lsns lower."""
+        """Each lsn under which something is stored, and its bytes. Later items are at most `scatter` lsns lower."""
 
     # --- exchanging ---
 
@@ -362,7 +364,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         return receipt
 
     def _enter(self, *, writes: bool) -> None:
-        """Before an exchange, check that this is a store, and before a write that a key has one winner."""
+        """Check before an exchange that this is a store and, before a write, that a key has one winner."""
         self._prove() if writes else self.store.find()
 
     def _prove(self) -> None:
@@ -402,10 +404,10 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _get(
         self, lsn: int, deadline: float, *, suspect: Found | StoreUnreachable | None = None, certain: bool = True
     ) -> Found | None:
-        """The object at this lsn. Tries until the deadline, at least once.
+        """The object at this lsn. Tries at least once, and until the deadline.
 
-        An object that is not a commit was either truncated in transit or is like that in the store: a second read
-        decides, or the first one here after `suspect`.
+        An object that is not a commit was either truncated in transit or is like that in the store, so it is read a
+        second time. A result of an earlier read may be passed as `suspect`.
         """
         backoff = Backoff(*_PAUSES)
         settled = time.monotonic() + self.objects.settles
@@ -417,11 +419,11 @@ class WriteOnceLog(Log, Generic[Objects]):
                 if found is None or self._is_settled(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    # the end of a commit
+                    # the bytes end like one of our objects
                     if found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data:
                         raise StoreCorrupt(
                             f"{self.key(lsn)} is damaged: it is complete, but not as it was written. Nothing was "
-                            "changed: restore it from a backup, or run: hopaas-p2p doctor URL"
+                            "changed. Restore it from a backup, or run: hopaas-p2p doctor URL"
                         )
                     return found
                 suspect = found
@@ -431,20 +433,20 @@ class WriteOnceLog(Log, Generic[Objects]):
                 time.sleep(backoff.pause())
 
     def _is_settled(self, found: Found) -> bool:
-        """Whether a read has shown what is there for good."""
+        """Whether no second read is needed to know what is stored."""
         return opened(found.data).sound or found.data == TOMBSTONE or found.size > self.limit
 
     def _resolved(self, lsn: int, one: Found | StoreUnreachable | None, deadline: float) -> Found | None:
-        """What is at this lsn for good, after a read of several objects showed this."""
+        """What is certainly stored at this lsn, given `one` from a read of several objects."""
         if one is None or (isinstance(one, Found) and self._is_settled(one)):
             return one
         return self._get(lsn, deadline, suspect=one)
 
     def _stored(self, lsn: int) -> bytes | None:
-        """What is stored for this lsn, which a peer has read, wherever it is; None if nothing is. Raises StudyDeleted.
+        """The bytes of this commit, which a peer has read, from its own object or a pack; None if neither exists.
 
-        Looks twice before it reports that there is nothing: a file system may be mounted again between the look for the
-        commit and the look for the store.
+        Raises StudyDeleted. Both are read twice before None is returned, because a file system may be mounted again
+        between the read of the commit and the check for the store.
         """
         for _ in range(2):
             found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
@@ -465,7 +467,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             self._check_deleted()
 
     def _check_beginning(self, deadline: float) -> None:
-        """There is no lsn 1: either nobody has written to the log, or its beginning was removed. Checks once."""
+        """Check once, for a log without commit 1, that nobody has written to it, rather than that it was removed."""
         if self._has_beginning:
             return
         for key in self.objects.listed(self.root, at_most=3):
@@ -473,16 +475,16 @@ class WriteOnceLog(Log, Generic[Objects]):
                 raise StudyDeleted
             kind = key[len(self.root) :].partition("/")[0]
             if kind in ("log", "commits", "packs") and lsn_of(key) not in (None, 1):
-                if self._get(1, deadline) is not None:  # written this moment
+                if self._get(1, deadline) is not None:  # it was written just now
                     break
                 self._missing(1)
         self._has_beginning = True
 
     def _missing(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
-            f"{self.key(lsn)} is missing, but there are commits after it. Somebody who cleaned up, a tool that "
-            "removes dangling links, or a lifecycle rule has removed it: prevent that, and restore the commit from "
-            "a backup or, in a bucket, from a version. Nothing was changed. To copy the rest into a new study: "
+            f"{self.key(lsn)} is missing, but there are commits after it. A person, a tool that removes dangling links, "
+            "or a lifecycle rule has removed it. Prevent that, and restore the commit from a backup or, in a bucket, "
+            "from an older version of the object. Nothing was changed. To copy the rest into a new study: "
             "hopaas-p2p doctor STORE --rescue"
         )
 
@@ -505,7 +507,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             self._head = self._seen = entry.lsn
             if created:
                 return ExchangeResult(entries)
-            if entry.payload == payload:  # it was already there, and others may follow it
+            if entry.payload == payload:  # the commit was already there, and others may follow
                 self._secure(payload, [entry])
                 behind, more = self._look(entry.lsn, deadline, certain=True)
                 return ExchangeResult(entries + behind, more)
@@ -517,9 +519,9 @@ class WriteOnceLog(Log, Generic[Objects]):
             look = losses % self.losses == 0
 
     def _await_turn(self, since: int, deadline: float, *, look: bool | None = None) -> ExchangeResult:
-        """Read, if asked to, or by default if that pays off, and wait for this peer's turn; return what came meanwhile.
+        """Read if `look`, or by default if that probably pays off, and wait for this peer's turn; return new commits.
 
-        A read by default need not be certain: the following write finds what it missed.
+        A read by default need not be certain, because the following write finds any commit that the read missed.
         """
         entries: list[Entry] = []
         certain = bool(look)
@@ -540,7 +542,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _secure(self, payload: bytes, entries: list[Entry]) -> bool:
         """Secure a commit of an earlier attempt, whose writer may have been cut off before it was durable.
 
-        Returns whether it is among these.
+        Returns whether that commit is among `entries`.
         """
         mine = [entry.lsn for entry in entries if entry.payload == payload]
         for lsn in mine:
@@ -548,7 +550,9 @@ class WriteOnceLog(Log, Generic[Objects]):
         return bool(mine)
 
     def _decide(self, lsn: int, outgoing: Outgoing, deadline: float) -> tuple[Entry, bool]:
-        """Write this commit at this lsn until it is known what is there; return that, and whether this write did it."""
+        """Try to write this commit at this lsn until it is known which one is there; return that, and whether it is
+        new.
+        """
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
         payload, (read, total) = outgoing.payload, self.history.chain
@@ -571,7 +575,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             if data is not None:
                 self.history.wrote(lsn, payload, before, data)
                 if lsn % TIDY_EVERY == 0:
-                    with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
+                    with contextlib.suppress(StoreUnreachable, Denied):  # the next writer tries again
                         self._tidy(lsn)
                 return Entry(lsn, payload, outgoing.stamp, before), True
             found = self._get(lsn, deadline, certain=False)
@@ -585,10 +589,10 @@ class WriteOnceLog(Log, Generic[Objects]):
             time.sleep(backoff.pause())
 
     def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
-        """Write this commit at this lsn, where the log has this sum, if there is none; return its object.
+        """Create this commit at this lsn, with the sum before it; return its object, or None if the key exists.
 
-        None if something is there. A second call writes the same bytes. An object does not count if this process slept
-        and its range was packed and removed meanwhile. Raises StoreUnreachable.
+        A second call writes the same bytes. Raises StoreUnreachable; BehindRetention if this process slept, and the
+        range of the new object was packed and removed meanwhile.
         """
         data, unless = codec.attach(outgoing.payload, before, outgoing.stamp), None
         if lsn % SPAN == 1:
@@ -614,7 +618,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             self._size += len(data)
 
     def _elsewhere(self, lsn: int, deadline: float) -> Entry | None:
-        """The commit of an lsn whose key is free, if it may be somewhere else."""
+        """The commit of an lsn whose key is free, if the commit is in another place."""
         return None
 
     def is_empty(self) -> bool:
@@ -674,7 +678,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 with contextlib.suppress(BrokenChain):
                     for copy in PiggybackedCommits().copies(lsn, there):
                         _add(held.setdefault(copy.lsn, []), codec.attach(copy.payload, copy.before))
-            for complete in sorted(one for one in held if one <= lsn - self.scatter):  # nothing more will come
+            for complete in sorted(one for one in held if one <= lsn - self.scatter):  # no more pieces will come
                 for stored in held.pop(complete):
                     if stored != TOMBSTONE:
                         payload, before, stamp = codec.detach(stored)
@@ -713,7 +717,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
 
 def _add(there: list[bytes], data: bytes) -> None:
-    """Add a commit to those of its lsn, unless it is among them; a damaged one is kept only while it is alone."""
+    """Add a commit to those of its lsn, unless it is among them; a damaged one is replaced by any other."""
     if there and not codec.intact(there[0]):
         there[:] = [data]
     elif not there or (codec.intact(data) and not any(_same(data, one) for one in there)):
@@ -721,7 +725,7 @@ def _add(there: list[bytes], data: bytes) -> None:
 
 
 def _same(stored: bytes, other: bytes) -> bool:
-    """Whether both are the same commit, and as far as is known after the same ones."""
+    """Whether both are the same commit and, as far as is known, follow the same commits."""
     (payload, before, stamp), (there, known, said) = codec.detach(stored), codec.detach(other)
     return payload == there and stamp == said and (before == known or before is None or known is None)
 

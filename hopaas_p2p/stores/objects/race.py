@@ -1,8 +1,9 @@
-"""Whether `put_new` has exactly one winner, among several concurrent writers of one key and against a later one.
+"""Tests whether `put_new` has one winner, among several concurrent writers of one key and against a later one.
 
-Three kinds of faulty servers are detected here. One that ignores the condition accepts the later write. One that checks
-first and then writes refuses that, but lets several concurrent writers win. One that picks a random place for each
-object, and looks for an old one only there, occasionally does either: so it takes many fresh keys.
+The test detects three kinds of faulty servers. A server that ignores the condition accepts the later write. A server
+that checks first and then writes refuses the later write, but lets several concurrent writers win. A server that picks
+a random place for each object, and looks for an older object only there, does either now and then, so the test uses
+many fresh keys.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Evidence(NamedTuple):
     seen: str
     """The violations, and how often each occurred; empty if none."""
     held: int
-    """The number of keys for which the promise is known to hold."""
+    """The number of keys that certainly had one winner."""
     unknown: StoreUnreachable | None
-    """Why nothing is known about the others."""
+    """Why nothing is known about some keys; None if all were tested."""
 
     def finding(self, cure: str) -> Finding:
         """The evidence as a finding for the doctor. Raises StoreUnreachable if nothing is known."""
@@ -43,12 +44,13 @@ class Evidence(NamedTuple):
 
 
 def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = RACERS, look: bool = True) -> Evidence:
-    """Write fresh keys, each concurrently and then once more: one write may succeed, and must find its bytes there.
+    """Write fresh keys, each concurrently and then once more. One write may succeed per key, and its bytes must be
+    there.
 
     Args:
         objects: where to write.
         prefix: the prefix of the keys, which are removed at the end if that is allowed.
-        keys: how many.
+        keys: how many keys to write.
         writers: concurrent writers per key.
         look: whether to read what is there at the end.
 
@@ -63,12 +65,12 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
 
     def put(racer: tuple[str, int]) -> bool | HopaasError:
         name, number = racer
-        if number < writers and threading.get_ident() != here:  # otherwise out of threads: then one by one
+        if number < writers and threading.get_ident() != here:  # out of threads, racers run one by one
             with contextlib.suppress(threading.BrokenBarrierError):
                 gates[name].wait(_START_TIMEOUT)
         try:
             return objects.put_new(name, b"racer %d" % number)
-        except HopaasError as error:  # raised below: raising here would leave others waiting at the gate
+        except HopaasError as error:  # raised below, because raising here would leave others waiting at the gate
             return error
 
     def start(racers: list[tuple[str, int]]) -> list[bool | HopaasError]:

@@ -1,16 +1,16 @@
-"""When a log on a server writes, how much it reads first, and how long reports wait.
+"""Decides when a peer writes to a log on a server, how much it reads first, and how long reports wait.
 
-A peer knows the other writers only by their commits. Its memory of them is a guess, which affects the cost of a commit,
-never whether it counts.
+A peer knows the other writers only from their commits. Its estimates affect the cost of a commit, never whether the
+commit counts.
 
 `SpreadScheduler` is for a directory on a file server, where a lost write costs less than a read. A peer that has
-committed pauses for as long as the others need for a commit each; a peer whose write lost writes again at once. So a
+committed pauses for as long as the others need for one commit each; a peer whose write lost writes again at once. So a
 peer that has lost is ahead of one that has just won, without any communication.
 
 `TurnScheduler` (see `s3.scheduler`) is for a bucket, where peers take turns when the log has no room left.
 
-A peer that writes without a break would always be first and never see the others, so in both it pauses from time to
-time.
+A peer that writes without a break would always be first and never see the others, so both schedulers let it pause from
+time to time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GAP: Final = 5.0
 ME: Final = None
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory also counts as waiting
-_ALONE: Final = (16, 256)  # own commits in a row in a full log after which a peer pauses: less and less often
+_ALONE: Final = (16, 256)  # first and largest number of own commits in a row, in a full log, before a pause
 _CROWD: Final = 60.0  # seconds for which a writer counts as reporting
 _SHARE: Final = 0.2  # share of a log's commits left for reports
 _LONGEST_INTERVAL: Final = 30.0  # seconds by which other peers' pruners may see reports late
@@ -51,7 +51,7 @@ class CrowdScheduler(WriteScheduler):
     slot_bounds: tuple[float, float]
     """Bounds of the assumed duration of a write, in seconds."""
     look_when: float
-    """Expected commits of others from which reading before the write pays off."""
+    """The number of expected commits of others above which a read before the write pays off."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
@@ -62,7 +62,7 @@ class CrowdScheduler(WriteScheduler):
         self._look = 0.0
         self._recent: deque[Sight] = deque(maxlen=256)
         self._own: deque[tuple[str, float]] = deque(maxlen=256)
-        """The writers whose commits this process wrote, and when: several, if it is a server."""
+        """The writers whose commits this process wrote, and when; a server has several."""
         self._alone, self._run = 0, _ALONE[0]
 
     def saw(self, payload: bytes, modified: float, now: float) -> None:
@@ -115,7 +115,7 @@ class CrowdScheduler(WriteScheduler):
 
 
 class SpreadScheduler(CrowdScheduler):
-    """Pauses after a commit; see the module."""
+    """Makes a peer pause after a commit; see the module."""
 
     slot_bounds = (0.0005, 0.25)
     look_when = 0.6  # a lost write costs one call to the server, a read two or three

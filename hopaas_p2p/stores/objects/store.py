@@ -1,4 +1,4 @@
-"""A store of objects: what a bucket and a directory have in common.
+"""A store of objects, as a bucket and a directory have it in common.
 
 v1/meta.json                     format and uuid of the store
 v1/studies/…                     the catalog's log
@@ -31,7 +31,7 @@ def uuid_in(text: bytes, where: object) -> str:
 
     Raises:
         ConfigurationError: this is not a store's description.
-        NewerFormat: a newer version wrote it.
+        NewerFormat: a newer version of this program wrote the description.
 
     """
     try:
@@ -72,8 +72,7 @@ class ObjectBackedStore(Store, Generic[Objects]):
 
     objects: Objects
     logs_kept: int = 0
-    """How many of the most recently used logs it keeps: one thread at a time may use all that `log` gives for a uuid.
-    """
+    """How many of the most recently used logs are kept. One thread at a time may use what `log` returns for a uuid."""
 
     def __init__(self) -> None:
         self._logs: dict[str, Log] = {}
@@ -110,7 +109,7 @@ class ObjectBackedStore(Store, Generic[Objects]):
         Returns whether that holds for good, so that it need not be proved again.
 
         Raises:
-            ConfigurationError: it does not hold; the message says what to change.
+            ConfigurationError: several writers may succeed; the message says what to change.
 
         """
 
@@ -119,7 +118,7 @@ class ObjectBackedStore(Store, Generic[Objects]):
             self.objects.put(f"beats/{beat.peer}", beat.value.encode())
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        names = [peer for peer in peers if valid_name(peer)]  # a hostile log may hold others
+        names = [peer for peer in peers if valid_name(peer)]  # a hostile log may hold other names
         found = {}
         values = self.objects.get_many([f"beats/{name}" for name in names], limit=_BEAT)
         for name, value in zip(names, values, strict=True):

@@ -1,4 +1,4 @@
--- Files in the database: for models and plots of some megabytes. Larger ones belong elsewhere, see HOPAAS_ARTIFACTS.
+-- Files in the database, for models and plots of some megabytes. Larger files belong elsewhere; see HOPAAS_ARTIFACTS.
 --
 -- A key begins with the uuid of its study, whose grants apply: workers add and remove files, viewers read them. A file is
 -- sent in parts, in order, under a token that its sender makes up, and is visible once it is complete. Every statement may
@@ -34,8 +34,8 @@ CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETUR
     SELECT hopaas.entered(nullif(split_part(p_key, '/', 1), 'catalog'), p_least)
 $$;
 
--- Store one part of a file; of those sent with one number the last counts. The last part makes the file visible, in place
--- of an earlier one under the same key. The first removes uploads that were begun more than a day ago and never finished.
+-- Store one part of a file; if a part is sent again, the newer bytes count. The last part makes the file visible, in place
+-- of an earlier file under the same key. The first part also removes uploads older than a day that were never finished.
 CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_key text, p_upload text, p_size bigint, p_part integer, p_data bytea)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -88,7 +88,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
+-- A part of the file under this key or, with p_id, of the file whose first parts were read; nothing if that file is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
 RETURNS TABLE (id bigint, size bigint, data text) LANGUAGE sql AS $$
     SELECT hopaas.entered_by_key(p_key, 'viewer');
@@ -97,7 +97,7 @@ RETURNS TABLE (id bigint, size bigint, data text) LANGUAGE sql AS $$
     WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id)
 $$;
 
--- Remove a file, if it is there.
+-- Remove the file under this key, if there is one.
 CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void LANGUAGE sql AS $$
     SELECT hopaas.entered_by_key(p_key, 'worker');
     DELETE FROM hopaas.artifacts WHERE key = p_key AND whole

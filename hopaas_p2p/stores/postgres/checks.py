@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` checks in a Postgres store: the route, the server, its schema, the token, the clock."""
+"""What `hopaas-p2p doctor` checks in a Postgres store: the route, the server, the token, the clock and the schema."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)  # "SSLRequest" of Postgres' protocol
 _OLDEST: Final = 15
-_TOKEN_ENDS: Final = 12 * 3600.0  # seconds left of a token that are too few for a night
+_TOKEN_ENDS: Final = 12 * 3600.0  # seconds; a token with less time left may end during a night's run
 
 
 def way(store: PostgresStore) -> Generator[Finding, None, bool]:
-    """Whether a server can be reached: of several in the URL, one is enough."""
+    """The findings about the route; returns whether at least one server in the URL can be reached."""
     address = store.address
     context = address.client_context()
     reached = not address.servers  # a Unix socket has no route to check
@@ -40,7 +40,7 @@ def _request_tls(connection: socket.socket) -> bool:
 
 
 def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
-    """The findings about the server. Without a login or a schema nothing else can be checked."""
+    """The findings about the server; returns whether the login works and the schema has the right version."""
     try:
         with store.connect() as connection:
             number, version = query(connection, "SELECT current_setting('server_version_num'), version()")[0]
@@ -85,11 +85,11 @@ def _login(connection: Any) -> Finding:
 
 
 def _limits(connection: Any) -> Iterator[Finding]:
-    """What any token can do to the server outside this store, and what one has done."""
+    """What any token can do to the server outside this store, and which tokens have changed their timeouts."""
     prepared = int(query(connection, "SHOW max_prepared_transactions")[0][0])
     if prepared:
-        detail = f"any login may leave up to {prepared} behind, and their locks outlive its sessions"
-        cure = "hopaas-p2p does not use them: set max_prepared_transactions = 0 in postgresql.conf, and restart"
+        detail = f"any login may leave up to {prepared} behind, whose locks outlive its sessions"
+        cure = "set max_prepared_transactions = 0 in postgresql.conf, and restart the server; hopaas-p2p needs none"
         yield Finding("prepared transactions", detail, passed=False, cure=cure)
     opened = ["NOTIFY, work_mem (no server forbids them)"]
     if schema.costly_functions(connection):
@@ -103,9 +103,9 @@ def _limits(connection: Any) -> Iterator[Finding]:
     )[0][0]
     if others:
         opened.append(f"to connect to {others}")
-    closes = "; a superuser's hopaas-p2p admin init revokes some" if len(opened) > 1 else ""
+    closes = "; a superuser's hopaas-p2p admin init revokes some of these" if len(opened) > 1 else ""
     yield Finding("open to all", f"{'; '.join(opened)}{closes}")
     changed = schema.changed_tokens(connection)
     if changed:
         detail = f"{', '.join(changed)}: timeouts were changed by the token's holder"
-        yield Finding("tokens", detail, passed=False, cure="ask who has it; hopaas-p2p admin init sets them again")
+        yield Finding("tokens", detail, passed=False, cure="ask the holder; hopaas-p2p admin init resets them")

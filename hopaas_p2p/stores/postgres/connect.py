@@ -1,11 +1,11 @@
-"""From a postgresql:// URL to a connection: the driver, TLS, and the secret.
+"""Turns a postgresql:// URL into a connection: the driver, TLS, and the secret.
 
 A connection to another machine is encrypted, and the server's certificate is verified, including its name; only a Unix
 socket or this machine's loopback may be unencrypted. The secret is looked up again at every connect, so that a token
-can be renewed while a program runs: the URL's password, HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, then what libpq knows
-(PGPASSWORD, PGPASSFILE). It is never sent in clear: a server that asks for less than SCRAM is refused, and channel
-binding is used where the server can. `credentials` decides whether the secret may be sent to the server. Nothing is set
-on the session, so a pooler may give it to another client between two statements.
+can be renewed while a program runs. It is the first found of the URL's password, HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, and
+what libpq knows (PGPASSWORD, PGPASSFILE). The secret is never sent in clear: a server that asks for less than SCRAM is
+refused, and channel binding is used if the server supports it. `credentials` checks whether the secret may be sent to
+the server. No setting of the session is changed, so a pooler may give it to another client between two statements.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OPTIONS: Final = frozenset(
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2"})
 _PORT: Final = 5432
 
-_NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq supplies: PGPASSFILE, Kerberos, a certificate
+_NOTHING_IN_CLEAR: Final = "!password,!md5"  # for what libpq supplies: PGPASSFILE, Kerberos, a certificate
 _SCRAM: Final = "scram-sha-256"
-_REQUIRE_AUTH: Final = 160000  # the libpq that has it
+_REQUIRE_AUTH: Final = 160000  # the first libpq with this option
 
 _DEFAULTS: Final = {
     "connect_timeout": "10",  # seconds
@@ -49,8 +49,8 @@ _DEFAULTS: Final = {
 }
 
 _url_passwords: Final[dict[str, Secret]] = {}
-"""Passwords that came in URLs, by the URL with `***` in their place. That is `Store.url`, which opens the same store
-again in this process; in another process `***` is not a password, and the secret comes from the environment."""
+"""Passwords that came in URLs, by the URL with `***` in place of the password. That URL, `Store.url`, opens the same
+store again in this process; in another process `***` is no password, and the secret comes from the environment."""
 
 
 class PostgresAddress:
@@ -58,10 +58,10 @@ class PostgresAddress:
 
     Args:
         text: the URL.
-        login: user and secret to log in with, regardless of the environment: those of a server's caller.
+        login: user and secret of a server's caller, to log in with regardless of the environment.
 
     Raises:
-        ConfigurationError: it cannot be used, or would send data unencrypted; the message says what to change.
+        ConfigurationError: the URL cannot be used, or would send data unencrypted; the message says what to change.
 
     """
 
@@ -113,7 +113,7 @@ class PostgresAddress:
         ]
 
     def client_context(self) -> ssl.SSLContext | None:
-        """What verifies the server as libpq would; None where there is no TLS."""
+        """A TLS context that verifies the server as libpq would; None without TLS."""
         if self.tls["sslmode"] == "disable":
             return None
         verify_name = self.tls["sslmode"] == "verify-full"
@@ -135,11 +135,11 @@ class PostgresAddress:
         return credentials.login(self.user, self.destinations)
 
     def connect(self, user: str | None, secret: Secret | None) -> Any:
-        """A connection with this login. Raises our error for a refusal."""
+        """A connection with this login. Raises a `HopaasError` if the server cannot be reached or refuses the login."""
         import psycopg2
 
-        if secret is not None and not secret.reveal():  # libpq would look for a password of the user's own
-            raise ConfigurationError(f"{self.url}: the token or password is empty; give one, or leave it out")
+        if secret is not None and not secret.reveal():  # libpq would then look for the user's own password
+            raise ConfigurationError(f"{self.url}: the token or password is empty; set it, or leave it out")
         parameters = {**_DEFAULTS, **self.parameters, **self.tls}
         if user is not None:
             parameters["user"] = user
@@ -171,7 +171,7 @@ def _parsed(text: str, shown: str) -> URL:
         ) from None
     if "@" in (url.host or ""):  # otherwise part of the password would be taken for the host, and shown
         raise ConfigurationError(
-            f"{shown}: in a password write %40 for @, or put it into the file of HOPAAS_TOKEN_FILE or PGPASSFILE"
+            f"{shown}: write %40 for @ in a password, or put it into the file of HOPAAS_TOKEN_FILE or PGPASSFILE"
         )
     return url
 

@@ -1,4 +1,4 @@
-"""COPY … TO STDOUT (FORMAT binary): large values are transferred unchanged, and the driver converts none of them.
+"""Reads COPY … TO STDOUT (FORMAT binary), in which large values are transferred unchanged and never converted.
 
 psycopg2 requests the results of ordinary statements as text, in which bytes take twice the space or, in base64, a third
 more.
@@ -19,7 +19,7 @@ _LENGTH: Final = struct.Struct("!i")
 
 
 def copied_rows(data: bytes) -> list[list[bytes]]:
-    """The fields of each row of a COPY, none of which is NULL. Raises StoreCorrupt for anything else."""
+    """The fields of each row of a COPY without NULL. Raises StoreCorrupt for anything else."""
     rows: list[list[bytes]] = []
     at = len(_HEADER)
     with contextlib.suppress(struct.error):

@@ -1,4 +1,4 @@
-"""Turns errors of Postgres and libpq into ours, which indicate whether to retry and what to do.
+"""Turns errors of Postgres and libpq into ours, which say whether to retry and what to do.
 
 A failed statement has an error code. A refused connection has only a message, which is recognized by its words; an
 unrecognized message (in another language) counts as temporary.
@@ -23,7 +23,7 @@ from hopaas_p2p.errors import (
 SCHEMA_VERSION: Final = 10
 """The schema version that this code needs; see schema.sql."""
 OLDEST_SCHEMA: Final = 10
-"""The oldest version that `hopaas-p2p admin init` brings up to date."""
+"""The oldest schema version that `hopaas-p2p admin init` brings up to date."""
 
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
@@ -31,23 +31,21 @@ LOGIN_ENDED: Final = "ZH403"
 """The session is still open but may no longer be used; another login may work."""
 _LOCKED: Final = "55P03"
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
-"""No such schema, function or table: `hopaas-p2p admin init` was not run, or was run by another version."""
+"""No such schema, function or table, because `hopaas-p2p admin init` was not run, or was run by another version."""
 
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not fix: data, a constraint, a statement."""
 
 _OLDER: Final = (
-    "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
-    "nothing more to the study. Its last commits are in its spool: hopaas-p2p admin spool list"
+    "Perhaps an older backup of the database was restored, or a standby that lagged behind was promoted. This process "
+    "writes nothing more to the study. Its last commits are in its spool: hopaas-p2p admin spool list"
 )
-_OTHER_USER: Final = (
-    "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER"
-)
+_OTHER_USER: Final = "Use another user's token; an administrator creates one: hopaas-p2p admin token create USER"
 _LARGE: Final = (
     "Keep large files in a separate place that all peers can reach: "
     "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
 )
-_DURABLE: Final = "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on"
+_DURABLE: Final = "Ask the administrator to correct that setting, with ALTER DATABASE … SET … or in postgresql.conf"
 _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
     "ZH402": (Denied, _OTHER_USER),
     LOGIN_ENDED: (Denied, ASK_FOR_ANOTHER),
@@ -62,7 +60,7 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
 
 _PASSING: Final = {
     "53100": "the server's disk is full; nothing was stored, and it will be sent again",
-    _LOCKED: "another session keeps this locked; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
+    _LOCKED: "another session holds the lock; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
 }
 _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
     Denied: {
@@ -74,14 +72,14 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
         ),
         r"is not permitted to log in": f"this token was revoked. {ASK_FOR_ANOTHER}",
         r'role "[^"]*" does not exist': "there is no such user or token. Check the user in the URL",
-        r"no pg_hba\.conf entry": "the server accepts no login from here, or only with TLS; ask its administrator",
+        r"no pg_hba\.conf entry": "the server accepts no login from this host, or only with TLS; ask its administrator",
         r"permission denied for database": "this user may not connect to that database; ask its administrator",
     },
     ConfigurationError: {
         r"authentication method requirement": (
-            "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password"
+            "the server asks for the secret in clear, which was not sent; use SCRAM there, or ?require_auth=password"
         ),
-        r'database "[^"]*" does not exist': "check the name in the URL, or create it: createdb NAME",
+        r'database "[^"]*" does not exist': "check the name in the URL, or create the database: createdb NAME",
         r"certificate verify failed|root certificate|server certificate for": (
             "the server's certificate is not trusted; see hopaas-p2p doctor URL, or set HOPAAS_CA_FILE"
         ),
@@ -95,11 +93,11 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
         )
     },
 }
-"""By our error: words in a message of libpq or the server when a login is refused -> what to do."""
+"""Our error -> {words in the message of libpq or the server when a login is refused -> what to do}."""
 
 
 class Locked(StoreUnreachable):
-    """Another session's transaction holds what this call needs."""
+    """Another session's transaction holds a lock that this call needs."""
 
 
 def refusal(text: str) -> HopaasError:
@@ -135,7 +133,7 @@ def failure(code: str | None, text: str) -> HopaasError:
 
 
 def wrong_schema(installed: int | None) -> ConfigurationError:
-    """The error for a database whose schema is missing, or of another version than `SCHEMA_VERSION`."""
+    """The error for a database whose schema is missing, or has a version other than `SCHEMA_VERSION`."""
     if installed is None:
         return ConfigurationError(
             "this database has no store yet. Its owner creates one with: hopaas-p2p admin init URL"

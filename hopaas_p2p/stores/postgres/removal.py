@@ -1,9 +1,9 @@
-"""Takes logins away from a server, whatever their holders did to stay.
+"""Removes logins from a server, even if their holders try to prevent it.
 
 A login may have open transactions that lock what has to change, prepared ones that outlive its sessions, and rights and
-objects in any database of the server, which prevent its role from being dropped. So it is shut out first: no login,
-which nobody else can block, and then no rows and no grants, in a short transaction that is retried while it is blocked.
-The remains do no harm, and are removed as far as possible; others are reported.
+objects in any database of the server, which prevent its role from being dropped. So the login is shut out first. It
+loses its right to log in, which nobody else can block, and then its rows and grants, in a short transaction that is
+retried while it is blocked. What is left does no harm; it is removed as far as possible, and the rest is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _ATTEMPTS: Final = 5
 _HELD_UP: Final = frozenset({"55P03", "40P01", "40001", "XX000"})
-"""A lock that is not granted, a deadlock, a row that another transaction changed at the same time."""
+"""Codes for a lock that is not granted, a deadlock, and a row that another transaction changed at the same time."""
 _END_SESSIONS: Final = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY (%s)"
 _SHUTDOWN_TIMEOUT: Final = 10.0  # seconds within which a terminated session must end
 
@@ -28,13 +28,13 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
     """Bar these roles from logging in, and then remove them from the store's tables.
 
     Args:
-        url: the store, with an administrator's login.
+        url: the URL of the store, with an administrator's login.
         roles: logins, and roles that they are members of, in the order in which they can be dropped.
         forget: removes them from the tables, in the transaction of the connection passed to it.
 
     Raises:
-        HopaasError: the login is not an administrator's, or the tables were locked again and again; then the roles are
-            still in them, but can no longer log in.
+        HopaasError: the login is not an administrator's, or the tables were locked at every attempt. In the latter
+            case, the roles are still in the tables, but can no longer log in.
 
     """
 
@@ -56,12 +56,12 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
                 if attempt == _ATTEMPTS or getattr(error.__cause__, "pgcode", None) not in _HELD_UP:
                     raise
                 with store.connect() as connection:
-                    # other sessions, such as an owner's that grants to them; no honest call takes that long
+                    # of other users, such as an owner who grants to these roles; no honest call takes that long
                     query(connection, "SELECT count(*) FROM hopaas.end_transactions(interval '2 seconds')")
 
 
 def clear_away(url: str, roles: list[str]) -> list[str]:
-    """End their sessions and transactions, drop what they own, then the roles; return what failed, and why."""
+    """End these roles' sessions and transactions, drop what they own, then the roles; return what failed, and why."""
     left: list[str] = []
 
     @contextlib.contextmanager
@@ -103,7 +103,7 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
 
 
 def _roll_back_prepared(url: str, roles: list[str]) -> None:
-    """A prepared transaction keeps its locks after its session has ended. Only its owner may end it."""
+    """Roll back these roles' prepared transactions, which keep their locks and which only their owners may end."""
     with contextlib.closing(PostgresStore(url)) as store, store.transaction() as connection:
         sql = "SELECT gid, owner, database FROM pg_prepared_xacts WHERE owner = ANY (%s)"
         prepared = query(connection, sql, (roles,))
@@ -114,7 +114,7 @@ def _roll_back_prepared(url: str, roles: list[str]) -> None:
 
 
 def _in(url: str, database: str) -> PostgresStore:
-    """Another database of the server, with the same login."""
+    """A connection to another database of the server, with the same login."""
     from sqlalchemy import make_url
 
     return PostgresStore(make_url(url).set(database=database).render_as_string(hide_password=False))

@@ -1,8 +1,9 @@
 """Creates the schema of a store, or brings it up to date: `hopaas-p2p admin init`.
 
-Two roles without a login carry the rights of a store: its owner, as which the functions run, and its peers, which may
-call them. Both are named after the database, since roles belong to the whole server. The login that runs `init`
-becomes a member of the owner: an administrator. A login that may not create roles gets a store for itself alone.
+Two roles without a login have the rights of a store. The functions run as the owner role, and members of the peers role
+may call them. Both are named after the database, since roles belong to the whole server. The login that runs `init`
+becomes a member of the owner role, which makes it an administrator. A login that may not create roles gets a store that
+only it can use.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hopaas_p2p.stores.postgres.connect import query, quoted
 from hopaas_p2p.stores.postgres.errors import OLDEST_SCHEMA, SCHEMA_VERSION, wrong_schema
 
 RACE: Final = frozenset({"23505", "42710", "42P06", "40P01", "XX000"})
-"""Another session is creating the same roles or schema, or has just created them."""
+"""Codes for roles or a schema that another session is creating, or has just created."""
 
 TOKEN_SETTINGS: Final = {
     # so that a stopped process does not hold a lock or a connection for long; a snapshot over a slow link takes minutes
@@ -29,10 +30,10 @@ TOKEN_SETTINGS: Final = {
     "lock_timeout": "30s",
     "idle_in_transaction_session_timeout": "30s",
 }
-"""The settings with which a token's role is created. Its holder can change them, and `init` resets them."""
+"""The settings with which a token's role is created. The token's holder can change them, and `init` resets them."""
 
 TEMPORARY_FILES: Final = "1GB"
-"""The limit for one server process, if a superuser has run `init`."""
+"""The most disk space for temporary files of one server process, set if a superuser runs `init`."""
 _FILES: Final = ("schema.sql", "artifacts.sql")
 _LOGIN: Final = """
     SELECT datname, pg_has_role(current_user, datdba, 'USAGE'), rolcreaterole OR rolsuper, rolsuper
@@ -65,8 +66,8 @@ _RESTORE_COMMIT: Final = """
     SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s
     FROM hopaas.logs WHERE uuid = %(uuid)s ON CONFLICT (log, lsn) DO NOTHING
 """
-"""A commit as it was when it was backed up, and the owner of its peer: the first author. Another user may have named
-the peer in a commit of its own, which a restored log holds without its original nonce."""
+"""Inserts a commit as it was when it was backed up. Its peer belongs to the author of the earliest commit that has the
+peer as its writer, in whatever order logs are restored."""
 _MARK: Final = re.compile(r"^-- == (?:migration (\d+)|functions) ==$", re.MULTILINE)
 
 
@@ -87,15 +88,15 @@ def script() -> tuple[dict[int, str], str]:
 def install(connection: Any) -> int:
     """Create or update the schema within the transaction of `connection`; return its previous version, 0 for none.
 
-    If two sessions create it at once, the second fails with an error in `RACE`, and should try again.
+    If two sessions create the schema at once, the second fails with an error in `RACE`, and should try again.
 
     Raises:
-        NewerFormat: it was created by a newer version of this program.
-        ConfigurationError: it was created before the first release, or the login may not create a schema here.
+        NewerFormat: the schema was created by a newer version of this program.
+        ConfigurationError: the schema was created before the first release, or the login may not create one here.
 
     """
     before = installed_version(connection)
-    if before:  # one at a time; an advisory lock could be held by any login of the server
+    if before:  # one session at a time; any login of the server could hold an advisory lock
         query(connection, "SET LOCAL lock_timeout = '60s'")
         query(connection, "LOCK TABLE hopaas.schema_version IN SHARE ROW EXCLUSIVE MODE")
         before = installed_version(connection)
@@ -223,7 +224,7 @@ def set_token_limits(connection: Any, role: str) -> None:
 
 
 def changed_tokens(connection: Any) -> list[str]:
-    """The tokens whose holders have changed what `set_token_limits` set: all of them or, for a token, itself."""
+    """The tokens whose holders have changed what `set_token_limits` set; a token sees only itself."""
     expected = [f"{setting}={value}" for setting, value in TOKEN_SETTINGS.items()]
     sql = (  # logins that may read the list of roles see all tokens, others their own
         "SELECT r.rolname FROM pg_roles r LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid AND s.setdatabase <> 0"
@@ -240,12 +241,12 @@ def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
     sql = "INSERT INTO hopaas.logs (uuid, created_by) VALUES (%s, session_user) ON CONFLICT DO NOTHING"
     query(connection, sql, (uuid,))
     seen, total = set[tuple[str, str]](), 0
-    for entry in entries:  # one at a time: a commit may have megabytes, and many at once would take a server too long
+    for entry in entries:  # one at a time, because many commits of megabytes would take a server too long
         nonce, author = codec.nonce_of(entry.payload), entry.stamp.author
         if not nonce or (nonce, author) in seen:  # a directory may contain one twice
             nonce = f"restored:{entry.lsn}"
         seen.add((nonce, author))
-        before = total if entry.before is None else entry.before  # some stores keep none with bytes that are no commit
+        before = total if entry.before is None else entry.before  # some stores keep none for bytes that are no commit
         total = codec.following(before, entry.payload)
         values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": before}
         query(connection, _RESTORE_COMMIT, values | msgspec.structs.asdict(entry.stamp))

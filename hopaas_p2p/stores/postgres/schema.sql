@@ -1,9 +1,9 @@
 -- The schema `hopaas`: one store in one database. Applied by `hopaas-p2p admin init`, as the schema's owner.
 --
 -- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
--- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.
--- `install` sets the rights and settings of all functions. Marked parts: a migration runs once, in order; the functions
--- are replaced every time. Until 0.1 is released there is one migration, whose number rises when it changes.
+-- the rights of the owner and check the caller. The meaning of a function never changes; a new meaning gets a new name.
+-- `install` sets the rights and settings of all functions. Of the parts marked below, a migration runs once, in order, and
+-- the functions are replaced every time. Until 0.1 is released there is one migration, whose number rises when it changes.
 --
 -- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
@@ -110,13 +110,13 @@ CREATE TABLE hopaas.peers (
 
 -- == functions ==
 
--- Which version of this file is installed.
+-- The version of this file that is installed.
 CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
 LANGUAGE sql STABLE AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- Whose session this is: the user that its token belongs to, or the login itself. Every call begins here, so it fails
--- before anything is written that could be lost, or that others would not see. Postgres checks an expiry at the login
--- only, and a peer's session may last for weeks. (now() does not change within a transaction.)
+-- The user of this session: the one that its token belongs to, or the login itself. Every call runs this function first,
+-- so a call fails before it writes anything that could be lost, or that others would not see. Postgres checks an expiry
+-- only at the login, and a peer's session may last for weeks. (now() does not change within a transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE v_token hopaas.tokens;
 BEGIN
@@ -150,8 +150,8 @@ BEGIN
     RETURN v_token.username;
 END $$;
 
--- A guest gets no grant but for the study that it was invited to; so it creates none either. The trigger is not replaced
--- every time: `init` would wait for open transactions.
+-- A guest gets a grant only for the study that it was invited to, so it cannot create studies either. The trigger is not
+-- replaced every time, because `init` would wait for open transactions.
 CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.users u, hopaas.logs l
@@ -169,8 +169,8 @@ DO $$ BEGIN
     END IF;
 END $$;
 
--- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog. A login
--- that is a member of the role that owns this schema is an administrator's, who owns all.
+-- The user's role in a log: owner, worker, viewer, or NULL. All users except guests may write to the catalog. A login that
+-- is a member of the schema's owner role is an administrator's, and has the role of an owner in every log.
 CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE v_role text;
@@ -182,7 +182,7 @@ BEGIN
                 ELSE 'worker' END;
 END $$;
 
--- The caller in the log of this uuid, if its role there is at least p_least.
+-- The caller in the log with this uuid. Fails if the caller's role there is below p_least.
 CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_least text) RETURNS hopaas.entry LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry;
@@ -212,7 +212,7 @@ BEGIN
     RETURN v;
 END $$;
 
--- Fail if the peer is another user's; one that nobody has written as yet is the user's from now on.
+-- Fail if the peer is another user's. A peer under whose name nobody has written is this user's from now on.
 CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM hopaas.peers WHERE peer = p_peer AND author = p_user) THEN
@@ -225,7 +225,7 @@ BEGIN
 END $$;
 
 -- Overwrite a peer's beat, unless it is another user's. Until its first commit, a peer belongs to the user that beats
--- first, and then to that commit's author. A study's owners alone beat as its rescue: see core/names.py.
+-- first, and then to that commit's author. Only a study's owners may send the beat of its rescue; see core/names.py.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
     WHERE CASE WHEN p_peer LIKE 'rescue-%' THEN EXISTS (
@@ -237,8 +237,8 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
         OR EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author = p_user)
 $$;
 
--- The sum of a log up to this lsn, which follows from its last commit's checksum, its first four bytes, the lowest first:
--- see core/codec.py. NULL if the log has no such commit.
+-- The sum of a log up to this lsn, computed from the checksum of the commit there: its first four bytes, little-endian; see
+-- core/codec.py. NULL if the log has no such commit.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT CASE p_lsn WHEN 0 THEN 0 ELSE (
         SELECT (c.before * 1000003 + get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16)
@@ -248,17 +248,17 @@ CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS 
     ) END
 $$;
 
--- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return what comes
+-- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return the commits
 -- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit or a beat 128 KiB); `head` is the log's last lsn.
--- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
--- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
--- appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which adds a third; Postgres'
--- own text form would double them.
+-- p_about is the uuid of the study that a commit to the catalog concerns; if the user owns that study, the commit is
+-- stamped owner:<uuid>. p_chain is the sum of the log up to p_since as the peer has read it, or NULL; if the log has
+-- another sum, nothing is appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which
+-- adds a third; Postgres' own text form would double them.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
 -- to stop studies of others. The lock is held until the reply has been sent, so with a commit or a beat a reply is short
--- beyond its first entry; the rest takes another call, without a lock. Otherwise one peer far behind on a thin link would
--- hold up all others, or be ended by `unlock_v1`.
+-- beyond its first entry; the rest takes another call, without a lock. Otherwise, one peer far behind on a slow link would
+-- block all others, or `unlock_v1` would end its session.
 CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
     p_chain bigint DEFAULT NULL
@@ -341,8 +341,8 @@ BEGIN
     END IF;
 END $$;
 
--- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
--- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
+-- The newest snapshot of a log that the caller may trust, or nothing. A peer that reads a snapshot does not check it
+-- against the log, so its own user or an owner must have written the snapshot, or another author must vouch for it.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
@@ -353,9 +353,9 @@ BEGIN
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody
--- believes, and as many of each author's doubtful ones, so nobody's drive out another's. All users may write to the
--- catalog, but only an owner its snapshot: a forged one would lead others to another study under a name that they know.
+-- Keep a snapshot, and remove beats that are a month old. Of the snapshots that everybody trusts, the newest p_kept (at
+-- most three) stay, and as many of each author's doubtful ones, so that no author displaces another's. All users may write
+-- to the catalog, but only an owner may write its snapshot, because a forged one could give a known name to another study.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
@@ -382,8 +382,7 @@ BEGIN
     );
 END $$;
 
--- The newest doubtful snapshot in (p_after, p_up_to] that the caller may judge, if it is newer than all that everybody
--- believes.
+-- The newest doubtful snapshot in (p_after, p_up_to] that the caller may judge, if no newer one is trusted by everybody.
 CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
 RETURNS TABLE (lsn bigint, author text, data text) LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
@@ -398,7 +397,7 @@ BEGIN
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Vouch for another author's snapshot, or deny that it is what the log says; p_sum is the SHA-256 of what was compared.
+-- Vouch for another author's snapshot, or deny that it agrees with the log; p_sum is the SHA-256 of the compared bytes.
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
     p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -411,7 +410,7 @@ BEGIN
         AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
 END $$;
 
--- The snapshots of which an author said that they are not what the log says.
+-- The snapshots that at least one author has denied.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
 RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE sql AS $$
     SELECT hopaas.entered(p_log, 'viewer');
@@ -425,7 +424,7 @@ CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name
     SELECT b.name FROM hopaas.blocks b JOIN hopaas.logs l ON l.id = b.log WHERE l.uuid = p_log
 $$;
 
--- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
+-- Those of these blocks that exist, for COPY in the binary format, so that the server need not convert them.
 CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
 LANGUAGE sql AS $$
     SELECT hopaas.entered(p_log, 'viewer');
@@ -433,7 +432,7 @@ LANGUAGE sql AS $$
     WHERE l.uuid = p_log AND b.name = ANY (p_names)
 $$;
 
--- Keep a block. Nobody can put other bytes under a name that honest peers will use.
+-- Keep a block. Its name contains its hash, so nobody can put other bytes under a name that honest peers will use.
 CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
@@ -447,7 +446,7 @@ BEGIN
     INSERT INTO hopaas.blocks (log, name, data) VALUES (v.log, p_name, p_data) ON CONFLICT DO NOTHING;
 END $$;
 
--- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
+-- Remove a log for good. Its uuid stays taken, so that a peer that still uses the log learns that it is gone.
 CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry;
 BEGIN
@@ -467,17 +466,17 @@ BEGIN
     DELETE FROM hopaas.grants WHERE log = v.log;
 END $$;
 
--- A sign of life outside an exchange.
+-- Renew a beat outside an exchange.
 CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS void
 LANGUAGE sql AS $$ SELECT hopaas.renew_beat(p_peer, p_value, hopaas.caller()) $$;
 
--- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
+-- The beats of these peers, if they have any. Peers' names are 96 random bits, known only from studies' logs.
 CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE sql AS $$
     SELECT hopaas.caller();
     SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers)
 $$;
 
--- Let a user view a study, work in it, or own it. For its owners.
+-- Let a user view a study, work in it, or own it. Only the study's owners may call this.
 CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'owner');
 BEGIN
@@ -491,7 +490,7 @@ BEGIN
         SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
 END $$;
 
--- The sessions of tokens that hold a lock on a table others wait for; those in a transaction for so long are ended.
+-- Return the sessions whose open transaction may block others, and end those in which it has been open for p_age.
 CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval)
 RETURNS TABLE (login text, seconds integer, ended boolean)
 LANGUAGE sql AS $$
@@ -510,9 +509,9 @@ LANGUAGE sql AS $$
     SELECT login, seconds, long AND pg_terminate_backend(pid) FROM holders
 $$;
 
--- End sessions that hold a study, or the store, up with an open transaction; which, for how long, and which others could.
--- No call of a peer waits for a lock for more than 15 s. Everybody who works in a study may end what takes two minutes, as
--- only a reply of megabytes over a thin link does.
+-- End sessions that block others with an open transaction; return all sessions that could block others, with the age of
+-- each transaction. No call of a peer waits for a lock for more than 15 s. An owner may end transactions that have lasted
+-- 20 s. Any worker may end those that have lasted two minutes, as only a reply of megabytes over a slow link does.
 CREATE OR REPLACE FUNCTION hopaas.unlock_v1(p_log text) RETURNS TABLE (login text, seconds integer, ended boolean)
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
@@ -524,8 +523,8 @@ BEGIN
         CASE v.role WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
 END $$;
 
--- Take a user's grant for a study away. For the study's owners. Only for the grant of another owner does it wait for open
--- transactions. It ends none: everybody can own a study, and grant it to anybody and take it away again.
+-- Remove a user's grant for a study. Only the study's owners may call this. It waits for open transactions only if the
+-- grant is another owner's. It ends no sessions, because anybody can own a study, grant it to anybody, and revoke the grant.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered(p_log, 'owner');
@@ -541,7 +540,7 @@ BEGIN
     END IF;
 END $$;
 
--- The studies that the user may see: a list of them costs one call, however many there are.
+-- The studies that the user may see, in one call however many there are.
 CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text) LANGUAGE plpgsql AS $$
 DECLARE v_user text := hopaas.caller();
 BEGIN
@@ -549,7 +548,7 @@ BEGIN
         WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, v_user) IS NOT NULL;
 END $$;
 
--- A study never loses its last owner: nobody could share or delete it any more.
+-- Fail if a study would lose its last owner, because then nobody could share or delete it.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -562,7 +561,7 @@ BEGIN
     END IF;
 END $$;
 
--- Who may do what in a study. For everyone with a grant.
+-- The grants for a study. Everyone with a grant may call this.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
 RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE sql AS $$
     SELECT hopaas.entered(p_log, 'viewer');

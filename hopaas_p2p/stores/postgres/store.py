@@ -1,8 +1,8 @@
-"""A store in a Postgres database: every exchange is one call of one SQL function, one round trip.
+"""A store in a Postgres database, in which every exchange is one call of one SQL function, in one round trip.
 
-The server enforces all rules, in `schema.sql`: order, idempotence, permissions. This side connects, calls, and turns
-the server's errors into ours. A connection lost while idle is replaced silently. Every statement may be sent twice,
-because the server recognizes a commit by its nonce.
+The server enforces all rules on order, idempotence and permissions, in `schema.sql`. This side connects, calls, and
+turns the server's errors into ours. A connection lost while idle is replaced silently. Every statement may be sent
+twice, because the server recognizes a commit by its nonce.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class PostgresStore(Store):
 
         Args:
             function: its name without its version.
-            arguments: by their names without `p_`. Bytes are sent in base64, here and in the results.
+            arguments: by their names without `p_`. Bytes are in base64, both in arguments and in results.
             copied: whether the rows are returned by COPY instead, as bytes.
 
         Raises:
@@ -173,7 +173,7 @@ class PostgresStore(Store):
             Denied: the secret is wrong, or this user may not do that.
             StudyDeleted: the study is gone.
             StoreCorrupt: the server has lost commits that a peer has seen.
-            ConfigurationError: no schema, one of another version, or server settings that would lose data.
+            ConfigurationError: the schema is missing or of another version, or server settings would lose data.
 
         """
         import psycopg2
@@ -183,7 +183,7 @@ class PostgresStore(Store):
         except psycopg2.Error as error:
             failed = self._translated(error)
             if isinstance(failed, Locked) and "log" in arguments and function != "unlock":
-                with contextlib.suppress(HopaasError):  # ends sessions that have held locks for minutes
+                with contextlib.suppress(HopaasError):  # end sessions that have held locks for minutes
                     self.call("unlock", log=arguments["log"])
             raise failed from None
         self._was_primary = True
@@ -227,7 +227,7 @@ class PostgresStore(Store):
         """
         lock = self._lock
         if not lock.acquire(timeout=_CONNECTION_WAIT):
-            raise StoreUnreachable("this process's one connection is in use: another call hangs")
+            raise StoreUnreachable("this process's only connection is in use by another call, which hangs")
         try:
             connection = self._connection
             if connection is None or connection.closed:
@@ -281,8 +281,8 @@ class PostgresStore(Store):
                 raise
 
     def _translated(self, error: psycopg2.Error) -> HopaasError:
-        """The error of ours for an error of the driver."""
-        if error.pgcode in ("ZH503", READ_ONLY) and self._was_primary:  # a fail-over, which ends by itself
+        """Our error for this error of the driver."""
+        if error.pgcode in ("ZH503", READ_ONLY) and self._was_primary:  # during a fail-over, which ends by itself
             self.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
         if error.pgcode in ("ZH503", READ_ONLY):
@@ -316,10 +316,10 @@ class PostgresStore(Store):
 
 
 class PostgresArtifacts(Artifacts):
-    """Files in the database: for models and plots of some megabytes, sent and fetched in parts of one.
+    """Files in the database, for models and plots of some megabytes, sent and fetched in parts of 1 MiB.
 
-    The server decides what may be stored, and by whom; see `artifacts.sql`. A part that was lost is sent again, and
-    the server counts it once.
+    The server checks what may be stored, and by whom; see `artifacts.sql`. A part whose reply was lost is sent again,
+    and the server counts it once.
     """
 
     def __init__(self, store: PostgresStore) -> None:

@@ -5,7 +5,7 @@ and the kernel does not give up either while the other machine's kernel answers.
 the connections in use, and shuts a socket down when no byte has crossed it during several checks; libpq then reports a
 closed connection. This sends no query and changes no setting of the session, so it also works through a pooler.
 
-A large reply over a slow link may take its time: what counts is whether bytes move. Linux reports that for TCP;
+A large reply over a slow link may take any time, as long as bytes move. Linux reports the bytes that moved over TCP;
 elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.
 """
 
@@ -24,10 +24,11 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.runtime import process
 
 IDLE_LIMIT: Final = 30.0
-"""Seconds without a byte in either direction after which a connection is given up. Locks are waited for half as long.
+"""Seconds without a byte in either direction after which a connection is given up. A wait for a lock ends after half of
+this time.
 """
 
-_LOOKS: Final = 10  # counted in checks, not by a clock: a suspended process does not check
+_LOOKS: Final = 10  # counted in checks, not by a clock, because a suspended process does not check
 _BLIND_LOOKS: Final = 100
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
@@ -36,12 +37,12 @@ _lock = threading.Lock()
 _in_use: set[WatchedSocket] = set()
 """The connections that the thread checks."""
 _checks = False
-"""Whether there is a thread."""
+"""Whether the thread runs."""
 
 
 @contextlib.contextmanager
 def watched(descriptor: int) -> Iterator[None]:
-    """Shut this socket down if no byte moves for too long while the block lasts; then the block fails.
+    """Shut this socket down if no byte moves for too long during the `with` block, which then fails.
 
     Raises:
         StoreUnreachable: in place of the block's own error.
@@ -85,7 +86,7 @@ def _check() -> None:
 
 
 def _in_child() -> None:
-    """A forked child has a thread of its own: the parent's thread and callers stay with the parent."""
+    """Start afresh in a forked child, because the parent's thread and callers stay with the parent."""
     global _lock, _in_use, _checks
     _lock, _in_use, _checks = threading.Lock(), set(), False
 
@@ -94,7 +95,9 @@ process.call_in_child(_in_child)
 
 
 class WatchedSocket:
-    """A connection's socket, by a descriptor of our own: libpq may close its own, and the number may be reused."""
+    """A connection's socket, under a descriptor of our own, because libpq may close its own and the number be
+    reused.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
@@ -107,7 +110,7 @@ class WatchedSocket:
 
     def look(self) -> bool:
         """Whether no byte has moved for too long. Called at equal intervals while the connection is in use."""
-        moved: int | None = None  # where the kernel does not report it
+        moved: int | None = None  # if the kernel does not report it
         with contextlib.suppress(OSError, AttributeError, struct.error):
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOVED_AT + _MOVED.size)
             moved = sum(_MOVED.unpack_from(info, _MOVED_AT))

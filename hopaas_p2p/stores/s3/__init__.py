@@ -1,1 +1,1 @@
-"""A bucket: the log as one object per commit, snapshots, beats and files, on any S3 that honours `If-None-Match: *`."""
+"""A store in a bucket, with one object per commit, on any S3 server that honours `If-None-Match: *`."""

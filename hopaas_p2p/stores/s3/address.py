@@ -1,7 +1,7 @@
-"""Where a bucket is: `s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1&style=path`, read and written.
+"""Reads and writes URLs of buckets: `s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1&style=path`.
 
 Values missing from the URL come from the variables that every S3 tool knows (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
-`AWS_REGION`, `AWS_DEFAULT_REGION`); the normal form contains all of it, so that another process opens the same place.
+`AWS_REGION`, `AWS_DEFAULT_REGION`). The normal form contains all values, so that another process opens the same place.
 Keys are never part of a URL.
 """
 
@@ -56,7 +56,7 @@ class Address(NamedTuple):
 
 
 def is_aws(endpoint: str) -> bool:
-    """Whether this is Amazon's: its hosts use virtual-host style, and have STS elsewhere."""
+    """Whether this endpoint is Amazon's, whose hosts use virtual-host style, and whose STS is on other hosts."""
     return (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
@@ -70,7 +70,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     parts = _split(url, "this s3:// URL", _EXAMPLE)
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
-            "keys do not belong in an s3:// URL: every process list would show them. "
+            "keys do not belong in an s3:// URL, because every process list would show them. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -98,7 +98,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
         raise ConfigurationError(f"style={style!r}: an s3:// URL takes style=path or style=virtual")
     insecure = options.get("insecure", "false")
     if insecure not in ("true", "false"):
-        raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL accepts only insecure=true")
+        raise ConfigurationError(f"insecure={insecure!r}: an s3:// URL takes insecure=true or insecure=false")
     if (
         endpoint.startswith("http://")
         and (insecure == "false" or is_aws(endpoint) or endpoint.endswith(":443"))

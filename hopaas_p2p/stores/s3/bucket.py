@@ -1,8 +1,8 @@
 """A bucket of an S3 server as an `ObjectStore`: signed requests by urllib3, with the signer of the `minio` SDK.
 
-The SDK itself cannot send a condition, supports neither `HTTPS_PROXY` nor a private CA, retries by itself, and hides
-half of an answer. Nothing is retried here, except with newer keys or the server's time if a request was refused for
-these: the caller must know when an outcome is unknown.
+The SDK itself cannot send a condition, does not use `HTTPS_PROXY`, retries by itself, and hides part of an answer.
+Requests for files are sent again after an error. Any other request is sent again only with newer keys or the server's
+time, if it was refused for these, because the caller must know when an outcome is unknown.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ _CHUNK: Final = 1 << 20
 _ATTEMPTS: Final = 5  # at reading one file
 
 _DONE: Final = (200, 204, 206)
-_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,100})</Code>")  # it is shown
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,100})</Code>")  # bounded, because it is shown
 _SKEW: Final = 1.0  # seconds
 _BULK_READ: Final = 60.0  # seconds of silence during a file
 _PAUSES: Final = (0.0, 1.0, 2.0, 4.0)  # seconds before a request about a file is sent again
 _MOST_PAGES: Final = 4000  # of one listing
 
 _abandoned: Final[list[object]] = []
-"""Connections of parent processes: destroying one would take locks that a thread of the parent may have held."""
+"""Connections of parent processes, which are never destroyed, because that would take locks that a thread of the parent
+may have held."""
 
 
 class Listed(NamedTuple):
@@ -61,15 +62,15 @@ class Listed(NamedTuple):
     size: int
     modified: float
     etag: str = ""
-    """The MD5 of its bytes in most cases; whatever a server uses instead, it changes with them."""
+    """In most cases the MD5 of the object's bytes; on any server, it changes when they do."""
 
 
 class Bucket:
-    """See the module. Methods may be called from any thread.
+    """A bucket as a store of objects; see the module. Methods may be called from any thread.
 
     Attributes:
         requests: counts so far, by kind: PUT, GET, LIST, DELETE, POST.
-        interruptions: how often the server was unavailable: no answer, or one saying that it is not ready.
+        interruptions: how often the server did not answer, or answered that it is not ready.
         keys: where the keys come from.
 
     """
@@ -83,14 +84,16 @@ class Bucket:
         self.keys = Chain(address)
         self.keys.clock = self._now
         self._known = False
-        """Whether the bucket exists, or did."""
+        """Whether a request to the bucket has succeeded, so that the bucket exists, or did."""
         self._heard: float | None = None
         """Seconds by which the server's clock is ahead of this machine's, according to its last answer."""
         self._ahead = 0.0
         """The seconds by which the server's clock is assumed to be ahead when requests are signed."""
         self._pool: urllib3.PoolManager | None = None
         self._room = threading.Semaphore(WIDEST)
-        """Shared by the requests of all `get_many` and `delete` calls: there are no more connections than this."""
+        """Shared by the requests of all `get_many` and `delete` calls, which together use no more connections than
+        this.
+        """
 
     def server_now(self) -> float | None:
         """The server's clock: seconds since 1970, once it has answered."""
@@ -102,7 +105,7 @@ class Bucket:
     # --- requests ---
 
     def pool(self) -> urllib3.PoolManager:
-        """Connections, made at first use."""
+        """The pool of connections, made at first use."""
         self._pool = self._pool or http.pool(self.address.endpoint)
         return self._pool
 
@@ -142,7 +145,7 @@ class Bucket:
         url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
         digest = hashlib.sha256(body).hexdigest()
         timeout = Timeout(connect=http.CONNECT, read=_BULK_READ if bulk else http.READ)
-        # redirects are not followed: a session's token would be sent to whatever host the answer names
+        # redirects are not followed, because a session's token would be sent to any host that the answer names
         how: dict[str, Any] = {"redirect": False, "preload_content": False, "timeout": timeout}
         amended, pauses = False, iter(_PAUSES if bulk else ())
         while True:
@@ -183,7 +186,7 @@ class Bucket:
             if answer.status in fine and code != "NoSuchBucket":
                 return answer
             if answer.status in PASSING and (pause := next(pauses, None)) is not None:
-                time.sleep(pause)  # our own pause, not the server's: a waiting client cannot be stopped
+                time.sleep(pause)  # our own pause, since one that the server requests may be long
                 continue
             if not amended and self._amended(code, keys, ahead):
                 amended = True
@@ -216,7 +219,7 @@ class Bucket:
             size = int(length) if length.isascii() and length.isdigit() else 0
             data = b"" if size > limit else http.read(answer, limit)
             if (size := max(size, len(data))) > limit:
-                answer.close()  # without reading on
+                answer.close()  # without reading the rest
                 data = b""
             return Found(data, size, modified)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # a length of 5,000 digits
@@ -236,7 +239,7 @@ class Bucket:
         return bool(answer.status != 412)
 
     def secure(self, key: str) -> None:
-        """Nothing to do: what a bucket has acknowledged is durable."""
+        """Do nothing, because what a bucket has acknowledged is durable."""
 
     # --- many objects ---
 
@@ -307,7 +310,7 @@ class Bucket:
     # --- files ---
 
     def upload(self, key: str, source: Path) -> None:
-        """In parts, several at once; completely or not at all."""
+        """Write a file, in several parts at once, completely or not at all."""
         size, what = source.stat().st_size, f"write {key}"
         parts = -(-size // _PART)
         with source.open("rb") as file:
@@ -336,7 +339,9 @@ class Bucket:
                 raise
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        """Continue where a broken answer ended, if the object is still the same."""
+        """Read an object into a file; after a broken answer, continue where it ended if the object is still the
+        same.
+        """
         etag = ""
         for attempt in range(_ATTEMPTS):
             done = target.stat().st_size if etag else 0
@@ -347,7 +352,7 @@ class Bucket:
             if answer.status in (412, 416):
                 raise StoreUnreachable(f"{key} was replaced while it was read; get it again")
             etag = answer.headers.get("ETag", "")
-            with target.open("ab" if done and answer.status == 206 else "wb") as file:  # or all of it again
+            with target.open("ab" if done and answer.status == 206 else "wb") as file:  # or from the beginning
                 try:
                     for chunk in answer.stream(_CHUNK, decode_content=False):
                         file.write(chunk)

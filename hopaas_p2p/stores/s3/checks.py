@@ -16,7 +16,7 @@ from hopaas_p2p.stores.s3.store import CAUSES, SCRATCH, S3Store
 
 
 def way(store: S3Store) -> Generator[Finding, None, bool]:
-    """Whether the endpoint can be reached."""
+    """The findings about the route; returns whether the endpoint can be reached."""
     endpoint = parse(store.url).endpoint
     proxy = http.proxy_of(endpoint)
     context = http.context() if endpoint.startswith("https:") else None
@@ -30,11 +30,11 @@ def checks(store: S3Store) -> Generator[Finding, None, bool]:
     """The findings about the bucket, and whether further checks are worthwhile."""
     try:
         store.objects.get(f"{SCRATCH}none", limit=64)
-    except Denied:  # for a free key, unless this user may list: a log would have no end
+    except Denied:  # a free key must be found free by a user who may list, or a log has no end
         store.objects.listed(SCRATCH, at_most=1)
         detail = "for a free key the server answers 403, as for a key that this user may not read"
         cure = (
-            "this server ignores the policy's Condition here: give the user the policy that hopaas-p2p admin s3-policy "
+            "this server ignores the policy's Condition; give the user the policy that hopaas-p2p admin s3-policy "
             "--no-condition prints"
         )
         yield Finding("free keys", detail, passed=False, cure=cure)

@@ -1,14 +1,14 @@
-"""This process's commits in a bucket, compared again with the bucket's contents after a while.
+"""Compares this process's commits with the bucket's contents again after a while.
 
-A server with several pools may accept another peer's commit over one that it has acknowledged. Others notice by the sum
-that the next commit carries (`core.codec`); but if all of these follow the first, its writer would never know that
-later joiners read the second. Or a bucket loses its newest object, and the next joiner takes its place. So each writer
-checks each of its commits once, when no write to its key can be under way any more, and at the end. A commit that is
-gone, although nobody removed it, is put back where it was, unless another took its place.
+A server with several pools may accept another peer's commit over one that it has acknowledged. Other peers notice that
+by the sum that the next commit carries (`core.codec`). But if all later commits follow the first of the two, its writer
+would never know that peers that join later read the second. A bucket may also lose its newest object, whose place the
+next peer then takes. So each writer checks each of its commits once, when no write to its key can be under way any
+more, and at the end. A commit that is gone, although nobody removed it, is put back, unless another took its place.
 
-The check comes half a minute later. If later objects carry copies of a commit, so that acknowledged data is not lost
-with it, a writer collects five minutes of its commits first. A listing with ETags that are the MD5 of what was written
-replaces up to a thousand GETs; other objects are read.
+The check comes half a minute after the commit. If later objects carry copies of a commit, so that acknowledged data is
+not lost with it, a writer collects five minutes of its commits first. A listing with ETags that are the MD5 of what was
+written replaces up to a thousand GETs; other objects are read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hopaas_p2p.stores.s3.bucket import Bucket
 AFTER: Final = 30.0
 """Seconds after which a commit can be checked."""
 SELDOM: Final = 300.0
-"""Seconds after which it is checked, if later objects carry copies of it."""
+"""Seconds after which a commit is checked, if later objects carry copies of it."""
 _AT_ONCE: Final = 16  # GETs
 _PAGE: Final = 1000  # keys that one listing shows
 _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
@@ -57,10 +57,10 @@ class Confirmation:
         self._log, self._bucket = log, log.objects
         self._written: deque[_Written] = deque()
         self._broken: str | None = None
-        """The contradiction found, if any: this process appends nothing more."""
+        """The contradiction found, if any, after which this process appends nothing more."""
 
     def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
-        """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
+        """Record that this process appended a commit, in the object `data`; later objects carry copies if `copied`."""
         now = self.clock()
         due = now + (SELDOM if copied else AFTER)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -74,15 +74,14 @@ class Confirmation:
         return [one.lsn for one in self._written]
 
     def check(self, *, ending: bool = False) -> bool:
-        """Check some of the due commits, at the end all; return whether more are due. Unanswered ones stay due.
+        """Check some of the due commits, or all of them if `ending`, and put missing ones back.
 
-        Missing ones are put back.
+        Returns whether more remain when `ending`. Commits for which there was no answer stay due.
 
         Raises:
-            BrokenChain: another commit has taken a place. Every later call raises it, too: the caller may have no
-                history.
-            StoreUnreachable: at the end, one check got no answer.
-            Denied: they may not be read.
+            BrokenChain: another commit has taken the place of one. Every later call raises this error, too.
+            StoreUnreachable: when `ending`, one check got no answer.
+            Denied: when `ending`, the commits may not be read.
 
         """
         if self._broken is not None:
@@ -104,14 +103,14 @@ class Confirmation:
                 del due[:_AT_ONCE]
                 if len(silent) == len(some):  # the rest would wait for the same silent server
                     break
-        except (Denied, StoreUnreachable):  # no reason to refuse the current write
+        except (Denied, StoreUnreachable):  # this is no reason to refuse the current write
             if ending:
                 raise
         finally:
             self._written.extendleft(one._replace(due=now + AFTER) for one in reversed(unanswered + due))
         if unanswered and ending:
             raise StoreUnreachable(
-                f"the bucket took {len(self._written)} commits of this process that could not be checked again."
+                f"the bucket took {len(self._written)} commits of this process, which could not be checked again."
             )
         return bool(self._written) and ending
 
@@ -124,7 +123,9 @@ class Confirmation:
         return {}
 
     def _read(self, due: list[_Written]) -> list[_Written]:
-        """Compare these, and put back missing ones; return those that got no answer."""
+        """Compare these commits with the bucket, and put missing ones back; return those for which there was no
+        answer.
+        """
         found = self._bucket.get_many([self._log.key(one.lsn) for one in due], limit=self._log.limit)
         removed = math.inf  # also for a deleted study
         if None in found:
@@ -142,7 +143,7 @@ class Confirmation:
         """Write a missing commit back to its place; return what is there instead, if anything."""
         key = self._log.key(one.lsn)
         if one.stored is None:
-            self._break(one, "gone, and too large to be kept here and put back")
+            self._break(one, "gone, and this process kept no copy to put back")
         try:
             return None if self._bucket.put_new(key, one.stored) else self._bucket.get(key, limit=self._log.limit)
         except StoreUnreachable as error:

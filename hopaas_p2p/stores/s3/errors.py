@@ -1,4 +1,4 @@
-"""The meaning of an S3 server's refusals, and what to do about them: one status, one code, one error of ours."""
+"""Turns an S3 server's refusals into our errors, by status and code; each error says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MANGLED: Final = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "X
 
 
 def unreachable(address: Address, error: Exception) -> HopaasError:
-    """The error for no answer at all, or half of one."""
+    """The error for a missing or incomplete answer."""
     endpoint = address.endpoint
     reason = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"[:300]
     if "CERTIFICATE_VERIFY_FAILED" in reason:
@@ -31,7 +31,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
         )
     if "WRONG_VERSION_NUMBER" in reason:
         return ConfigurationError(
-            f"{endpoint} does not speak TLS on this port. If it is meant to, check the port; else "
+            f"{endpoint} does not speak TLS on this port. If it should, correct the port; otherwise "
             "write endpoint=http://HOST:PORT in the URL"
         )
     if "failed: 407" in reason:  # a number alone may be an lsn
@@ -66,8 +66,8 @@ def refusal(
         status, code: those of the answer.
         what: what the request should do.
         conditional: whether it was a write with a condition.
-        known: whether this process has used the bucket, so that a missing one is only away: a server that starts with a
-            new disk or pool answers like that.
+        known: whether this process has used the bucket, so that a missing bucket counts as temporary. A server that
+            starts with a new disk or pool answers like that.
 
     """
     where = f"{address.endpoint}, bucket {address.bucket!r}"
@@ -95,4 +95,4 @@ def refusal(
         return ConfigurationError(
             f"{where}: the server does not support conditional writes, which a log needs ({said})"
         )
-    return ConfigurationError(f"{where}: the server does not {what} ({said}); is it an S3 server?")
+    return ConfigurationError(f"{where}: the server refused to {what} ({said}); check that it is an S3 server")

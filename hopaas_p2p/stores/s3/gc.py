@@ -1,9 +1,9 @@
 """Cleans up a bucket: removes commits that a snapshot replaces, and the remains of deleted studies.
 
-It is optional, and never runs by itself: without it, a study can be replayed from its first commit forever. The order
-makes it safe. First the boundary is advanced, then objects are removed: a peer that slept checks the boundary before it
-accepts a free key as the end of the log. And only objects that the server has held for a day, by its own clock, are
-removed: an awake peer has read them.
+This is optional, and never runs by itself; without it, a study can be replayed from its first commit forever. The order
+of the steps makes it safe. The boundary is advanced before objects are removed, and a peer that slept checks the
+boundary before it accepts a free key as the end of the log. Only objects that the server has held for a day, by its own
+clock, are removed, because a peer that was awake has read them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from hopaas_p2p.stores.s3.store import S3Store
 
 DAY: Final = 86400.0
 _AT_ONCE: Final = 1000
-"""Objects that are removed again if a request for one of them is lost."""
-_BEATS: Final = 40 * DAY  # the longest silence that a peer may request is 30
+"""The number of objects whose removal is repeated if a request for one of them is lost."""
+_BEATS: Final = 40 * DAY  # the longest silence that a peer may request is 30 days
 
 
 class Removal(NamedTuple):
-    """Some objects that can be removed, or were."""
+    """Some objects that were removed or, in a dry run, can be."""
 
     what: str
     study: str
@@ -40,7 +40,7 @@ class Removal(NamedTuple):
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove objects that are no longer needed; yields them, log by log.
+    """Remove objects that are no longer needed; yield them, log by log.
 
     Args:
         store: the store.
@@ -48,9 +48,10 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
         dry_run: only report.
 
     Raises:
-        InvalidInput: less than a day.
+        InvalidInput: `keep` is less than a day.
         StoreCorrupt: the list of studies is incomplete, so nothing can be considered deleted.
-        NotRemoved: some objects may not be removed. All others were, except a deleted study some of whose files stay.
+        NotRemoved: some objects may not be removed. All others were removed, except those of a deleted study some of
+            whose files stay.
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
@@ -89,7 +90,7 @@ def _catalog(store: S3Store) -> Catalog:
     there = [lsn_of(key) or 0 for key in store.objects.listed("studies/log/")]
     catalog = Catalog()
     catalog.replay(read_all(store.catalog()))
-    if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
+    if max(there, default=0) > catalog.lsn:  # peers take this for the end, but here, studies would be removed
         raise StoreCorrupt(
             f"the list of studies has no commit {catalog.lsn + 1}, but has later ones, so studies after it would count "
             "as deleted; nothing was removed. Restore it from a backup, or run: hopaas-p2p doctor URL"
@@ -113,7 +114,7 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
     for one in store.objects.details(f"{root}log/"):
         lsn = lsn_of(one.key)
         if lsn is None:
-            continue  # somebody left it there
+            continue  # not one of ours
         if lsn > oldest or one.modified >= before:
             break
         old.append(one)
@@ -127,7 +128,7 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
 
 
 def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
-    """Remove a study that is not in the list: deleted, or never completely created. A marker stays."""
+    """Remove a study that is not listed, because it was deleted or never completely created. A marker stays."""
     root = f"study/{uuid}/"
     marker = f"{root}boundary/{DELETED}"
     found = [one for one in store.objects.details(root) if one.key != marker]

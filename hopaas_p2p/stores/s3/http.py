@@ -27,7 +27,7 @@ _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
 
 def parse_date(text: str | None) -> float | None:
-    """An HTTP date as seconds since 1970; None if it is not one, or one that no signature could have."""
+    """An HTTP date as seconds since 1970; None if the text is not a date, or a date that no signature could have."""
     try:
         seconds = email.utils.parsedate_to_datetime(text).timestamp() if text else -1.0
     except (ValueError, OverflowError):
@@ -42,8 +42,8 @@ def _prompt(connection: Any) -> Any:
     """Connections of this kind that acknowledge data at once, and do not accept an answer that drips.
 
     A server that sends an answer's head and body separately, and waits for an acknowledgement of the first before it
-    sends the second (Nagle's algorithm, as in Ceph RGW by default), meets a kernel that acknowledges 40 ms later,
-    hoping to combine it with data: each GET then took 44 ms, and peers that read were starved by those that only write.
+    sends the second (Nagle's algorithm, as in Ceph RGW by default), meets a kernel that acknowledges 40 ms later, to
+    combine the acknowledgement with data. Each GET then took 44 ms, and peers that only write starved those that read.
     """
 
     class Prompt(connection):  # type: ignore[misc]
@@ -105,7 +105,7 @@ def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolM
 def read(answer: Any, limit: int) -> bytes:
     """The bytes of an answer, not decompressed, because compressed ones could grow to any size; raises like urllib3.
 
-    If there are more than `limit`, one more than these.
+    If there are more than `limit` bytes, the first `limit` + 1 are returned.
     """
     data = b""
     while piece := answer.read(limit + 1 - len(data), decode_content=False):
@@ -124,7 +124,7 @@ def whole(answer: Any) -> urllib3.HTTPResponse:
 
 
 def proxy_of(url: str) -> Proxy | None:
-    """The proxy that the environment names for this URL, or None to go without; raises as `proxies.proxy_for`."""
+    """The proxy that the environment names for this URL, or None for a direct connection; raises like `proxy_for`."""
     return proxies.proxy_for(proxies.server_of(url), scheme=url.partition("://")[0], kinds=("http", "https"))
 
 

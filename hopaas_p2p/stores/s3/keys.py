@@ -1,9 +1,10 @@
-"""The signing keys: found where every S3 tool looks for them, and fetched again before they expire.
+"""Finds the signing keys where every S3 tool looks for them, and fetches them again before they expire.
 
-In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
-profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
-Files and services are read again when their keys expire or are refused, so keys may be renewed during a run.
-`hopaas_p2p.runtime.credentials` reads them, and decides whether they may sign requests to the bucket's server.
+The sources, in order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`,
+`AWS_ROLE_ARN`); the profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the
+machine's metadata. Files and services are read again when their keys expire or are refused, so keys may be renewed
+during a run. `hopaas_p2p.runtime.credentials` reads them, and checks whether they may sign requests to the bucket's
+server.
 
 Requests to services, and their answers, are never shown. The SDK's own providers are not used: they put web identity
 tokens into URLs, which error messages then show, create their own pools without a proxy, and can stall for six seconds
@@ -70,16 +71,16 @@ class Chain:
         """Seconds since 1970, by the server's clock."""
 
     def after_fork(self) -> None:
-        """In a child: renew the lock, which a thread of the parent may have held, and look for the keys again."""
+        """In a forked child, renew the lock, which a thread of the parent may have held, and forget the keys."""
         self._lock, self._keys = threading.Lock(), None
 
     def retrieve(self) -> Keys:
         """The current keys.
 
         Raises:
-            ConfigurationError: there are none, a source is misconfigured, or they may not be used for the bucket's
+            ConfigurationError: there are no keys, a source is misconfigured, or they may not be used for the bucket's
                 server.
-            StoreUnreachable: a service that should provide them does not answer.
+            StoreUnreachable: a service that should provide keys does not answer.
 
         """
         with self._lock:
@@ -111,11 +112,11 @@ class Chain:
                 return Keys(*found)
         raise ConfigurationError(
             "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Searched: the environment; web "
-            "identity; profile of ~/.aws/credentials; CONTAINER credentials; instance metadata"
+            "identity; the profile in ~/.aws/credentials; container credentials; instance metadata"
         )
 
     def _web_identity(self) -> Keys | None:
-        """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
+        """Keys from an STS, Amazon's or the S3 server's own, in exchange for a token of an identity provider."""
         address, env = self._address, self._env
         own = address.endpoint
         if is_aws(own):
@@ -124,7 +125,7 @@ class Chain:
         token = credentials.identity([server_of(endpoint)], env)
         if token is None:
             return None
-        if _place(endpoint) != _place(address.endpoint):  # whose own URL says whether it may be without TLS
+        if _place(endpoint) != _place(address.endpoint):  # the bucket's URL says whether TLS is needed there
             _check_private(endpoint)
         credentials.may_sign([server_of(address.endpoint)], env)
         form = {
@@ -143,7 +144,7 @@ class Chain:
         return keys
 
     def _container(self) -> Keys | None:
-        """The service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
+        """Keys from the service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
         service = credentials.container(self._env)
         if service is None:
             return None
@@ -153,7 +154,7 @@ class Chain:
         return _keys_of(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True))
 
     def _machine(self) -> Keys | None:
-        """The metadata service of a cloud's machine (IMDSv2)."""
+        """Keys from the metadata service of a cloud's machine (IMDSv2)."""
         if self._on_machine is False:
             return None
         credentials.may_sign([server_of(self._address.endpoint)], self._env)
@@ -174,7 +175,7 @@ class Chain:
 
 
 def _check_sendable(*texts: str | None) -> None:
-    """Refuse what cannot be in a header: an error of the library that sends it would show it."""
+    """Refuse a text that cannot be in a header, because the HTTP library's error message would show it."""
     if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts if text is not None):
         raise ConfigurationError("the id of a key for the bucket, or a token, is not one line of ASCII text")
 
@@ -190,13 +191,13 @@ def _place(url: str) -> tuple[str, str, int] | None:
 
 
 def _shown(url: str) -> str:
-    """A service in a message: without its path, which may be a secret. On ECS, whoever knows it gets the keys."""
+    """A service's URL for messages, without its path, which may be a secret: on ECS, knowing it gives the keys."""
     scheme, host, port = _place(url) or ("", "", 0)
     return f"{scheme}://{ServerAddress(host, port)}" if host else "the URL of a service"
 
 
 def _check_private(url: str) -> None:
-    """Refuse a service on another machine without TLS: credentials go there and come from there."""
+    """Refuse a service on another machine without TLS, because credentials are sent to it and come from it."""
     scheme, host, _ = _place(url) or ("", "", 0)
     if not host or not (scheme == "https" or is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
@@ -219,7 +220,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
     if status >= 500 or status == 429:
         raise StoreUnreachable(f"{service} answered with {status}; it should give the keys for the bucket")
     if status != 200:
-        why = f"HTTP {status}. Is the token still valid?"
+        why = f"HTTP {status}. Check that the token is still valid"
         raise ConfigurationError(f"{service} refused to give keys for the bucket: {why}")
     return text
 

@@ -1,6 +1,6 @@
 """A log in a bucket: one object per commit, which may carry copies of the commits before it.
 
-    study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of the ones before it: see `carried`
+    study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of those before it; see `carried`
 
 A PUT is slow and costs as much as twelve GETs, so peers pace themselves (`TurnScheduler`), read before they write if
 others have probably written, and read some of the objects instead of all (`search`). Each process checks its own
@@ -32,14 +32,14 @@ from hopaas_p2p.stores.s3.search import WIDEST
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _CATALOG: Final = 2 * WIDEST - 1
-"""Commits of the catalog that are read first, in five windows of GETs, before its snapshot is preferred."""
+"""If the catalog has more commits than this, which take five windows of GETs, its snapshot is read instead."""
 _AT_ONCE: Final = 8  # requests of a restore
 _SALVAGED_AT_ONCE: Final = 16  # objects
 _PAGE: Final = 1000  # keys that one listing shows
 
 
 class BucketLog(WriteOnceLog[Bucket]):
-    """See the module. One thread at a time."""
+    """A log in a bucket; see the module. Used by one thread at a time."""
 
     names = "log/{lsn:020d}"
     carries = True
@@ -66,8 +66,8 @@ class BucketLog(WriteOnceLog[Bucket]):
         return self._confirmation.due
 
     def _enter(self, *, writes: bool) -> None:
-        super()._enter(writes=writes)  # first: what is missing is put back on the same condition
-        self._confirmation.check()  # now: between a read and the following write, each request causes collisions
+        super()._enter(writes=writes)  # first, because a missing commit is put back on the same condition
+        self._confirmation.check()  # now, because a request between a read and the next write causes collisions
 
     def changed(self, since: int) -> bool | None:
         return True if since != self._head else None
@@ -85,7 +85,7 @@ class BucketLog(WriteOnceLog[Bucket]):
             window = self._at(lsns, deadline)
             for place, (lsn, one) in enumerate(zip(lsns, window, strict=True)):
                 beyond = any(window[place:])
-                found = self._get(lsn, deadline) if one is None and beyond else one  # it was free when it was asked for
+                found = self._get(lsn, deadline) if one is None and beyond else one  # it was free at the first request
                 pieces = [] if found is None else self._taken_apart(lsn, found)
                 commits, missing = self._completed(known, pieces, deadline) if pieces else ([], lsn)
                 if missing or found is None:
@@ -99,7 +99,7 @@ class BucketLog(WriteOnceLog[Bucket]):
                 if enough or size >= RECEIPT or commits[-1].lsn < lsn:
                     return True
                 known = lsn
-        if since + len(entries) < self._seen:  # another caller has read what this one does not find
+        if since + len(entries) < self._seen:  # another caller has read commits that this one does not find
             self._has_beginning = False
             if since:
                 self.history.check_retained(since)
@@ -113,7 +113,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     def _completed(self, known: int, pieces: list[Entry], deadline: float) -> tuple[list[Entry], int]:
         """The commits after `known` up to the last of these pieces, and the lsn of a hole among them, or 0.
 
-        If there are too many to hold, only the first of them.
+        If there are too many to hold, only the first of them are returned.
 
         Raises:
             BrokenChain: two objects differ about a commit.
@@ -159,13 +159,13 @@ class BucketLog(WriteOnceLog[Bucket]):
         return [*self._piggyback.copies(lsn, there), Entry(lsn, payload, stamp, before)]
 
     def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
-        """Note consecutive commits that were read; they are assumed to have been written evenly up to this moment."""
+        """Record consecutive commits that were read, as if they had been written at equal intervals up to `last`."""
         first, seen = self._modified or last, self._seen
         for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
             read, total = self.history.chain
             known = before if before is not None or read != lsn - 1 else total
             self.history.follow(lsn, payload, before)
-            if lsn <= seen:  # another caller was here
+            if lsn <= seen:  # another caller has recorded it
                 continue
             if payload != mine:
                 self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
@@ -177,10 +177,10 @@ class BucketLog(WriteOnceLog[Bucket]):
         self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
     def _read_up_to_hole(self, lsn: int) -> None:
-        """There is no commit at this lsn, but something after it: the log continues here, with a warning.
+        """Warn that there is no commit at this lsn, but objects after it. The log continues at this lsn.
 
-        A key that may only add objects can put one further ahead, and that must not end the study: the next commit
-        fills the hole, and what was put after it is judged like any record. If a commit was removed, peers that had
+        A user whose key may only add objects can put one further ahead, which must not end the study. The next commit
+        fills the hole, and the objects after it are judged like any commit. If a commit was removed, peers that had
         read it find that the sums of the commits disagree.
         """
         if lsn == 1:
@@ -207,7 +207,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     # --- backups and rescue ---
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """The objects, some at a time."""
+        """The objects of the log, read in batches."""
         last = ""
         while keys := self.objects.listed(f"{self.root}log/", after=last, at_most=_PAGE):
             last = keys[-1]

@@ -1,8 +1,7 @@
-"""The minimum that a key must be allowed to do, as a policy for the S3 server.
+"""The least rights that a key needs, as a policy for the S3 server.
 
-A worker adds objects: it may write only where nothing exists, so it cannot change history. But on servers that cannot
-be told to insist on the condition (only Amazon's can), a hostile worker could overwrite commits; enable versioning of
-the bucket there.
+On Amazon's servers, a worker may write only where nothing exists, so it cannot change history. Other servers cannot
+enforce that condition, so a hostile worker could overwrite commits there; enable versioning of the bucket.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
         address: the store.
         role: a viewer reads, a worker runs trials, an owner may do everything.
         uuid: the one study to which a worker may write; None for every study.
-        by_prefix: whether listing is allowed by prefix. Some servers then answer 403 for a free key, where a log needs
-            a 404: without it, keys of the whole bucket may be listed.
+        by_prefix: whether listing is allowed only under the store's prefix. Some servers then answer 403 for a free
+            key, where a log needs 404. If False, keys of the whole bucket may be listed.
 
     """
     bucket = f"arn:aws:s3:::{address.bucket}"
@@ -40,7 +39,7 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
         files = f"{root}artifacts/{names[0]}/*"
         logs = [f"{root}study/{name}/log/*" for name in names]
         if uuid is None:
-            logs += [f"{root}studies/log/*", f"{root}meta.json"]  # it may create studies, and the store
+            logs += [f"{root}studies/log/*", f"{root}meta.json"]  # this worker may create studies, and the store
             snapshots.append(f"{root}studies/snapshot/*")
         statements += [
             _allow("Add", ["s3:PutObject"], logs),

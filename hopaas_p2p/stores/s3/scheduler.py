@@ -1,4 +1,4 @@
-"""Peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
+"""Lets peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
 
 While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a busy log,
 every other PUT would lose. Then the peers take turns: the one that has waited longest since its
@@ -60,12 +60,12 @@ class TurnScheduler(CrowdScheduler):
     # --- how far to look ---
 
     def search(self, now: float, behind: int = 0) -> EndSearch:
-        """How to look for the end of the log, as a reader that lacks this many of the commits seen here."""
+        """A search for the end of the log, for a reader that lacks `behind` of the commits seen here."""
         if self._head_at is None:
             return EndSearch(None)
         known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
         expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
-        hurried = self._busy >= _FULL  # commits that others write during a search come first
+        hurried = self._busy >= _FULL  # commits that others write during a search come before ours
         return EndSearch(expected, behind=behind, hurried=hurried)
 
     # --- whose turn it is ---
@@ -118,10 +118,10 @@ class TurnScheduler(CrowdScheduler):
         return dict(itertools.islice(seen.items(), standing))
 
     def after_losing(self) -> float:
-        """A random time, unless this peer is in line.
+        """A random time, or 0 if this peer is in line.
 
-        It grows with this peer's losses, but only among many writers: a peer that always loses to the same one tries
-        again soon, or it would sleep whenever that one pauses.
+        The time grows with this peer's losses, but only among many writers. A peer that always loses to the same writer
+        tries again soon; otherwise it would sleep whenever that writer pauses.
         """
         if self._full and ME in self._line():
             return 0.0

@@ -1,9 +1,9 @@
-"""Where to look for the end of a log whose objects also show what came before them.
+"""Chooses where to look for the end of a log whose objects also show earlier commits.
 
 A reader expects some number of new commits, and requests one object at a time, where the end is as likely before it as
 after it. Each answer halves the possibilities, so fifteen new commits take three or four GETs instead of sixteen. The
-last answer must not be old, because a write follows it: if one place is left, the free one after it is requested again
-in the same round. Nothing here decides what is in the log: a wrong guess costs one more GET.
+last answer must not be old, because a write follows it. If one place is left, the free place after it is therefore
+requested again in the same round. A wrong guess costs one more GET, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDEST: Final = 16
 """The maximum number of concurrent GETs."""
 _FAR: Final = 2.0 * MOST  # expected commits beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds of these, after which it reads windows, and requests the end again with the last
+_RUSH: Final = 8  # rounds of these, after which it reads windows, and requests the end with the last
 _LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen: a log may outgrow a distant peer
 _SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; determined, like the next two, in
 _SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
@@ -29,7 +29,7 @@ class EndSearch:
 
     Args:
         expected: how many commits are probably new; None if unknown, as on the first read.
-        behind: how many certainly are, besides.
+        behind: how many more commits are certainly new.
         hurried: whether to request several at once, because commits that arrive during the search come first. An end
             seen some rounds ago is then requested again, as long as that does not make the search endless.
 
@@ -70,7 +70,7 @@ class EndSearch:
             self._free = None
 
     def free(self, offset: int) -> None:
-        """Record that there is nothing at this offset."""
+        """Record that there is no commit at this offset."""
         self._free = offset if self._free is None else min(offset, self._free)
         self._checked = True
 

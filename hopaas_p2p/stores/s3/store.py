@@ -1,11 +1,12 @@
-"""A store in an S3 bucket, with no server of ours at all: any S3 whose `If-None-Match: *` is atomic.
+"""A store in an S3 bucket, without a server of ours, on any S3 server whose `If-None-Match: *` is atomic.
 
 Names in the bucket are in `stores.objects.store` and `stores.objects.log`.
 
-Everything depends on that condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
-is tested with fresh keys, before a store is created and before a process writes for the first time; and again, with a
-few requests, while it writes and after the server was unavailable, because a server may get a second pool, or
-versioning, during a study. No number of requests proves it for good: the chain of commits reveals what slips through.
+Everything depends on that condition, and servers break it in ways that one PUT does not show; see `objects.race`. So
+the condition is tested with fresh keys before a store is created, and before a process writes for the first time. It is
+tested again, with a few requests, while a process writes and after the server was unavailable, because a server may get
+a second pool, or versioning, during a study. No number of requests proves the condition for good; the chain of commits
+reveals violations that the tests miss.
 
 Test keys are written where the policies let every worker write and remove; if an older or custom policy does not, they
 are written beside the snapshots or commits of the log that is to be written.
@@ -37,7 +38,7 @@ CAUSES: Final = (
     "bucket that never had versions; (3) a gateway, proxy or cache that drops the header, or checks first and "
     "writes later, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) a "
     "server made for tests, such as s3rver and Ceph's RGW on dbstore: use another; (5) an old release, such as MinIO "
-    "before 2024-09. docs/s3.md lists servers that honour it. Run hopaas-p2p doctor again to see whether it is fixed"
+    "before 2024-09. docs/s3.md lists servers that work. Run hopaas-p2p doctor again to see whether it is fixed"
 )
 _META: Final = 4096
 
@@ -106,7 +107,7 @@ class S3Store(ObjectBackedStore[Bucket]):
 
         Raises:
             ConfigurationError: the condition is broken; the message says what was seen, and the possible cause.
-            BrokenChain: the same, after this process has written: acknowledged commits may not be in the log.
+            BrokenChain: the condition is broken after this process has written, so acknowledged commits may be lost.
             StoreUnreachable: too few answers to decide.
             NewerFormat: as in `find`.
 
@@ -116,8 +117,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         return False
 
     def _prove_condition(self, root: str, *, thoroughly: bool = False) -> None:
-        """Prove it unless the proof is fresh; `thoroughly` before a store is created, which requires the right to
-        write.
+        """Prove the condition unless the last proof is fresh; `thoroughly`, with the right to write, for a new store.
 
         Credentials that may not write anywhere need no proof.
         """
