@@ -1,3 +1,3 @@
-"""Joining a study with one line: `invitation` is the string, `membership` a site's settings for the study, `ways` how
-the site reaches the store.
+"""Joining a study with one line: `invitation` is the string, `membership` holds a site's settings for the study, and
+`ways` finds a route to the store.
 """

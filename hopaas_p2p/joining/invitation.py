@@ -1,9 +1,9 @@
 """An invitation: one string with the address of a study and the secret that gives access to it.
 
-It is for people who have no access yet, so if the store has tokens it contains a secret: it is printed once, read from
-a file or from standard input, and never put into an argument, a log or a repr. On Postgres its token belongs to a user
-of its own, a *guest*, who has a grant for this one study and nothing else. Keys of a bucket and permissions of a
-directory are not included: there the string contains only the address.
+An invitation is for people who have no access yet, so it contains a secret if the store has tokens. It is printed once,
+read from a file or from standard input, and never put into an argument, a log or a repr. Its token belongs to a
+separate user, a *guest*, who has a grant for this one study and nothing else. Keys of a bucket and permissions of a
+directory are not included; for such a store, the string contains only the address.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Invitation(msgspec.Struct, frozen=True):
     """The content of an invitation. `seal` gives the string, `Invitation.parse` reads it."""
 
     store: str
-    """Its URL, without a login."""
+    """The store's URL, without a login."""
     study: str
     token: Secret | None
     """The content of a token file; None if the store has no tokens."""
     expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
     """Seconds since 1970. The server ends the token by its own clock; elsewhere only this time ends the invitation."""
     site: str = ""
-    """The name of the site that it is for."""
+    """The name of the site that the invitation is for."""
     authority: str = ""
     """The certificates of a private authority that vouches for the server, in PEM."""
 
@@ -67,7 +67,7 @@ class Invitation(msgspec.Struct, frozen=True):
             InvalidInput: the text is not an invitation, or only a part of one. The message shows none of it.
 
         """
-        text = "".join(text.removeprefix("\ufeff").split())  # editors add a byte-order mark, mail breaks lines
+        text = "".join(text.removeprefix("\ufeff").split())  # editors add a byte-order mark, and mail breaks lines
         try:
             if len(text) > _LONGEST:
                 raise ValueError
@@ -88,7 +88,7 @@ class Invitation(msgspec.Struct, frozen=True):
                 f"hopaas-p2p invite {shlex.quote(self.study)}"
             )
         if "://" not in self.store and not Path(self.store).is_absolute():
-            raise ConfigurationError(f"{self.store!r} is not a URL, and leads to another folder in each directory")
+            raise ConfigurationError(f"{self.store!r} is a relative path; ask the sender for an invitation with a URL")
         if not names_servers(self.store):
             cure = "Name it in the URL: postgresql://HOST/…, or s3://…?endpoint=https://HOST"
             raise ConfigurationError(f"{redacted(self.store)} does not say on which server the store is. {cure}")
@@ -101,11 +101,11 @@ def _secret(_kind: type, text: object) -> Secret:
 
 
 class NewInvitation(NamedTuple):
-    """An invitation just made."""
+    """An invitation that was just made, and its guest."""
 
     invitation: Invitation
     guest: str
-    """The user that it is for; empty if the store has no users."""
+    """The user that the invitation is for; empty if the store has no users."""
     token_name: str
     """The token's name, for `admin token list` and `admin token revoke`; empty if the store has no tokens."""
 
@@ -116,15 +116,15 @@ def invite(
     """Make an invitation to a study.
 
     Args:
-        store: its URL, with the right to write to it; on Postgres, with an administrator's login.
-        study: its name.
-        role: what a guest may do: view, work, or own. Only a database or a server can enforce it.
-        days: how long it is valid.
+        store: the store's URL, with the right to write to it; on Postgres, with an administrator's login.
+        study: the study's name.
+        role: the guest's role: viewer, worker or owner. Only a database or a server can enforce it.
+        days: how many days the invitation is valid.
         site: the guest's site; `join` uses it as the site's name. Guests of one site are one user.
         via: the URL by which guests reach the store, if it differs, such as a server's.
 
     Raises:
-        InvalidInput: no such role, or a number of days that is not from 1 to 366.
+        InvalidInput: there is no such role, or the number of days is not from 1 to 366.
         NoSuchStudy: there is no such study.
         Denied: on Postgres, you are not an administrator.
         ConfigurationError: the address holds a password, or leads to this machine only.
@@ -177,4 +177,4 @@ def _authority(url: str) -> str:
         return ""
     with explained(f"HOPAAS_CA_FILE={file}"):
         text = "\n".join(_CERTIFICATE.findall(read_named(Path(file))))  # a server's file may hold its private key, too
-    return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities
+    return text if len(text) <= _LONGEST // 4 else ""  # a longer one may be a system's bundle of all authorities

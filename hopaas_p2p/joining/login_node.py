@@ -38,7 +38,7 @@ def start(
     Returns the pid of the process (None if it was already running) and its log.
 
     Raises:
-        ConfigurationError: it did not start; the message shows why.
+        ConfigurationError: the process did not start; the message shows why.
 
     """
     store, relay, box = membership.store, membership.relay_file, str(membership.box)

@@ -1,9 +1,9 @@
 """A site's record of a study that it has joined: a file of settings, and files for its secrets, private to this user.
 
 `~/.config/hopaas-p2p/joined/NAME.toml` holds settings, as any settings file does: store, study, site, and the names of
-the files that hold the token, the authority and the proxy. Batch jobs name it in HOPAAS_JOINED, so that no script and
-no job description holds a secret. `token_host` lists the store's hosts: they get this token, and none of the user's
-own.
+the files that hold the token, the authority and the proxy. Batch jobs name the study in HOPAAS_JOINED, so that no
+script and no job description holds a secret. `token_host` lists the store's hosts, which get this token, and none of
+the user's own tokens.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     """Save the content of this invitation, private to this user. Does not contact the store.
 
     Raises:
-        ConfigurationError: it has expired, or its URL contains more than the store's address.
-        InvalidInput: it would send this user's own token to a stranger's server, or a name in it is not one line.
+        ConfigurationError: the invitation has expired, or its URL contains more than the store's address.
+        InvalidInput: the invitation would send this user's own token to a stranger's server, or a name in it is not one
+            line.
 
     """
     site = site or invitation.site
-    for text in (invitation.store, invitation.study, site):  # first: the messages of other checks show them
+    for text in (invitation.store, invitation.study, site):  # first, because the messages of other checks show them
         if not is_one_line(text):
             raise InvalidInput(f"{text!r} has a line break or another control character in it")
     if "://" in invitation.store:  # before anything reads the URL with its options
@@ -100,7 +101,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """If two studies of the same name are joined at once, the token of one must not go to the host of the other."""
+    """Wait for other joins, so that of two studies of the same name, one's token does not go to the other's host."""
     lock = joined_folder().with_suffix(".lock")
     try:
         lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def keep(membership: Membership) -> Membership:
 
 
 def _quoted(text: str) -> str:
-    """The text as a TOML string. JSON's escapes are not valid: they write an emoji as two surrogates."""
+    """The text as a TOML string. JSON's escapes are not valid there, because they write an emoji as two surrogates."""
     plain = [one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text]
     return f'"{"".join(plain)}"'
 
@@ -137,7 +138,7 @@ def load(name: str) -> Membership:
     """The study that is joined under this name.
 
     Raises:
-        ConfigurationError: there is none, or its file is not this user's own, or is damaged.
+        ConfigurationError: no study is joined under this name, or its file is not this user's own, or is damaged.
 
     """
     values = joined(name)
@@ -147,7 +148,7 @@ def load(name: str) -> Membership:
 
 
 def forget(name: str) -> None:
-    """Remove the files of a joined study, except for the folder of its jobs; its hosts are remembered: `left_hosts`."""
+    """Remove the files of a joined study, except for the folder of its jobs; `left_hosts` remembers its hosts."""
     places = ""
     with contextlib.suppress(ConfigurationError):  # a damaged file
         places = joined(name).get("token_host", "")

@@ -1,9 +1,9 @@
-"""How a site reaches a store: tries one route after another, with the doctor's checks, and reports why each one fails.
+"""Finds a route from a site to a store: tries one after another, with the doctor's checks, and reports each failure.
 
-    the route that worked last time, the proxy of this environment, or the one of last time, directly, a relay
+    the relay that worked last time; the proxy of this environment, else that of last time; directly; a relay
 
-Through a folder there is only one route. A route is tried in this process's own environment, because that is where all
-code that opens connections looks for a proxy.
+A store without servers has only one route. A route is tried in this process's own environment, because all code that
+opens connections looks for a proxy there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 
 _NOT_SET: Final = ("store", "study", "token_file", "token_host", "proxy_file", "via")
-"""Settings that are found by HOPAAS_JOINED; and the last two, because a route sets HTTPS_PROXY itself."""
+"""Settings that are found through HOPAAS_JOINED, or, the last two, are not needed because a route sets HTTPS_PROXY."""
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -77,7 +77,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
 
 
 def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""] | None]]:
-    """The ways that could work here, with the one that worked last time first.
+    """The routes that could work here, in the order in which to try them.
 
     Each comes with the file of the proxy for HTTPS_PROXY: "" for no proxy, None to leave the environment as it is.
     """
@@ -101,7 +101,7 @@ def _environments_proxy() -> str | None:
 
 
 def enter(membership: Membership) -> None:
-    """Make this process and its children use the study's file: settings for any other store are ignored."""
+    """Make this process and its children use the study's file, and ignore settings for any other store."""
     os.environ[variable("joined")] = membership.name
     told = {name: value for name, value in membership.values.items() if name not in _NOT_SET}
     for name in ("store", "study"):

@@ -1,4 +1,4 @@
-"""An answer within so many seconds and bytes: a server that sends a byte now and then could block a client forever."""
+"""Limits the time and size of an answer: a server that sends a byte now and then could block a client forever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AnswerBytes(io.RawIOBase):
     ) -> None:
         self._receive, self._end = receive, end
         self.room: int | None = _HEAD
-        """The most bytes that may still come; None for no limit. To be set once the head was read."""
+        """The most bytes that may still come; None for no limit. The caller sets it after reading the head."""
         self._deadline = time.monotonic() + silence
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -61,12 +61,12 @@ class AnswerBytes(io.RawIOBase):
 def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> int:
     """POST this body to an http or https URL, and return the answer's status. No log and no error shows the URL.
 
-    Follows no redirect. All of it takes at most `seconds`.
+    Redirects are not followed. The whole request takes at most `seconds`.
 
     Args:
         url: where to send it.
         body: what to send.
-        headers: those to send with it.
+        headers: the headers to send with the body.
         seconds: when to give up.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How long to wait between attempts."""
+"""Pauses between attempts, and a function that repeats an attempt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Backoff:
         return seconds * self._uniform(*self._jitter)
 
     def reset(self) -> None:
-        """An attempt succeeded: begin with the first pause again."""
+        """After an attempt that succeeded, begin with the first pause again."""
         self._next = self._first
 
 

@@ -1,6 +1,6 @@
 """The checks of `hopaas-p2p doctor` on the way to a server: its name, the site's proxy, the certificate.
 
-Everything is tried just as by a store, with the same trust, but step by step, so that the first failing step is named.
+Each step is tried just as a store does it, with the same trust, and the first step that fails is named.
 A certificate that expires soon counts as a failure while there is still time to renew it.
 """
 
@@ -19,7 +19,7 @@ from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 
 SOON: Final = 21
-"""A certificate that expires within this many days is a failure."""
+"""A certificate that expires within this many days counts as a failure."""
 _TIMEOUT: Final = 10.0  # seconds for each step
 
 
@@ -82,7 +82,7 @@ def checks(
 
 
 def lifetime(certificate: Any, version: str = "TLS") -> Finding:
-    """Whether a verified certificate, as `getpeercert` shows it, remains valid for some time."""
+    """The finding about how long a verified certificate, in `getpeercert`'s form, remains valid."""
     days = trust.days_left(certificate)
     until = (datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(days=days)).date()
     names = {key: value for part in certificate.get("issuer", ()) for key, value in part}
@@ -90,4 +90,4 @@ def lifetime(certificate: Any, version: str = "TLS") -> Finding:
     detail = f"{version}, issued by {issuer}, verified, {days:.0f} days left (until {until})"
     if days < SOON:
         detail = f"THE CERTIFICATE EXPIRES IN {days:.0f} DAYS: {detail}"
-    return Finding("tls", detail, passed=days >= SOON, cure="renew it now: after that day, no peer can connect")
+    return Finding("tls", detail, passed=days >= SOON, cure="renew it now; after that day, no peer can connect")

@@ -1,4 +1,4 @@
-"""One line of `hopaas-p2p doctor`."""
+"""A finding, which `hopaas-p2p doctor` shows as one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Finding(NamedTuple):
 
 
 def clock(ahead: float) -> Finding:
-    """The finding about a store's clock, `ahead` seconds ahead of this machine's; some report only whole seconds."""
+    """The finding about a store's clock, `ahead` seconds ahead of this machine's; some clocks show only whole
+    seconds.
+    """
     said = "agrees with ours to the second" if abs(ahead) < 1.5 else f"differs from ours by {ahead:+.0f} s"
-    cure = "run NTP: trials do not depend on it, but times are shown wrongly and certificates may seem expired"
+    cure = "run NTP; leases do not depend on it, but times are shown wrongly and certificates may seem expired"
     return Finding("clock", f"the store's clock {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)

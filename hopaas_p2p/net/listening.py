@@ -1,4 +1,4 @@
-"""Common to all servers here: a limit on strangers, and the error for an address in use."""
+"""What the servers of this program share: a limit on idle strangers, and the error for an address in use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 MOST_STRANGERS: Final = 64
 """The most simultaneous connections without a request; one more closes the oldest."""
 STRANGERS_IDLE: Final = 5.0
-"""Seconds for which such a connection may be silent."""
+"""Seconds after which a connection without a request is closed."""
 
 
 @contextlib.contextmanager
 def listening_on(host: str, port: int) -> Iterator[None]:
-    """In this block: raise ConfigurationError if the address is in use, is another machine's, or needs more rights."""
+    """Raise ConfigurationError from this block if the address is in use, is another machine's, or needs more rights."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def listening_on(host: str, port: int) -> Iterator[None]:
 
 
 async def stop_listening(server: asyncio.Server) -> None:
-    """Close a server's sockets once all that they accepted has its handler: asyncio would leave the rest open."""
+    """Close a server's sockets once each accepted connection has its handler; asyncio would leave the others open."""
     for listener in server.sockets:
         asyncio.get_running_loop().remove_reader(listener.fileno())
     for _ in range(3):  # a connection gets its transport, then its protocol, then its handler
@@ -86,7 +86,7 @@ def bound_strangers() -> None:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None or self not in self.connections:  # it has asked, perhaps for a web socket
+            if self.cycle is not None or self not in self.connections:  # it has made a request, or uses a web socket
                 self.strangers.pop(self, None)
 
         def connection_lost(self, exc: Exception | None) -> None:

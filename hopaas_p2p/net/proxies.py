@@ -1,7 +1,7 @@
-"""From a host's name to a TCP connection: directly, through an HTTP proxy's CONNECT, or through SOCKS5.
+"""Makes TCP connections to a host: directly, through an HTTP proxy's CONNECT, or through SOCKS5.
 
 `HTTPS_PROXY` (for http://, `HTTP_PROXY`), else `ALL_PROXY`, names the proxy; `NO_PROXY` lists the hosts that are
-reached without one. A proxy sees only the server's name and encrypted bytes. Its answer is part of the error.
+reached without one. A proxy sees only the server's name and encrypted bytes. An error shows the proxy's answer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ServerAddress(NamedTuple):
         """Parse a host with or without a port; an IPv6 address with a port is in brackets.
 
         Raises:
-            ConfigurationError: the port is not a port.
+            ConfigurationError: the text after the colon is not a port.
 
         """
         host, colon, own = text.rpartition(":")
@@ -184,7 +184,7 @@ def remaining(deadline: float) -> float:
     """Seconds until the deadline, for a socket's timeout.
 
     Raises:
-        TimeoutError: it has passed.
+        TimeoutError: the deadline has passed.
 
     """
     seconds = deadline - time.monotonic()
@@ -245,7 +245,7 @@ def _ask_socks(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None
 
 
 def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
-    """Ask an HTTP proxy for a tunnel, and read the whole head of its answer: the bytes after it are the server's."""
+    """Ask an HTTP proxy for a tunnel, and read the head of its answer, after which all bytes are the server's."""
     lines = [f"{name}: {value}" for name, value in {"Host": str(server), **proxy.headers}.items()]
     made.sendall("\r\n".join([f"CONNECT {server} HTTP/1.1", *lines, "", ""]).encode())
     with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:

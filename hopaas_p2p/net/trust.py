@@ -1,6 +1,6 @@
-"""Which certificate authorities to trust, and TLS as a client: the same for every connection of the project.
+"""The certificate authorities to trust, and TLS as a client, in the same way for every connection of this program.
 
-If TLS is requested, it is mandatory: there is no switch to skip verification.
+If TLS is requested, it is mandatory, and no switch skips the verification.
 """
 
 from __future__ import annotations
@@ -84,12 +84,13 @@ def secure(
         plain: the connection.
         host: the name that the certificate must be for.
         deadline: when to give up, by `time.monotonic()`.
-        context: by default the usual one.
+        context: verifies the server; by default that of `client_context`.
         hint: a text to add to the message if the connection breaks.
 
     Raises:
         ConfigurationError: the certificate is for another host, its authority is unknown, or the server does not speak
-        TLS. StoreUnreachable: the certificate has expired (its owner will notice), or the connection broke.
+            TLS.
+        StoreUnreachable: the certificate has expired or is not yet valid, or the connection broke.
 
     """
     try:
@@ -119,7 +120,7 @@ def _untrusted(host: str, why: str) -> HopaasError:
             "then; results wait in the spool. If the date on this node is wrong, correct it"
         )
     if "not yet valid" in why:
-        return StoreUnreachable(f"the certificate of {host} is not valid yet: is the date on this node right?")
+        return StoreUnreachable(f"the certificate of {host} is not valid yet; correct this node's date if wrong")
     if "match" in why:
         return ConfigurationError(
             f"the certificate of {host} is for another name ({why}). Use the name that it is for, or have one issued "

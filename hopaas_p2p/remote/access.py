@@ -1,12 +1,12 @@
-"""Who may do what in a directory or bucket that is served: users, tokens, grants, and one function that decides.
+"""The rights of users in a directory or bucket that is served: users, tokens, grants, and one function that judges.
 
-They are kept in a separate log of the store, next to those of the studies. Only servers, and people who may access the
-store itself, read and write it; it is also the audit log. In Postgres the database keeps and enforces the same rights;
+Users, tokens and grants are kept in a separate log of the store, which is also the audit log. Only servers, and people
+who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights;
 both pass the same table of test cases. **These rights bind users who connect through a server, not those who can write
 to the store itself.**
 
 A user may own, work in or view a study. A guest was invited to one study, and gets a grant for no other. An owner of
-the catalog is an administrator. A token is a name and a secret of 256 bits, of which the log holds a hash.
+the catalog is an administrator. A token is a name and a secret of 256 bits; the log holds only a hash of the secret.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _YEAR_9999: Final = 253_370_764_800
 _Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
 
 
-# These types bound what an administrator may write through a server: others list the content.
+# These types bound what an administrator may write through a server, because others list the content.
 
 
 class UserSet(Struct, array_like=True, frozen=True, tag="user"):
@@ -56,7 +56,7 @@ class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
     name: _Called
     user: str = ""
     digest: bytes = b""
-    """The hash of its secret."""
+    """The hash of the token's secret."""
     expires: Annotated[int, Meta(ge=0, lt=_YEAR_9999)] = 0
     """Seconds since 1970, by the server's clock."""
     label: Annotated[str, Meta(max_length=1000)] = ""
@@ -76,7 +76,7 @@ What = TypeVar("What", bound=Change)
 
 
 class _Commit(Struct, array_like=True, frozen=True):
-    """Has the form of a store's other commits, so that it can be stored and found like them."""
+    """A commit of this log, in the form of a store's other commits, so that it can be stored and found like them."""
 
     format: int
     writer: str
@@ -91,7 +91,7 @@ _decode: Final = msgspec.msgpack.Decoder(_Commit).decode
 
 
 class Known(NamedTuple, Generic[What]):
-    """A user, a token or a grant, with the time and the author."""
+    """A user, a token or a grant, with the time and the author of the change."""
 
     what: What
     at: int
@@ -111,7 +111,7 @@ class Roles:
     def apply(self, lsn: int, payload: bytes, author: str = "") -> str | None:
         """Apply a commit. Returns why one of its changes was refused, or None. Never raises because of its content.
 
-        `author` is its author, if it came through a server.
+        `author` is the commit's author, if it came through a server.
         """
         self.lsn = lsn
         try:
@@ -208,7 +208,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
         exists: whether its log has any commits. The first user to write to an empty log owns it.
 
     Raises:
-        Denied: the user may not; the message names the required role.
+        Denied: the user may not make this request; the message names the required role.
 
     """
     log, outgoing = request.log, request.arguments[0] if request.call == "exchange" else None
@@ -235,7 +235,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
         article = "an" if least == "owner" else "at least a"
         raise Denied(f"user {user} is only a {role} of this study, and this takes {article} {least}. {_ASK}")
     if log == CATALOG and request.kind.of == "files" and role != "owner":
-        raise Denied(f"user {user} may not keep files outside of studies")
+        raise Denied(f"user {user} may not store files outside of studies")
     return Stamp(user, role)
 
 
@@ -246,7 +246,7 @@ _ASK: Final = "Ask an owner of the study for a grant: hopaas-p2p admin grant STU
 
 
 class AccessList:
-    """A store's users, tokens and grants, as far as they have been read. Any thread may call."""
+    """A store's users, tokens and grants, as far as they have been read. Any thread may call its methods."""
 
     def __init__(self, store: Store, *, now: Callable[[], float] = time.time) -> None:
         self.roles = Roles()
@@ -258,7 +258,7 @@ class AccessList:
         self._lock = threading.Lock()
 
     def read(self) -> Roles:
-        """All users, tokens and grants, as of now or at most a store's `freshness` ago."""
+        """All users, tokens and grants, as of now or at most the store's `freshness` ago."""
         with self._lock:
             if time.monotonic() - self._read_at < self._freshness:
                 return self.roles
@@ -291,7 +291,7 @@ class AccessList:
         """Write these changes in one commit.
 
         Raises:
-            InvalidInput: one of them is refused; the message gives the reason.
+            InvalidInput: one of the changes is refused; the message gives the reason.
 
         """
         writer = secrets.token_urlsafe(12)

@@ -3,11 +3,11 @@
     box.json                 the store that is served here
     requests/{name}          a request, encoded by `protocol`; the caller creates it, the server removes it
     answers/{name}           its answer, which the caller removes
-    files/{name}             the bytes of a file that belongs to one of them
+    files/{name}             the bytes of a file that belongs to a request or an answer
     beats/{server}           changes while a server runs and reaches the store
 
-Each name is created once, as in `stores.directory.files`, so this works on every file system that can hold a store. A
-request stays until it is carried out, even a commit whose sender has ended, unless the sender withdrew it.
+Each name is created once, as in `stores.directory.files`, so a box works on every file system that can hold a store. A
+request stays until it is carried out, even after its sender has ended, unless the sender withdrew it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Box:
 
     Raises:
         NoStore: no server has run there yet.
-        StoreAway: it cannot be read at the moment.
-        ConfigurationError: this is not such a folder.
+        StoreAway: the folder cannot be read at the moment.
+        ConfigurationError: the folder is not a box.
 
     """
 
@@ -84,7 +84,7 @@ class Box:
         """A name unique to this folder, even among earlier or later ones in the same place."""
         self._caller = secrets.token_hex(6)
         self._left: dict[tuple[str, str], set[str]] = {}
-        """Log and nonce -> the unanswered requests with this commit."""
+        """Log and nonce of a commit -> the unanswered requests with this commit."""
 
     @classmethod
     def make(cls, path: Path, store: str) -> Box:
@@ -138,17 +138,19 @@ class Box:
         return f"{self._caller}-{hashlib.blake2b(protocol.encode(request), digest_size=12).hexdigest()}"
 
     def put(self, key: str, source: Path) -> None:
-        """Give a copy of this file to the server. It is safe when this returns, and stored once the store answers."""
+        """Give a copy of this file to the server. The copy is durable when this returns, and stored once the store
+        answers.
+        """
         request = StoreRequest("put", key)
         name = self._name(request)
         self.objects.upload(f"files/{name}", source)
         try:
             self.objects.put_new(f"requests/{name}", protocol.encode(request))
-        except HopaasError:  # nobody would fetch the file, and the next attempt has another name
+        except HopaasError:  # no server would fetch the file, and the next attempt has another name
             with contextlib.suppress(HopaasError):
                 self.objects.delete([f"files/{name}"])
             raise
-        with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
+        with contextlib.suppress(StoreUnreachable):  # the copy is safe; wait so that it is stored before its record
             self._result_of(request, name, there=True)
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
@@ -157,7 +159,7 @@ class Box:
         name = self._name(request)
         self._result_of(request, name)
         if not self.objects.download(f"files/{name}", target, progress):
-            raise StoreUnreachable(f"{key} was lost in transit")
+            raise StoreUnreachable(f"{key} was lost in transit; get it again")
         self.objects.delete([f"files/{name}"])
 
     def withdraw(self, place: str, nonce: str) -> None:
@@ -184,9 +186,10 @@ class Box:
         return protocol.result_of(request.call, data)
 
     def _exchange(self, name: str, body: bytes, *, waits: bool, there: bool) -> bytes:
-        """Put a request there, unless it is, and take its answer; with `waits`, waits as long as a server is at work.
+        """Put a request into the folder, unless it is `there`, and take its answer.
 
-        A request that lies there is not put again: between a server's removal of it and the answer, it would be new.
+        With `waits`, wait for as long as a server is at work. A request in the folder is not put again, because between
+        its removal by a server and the answer, it would count as new.
         """
         answer, began = f"answers/{name}", time.monotonic()
         seen, changed = "", began
@@ -200,9 +203,9 @@ class Box:
                     seen, changed = beats, time.monotonic()
                 if not waits or time.monotonic() - changed > self.timeout:
                     raise StoreUnreachable(
-                        f"nobody has answered through {self.path} within {waited:.0f} s. Does `hopaas-p2p serve "
-                        "folder` run, and does it reach the store? Nothing is lost: results stay in the folder, to be "
-                        "sent when it runs again."
+                        f"no server has answered through {self.path} within {waited:.0f} s. Check that `hopaas-p2p "
+                        "serve folder` runs, and that it reaches the store. Nothing is lost: results stay in the "
+                        "folder, and are sent when a server runs again."
                     )
             time.sleep(min(max(_LOOKS[0], _SHARE * waited), _LOOKS[1]) * random.uniform(0.7, 1.3))
             found = self.objects.get(answer, limit=LARGEST)
@@ -210,14 +213,14 @@ class Box:
         return found.data
 
     def forget(self) -> None:
-        """In a child of a fork: the parent's requests are its own."""
+        """In a forked child, forget the parent's requests."""
         self._caller, self._left = secrets.token_hex(6), {}
 
     def hang_up(self) -> None:
-        """Nothing waits for news."""
+        """Do nothing, because no request through a folder waits for news."""
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, because nothing is held open."""
 
     # --- for servers ---
 

@@ -26,11 +26,11 @@ class Certificate:
 
     @property
     def days_left(self) -> float:
-        """Days until it expires; negative if it has."""
+        """Days until the certificate expires; negative if it has expired."""
         return (self.expires - time.time()) / 86400.0
 
     def reload(self) -> bool:
-        """Load the files again if they have changed; returns whether they had. After an error the old ones stay in use.
+        """Load the files again if they have changed; return whether they had. After an error, the old ones stay in use.
 
         Raises:
             ConfigurationError: the new files cannot be used.
@@ -59,7 +59,7 @@ class Certificate:
         context.set_alpn_protocols(["http/1.1"])
         context.num_tickets = 0  # no session resumption: a peer stays connected for hours
         try:
-            context.load_cert_chain(*self._files, password=b"")  # so that it does not prompt for one
+            context.load_cert_chain(*self._files, password=b"")  # so that OpenSSL does not prompt for one
             said = ssl._ssl._test_decode_cert(str(self._files[0]))  # type: ignore[attr-defined]  # noqa: SLF001
         except (OSError, ssl.SSLError) as error:
             why = (error.reason or "not readable") if isinstance(error, ssl.SSLError) else error.strerror

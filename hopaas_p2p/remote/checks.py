@@ -16,7 +16,7 @@ from hopaas_p2p.stores.directory.checks import file_system
 
 
 def way(store: RemoteStore) -> Generator[Finding, None, bool]:
-    """Whether one of the servers lets us in. All are checked, because any may be needed next."""
+    """The findings about all servers, since any may be needed next; returns whether one accepts our token."""
     if isinstance(store.connections, Box):
         return (yield from _through(store, store.connections))
     admitted, address = False, store.connections.address
@@ -37,7 +37,7 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
 
 
 def _through(store: RemoteStore, box: Box) -> Generator[Finding, None, bool]:
-    """Whether a server answers through a folder."""
+    """The findings about a folder; returns whether a server answers through it."""
     yield file_system(box.objects)
     try:
         facts, why = store.facts(), ""

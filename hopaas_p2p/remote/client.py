@@ -45,7 +45,7 @@ DIAL: Final = 10.0
 _ANSWER: Final = 30.0  # seconds of silence after which a connection is given up
 _AVOIDED_FOR: Final = 60.0  # seconds
 _LONGEST_REST: Final = 60.0
-_FRESHNESS: Final = 1.0  # seconds: a look is a round trip
+_FRESHNESS: Final = 1.0  # seconds, because a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """The errors of reading and writing when no byte has moved for too long."""
@@ -70,7 +70,7 @@ class RemoteAddress(NamedTuple):
         """The address in a URL.
 
         Raises:
-            ConfigurationError: it cannot be used; the message says what to change.
+            ConfigurationError: the URL cannot be used; the message says what to change.
 
         """
         scheme, _, rest = url.partition("://")
@@ -104,7 +104,7 @@ class RemoteAddress(NamedTuple):
 
 
 class _Line:
-    """One connection to one server; one thread at a time."""
+    """One connection to one server, used by one thread at a time."""
 
     def __init__(self, server: ServerAddress, path: str) -> None:
         self.server = server
@@ -114,7 +114,7 @@ class _Line:
             deadline = time.monotonic() + DIAL
             self._socket: ssl.SSLSocket = trust.secure(plain, server.host, deadline=deadline, hint=_HINT)
         self.close = weakref.finalize(self, self._socket.close)
-        """Closes the connection; so does garbage collection."""
+        """Closes the connection, as garbage collection does, too."""
         self.close.atexit = False
         # The kernel watches for silence: with Python's own time-out, reading releases the interpreter's lock three
         # times instead of once, and each release costs 5 ms beside a busy thread. Python is told that the socket does
@@ -126,7 +126,7 @@ class _Line:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         self.used = False
-        """Whether a request was answered on it."""
+        """Whether a request was answered on this connection."""
 
     def ask(self, method: str, path: str, token: Secret | None, body: bytes | Path) -> http.client.HTTPResponse:
         """Send a request; returns the answer, with its body still unread. Raises OSError and HTTPException."""
@@ -151,12 +151,12 @@ class _Line:
         return answer
 
     def shut(self) -> None:
-        """Abort another thread's request on it."""
+        """Abort another thread's request on this connection."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # without a word in TLS, which that thread speaks
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not through TLS, whose state that thread uses
 
     def abandon(self) -> None:
-        """In a child of a fork: close our copy of the socket, and send nothing."""
+        """In a forked child, close our copy of the socket, and send nothing."""
         self.close.detach()
         with contextlib.suppress(OSError):
             os.close(self._socket.detach())
@@ -175,7 +175,7 @@ class Connections:
         """The token as last read; it is read again when a server refuses it."""
 
     def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
-        """The result of a request, which the server may hold if `held`; raises the server's error, or like `send`."""
+        """The result of a request, which the server may hold if `held`; raises the server's error, and like `send`."""
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
@@ -201,7 +201,9 @@ class Connections:
                     progress(len(data))
 
     def _pieces(self, key: str) -> Generator[bytes, None, None]:
-        """The bytes of a file as they arrive; an error of this machine's disk is none of the server's."""
+        """The bytes of a file as they arrive, so that an error of this machine's disk does not count as the
+        server's.
+        """
         with self.send("GET", f"{PATH}/files/{key}") as answer:
             if answer.getheader("Content-Type") != FILE:
                 protocol.result_of("get", answer.read(LARGEST))
@@ -211,7 +213,7 @@ class Connections:
                 raise StoreUnreachable(f"the transfer of {key} broke off: {answer.length} bytes are missing")
 
     def withdraw(self, place: str, nonce: str) -> None:
-        """Does nothing: a request on a connection cannot be withdrawn."""
+        """Do nothing, because a request on a connection cannot be withdrawn."""
 
     @contextlib.contextmanager
     def send(
@@ -221,7 +223,7 @@ class Connections:
 
         Raises:
             Denied: the server does not let us in with this token.
-            ConfigurationError: this is not a trusted server, or not a server at all; the message says what to change.
+            ConfigurationError: this is not a trusted server, or not our server at all; the message says what to change.
             StoreUnreachable: no server can be reached now.
 
         """
@@ -242,15 +244,15 @@ class Connections:
                         if self._token != token:
                             continue
                     _check(line.server, answer, token)
-                    fresh = True  # it was answered: a transfer that breaks off now is not retried here
+                    fresh = True  # after an answer, a transfer that breaks off is not retried here
                     yield answer
                     done = answer.isclosed() and not answer.will_close
                 return
             except (OSError, http.client.HTTPException) as error:
                 if held and line not in self._held:
-                    raise StoreUnreachable("nobody waits for the answer any more") from None
+                    raise StoreUnreachable("this process stopped waiting for the answer") from None
                 if not fresh and not isinstance(error, _SILENT):
-                    self.close()  # it ended while idle, and so did the others of the same age
+                    self.close()  # it ended while idle, as others of the same age did
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
                 silent = "no data arrived in time" if isinstance(error, _SILENT) else None
@@ -261,7 +263,7 @@ class Connections:
                 self._idle.append(line) if done else line.close()
 
     def _dial(self) -> _Line:
-        """A connection to the first server that accepts one; raises the last one's error if none does."""
+        """A connection to the first server that accepts one; raises the last server's error if none does."""
         now, failure = time.monotonic(), StoreUnreachable("no server is named")
         order = random.sample(self.address.servers, len(self.address.servers))
         order.sort(key=lambda one: (_avoided_until.get(one, 0.0) > now, one != self._preferred))
@@ -282,7 +284,7 @@ class Connections:
         raise failure
 
     def forget(self) -> None:
-        """In a child of a fork: leave the connections to the parent."""
+        """In a forked child, leave the connections to the parent."""
         for line in [*self._idle, *self._held]:
             line.abandon()
         self._idle.clear()
@@ -305,14 +307,14 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
     status, version = answer.status, answer.getheader("Hopaas-Server")
     if status == http.client.OK and version == str(protocol.VERSION):
         if answer.length is None:
-            raise StoreUnreachable(f"the answer of {server} has no length; is there a proxy that changes it?")
+            raise StoreUnreachable(f"the answer of {server} has no length; check whether a proxy changes it")
         return
     answered = f"the server {server} answered {status} {answer.reason}"
     if status in (429, 500, 502, 503, 504):  # also a proxy in front of it
         with contextlib.suppress(ValueError):
             rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
             _busy_until[server] = time.monotonic() + rest
-        raise StoreUnreachable(f"{answered}: it cannot serve this now")
+        raise StoreUnreachable(f"{answered}: it cannot serve requests now")
     if status == 401 and version is not None:
         if token is None:
             raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
@@ -360,7 +362,7 @@ class RemoteLog(Log):
         result, self.flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
-            raise StoreUnreachable("the server's answer has no new commits")  # otherwise the reader would never end
+            raise StoreUnreachable("the server's answer has no new commits")  # otherwise a reader would never finish
         return result
 
     snapshot_head = _call("snapshot_head")

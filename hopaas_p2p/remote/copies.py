@@ -1,7 +1,7 @@
-"""Copies of logs next to a server that may lose its link, which can answer when the store itself does not.
+"""Copies of logs, from which a server of a folder answers when the store itself does not.
 
-A copy is a cache: one file per log, entries one after another, each after its length and checksum. An entry that is
-damaged, or does not follow the one before it, is dropped with all later ones, and read again.
+A copy is a cache: one file per log, with one entry after another, each preceded by its length and checksum. An entry
+that is damaged, or does not follow the one before it, is dropped with all later ones, and read again from the store.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _decode: Final = msgspec.msgpack.Decoder(Entry).decode
 
 @contextlib.contextmanager
 def folder_of_copies(box: str) -> Iterator[Path]:
-    """A folder for the copies of a server of this box, exclusive to this process, and kept for the next one."""
+    """A folder for the copies of a server of this box, exclusive to this process, and kept for the next server."""
     name = hashlib.blake2b(box.encode(errors="surrogateescape"), digest_size=12).hexdigest()
     with contextlib.ExitStack() as stack:
         for number in range(_MOST):
@@ -89,14 +89,14 @@ class Copy:
             entries = [entry for entry, _ in _entries(file.read(self._ends[last] - first))]
         if not entries:
             self.drop()
-            raise StoreUnreachable(f"{self._file} is damaged; it is rebuilt")
+            raise StoreUnreachable(f"{self._file} is damaged, and will be rebuilt")
         return ExchangeResult(entries, more=since + len(entries) < self.head)
 
     def keep(self, entries: Iterable[Entry]) -> bool:
-        """Add the commits that continue the copy. False if they belong to another history; the copy is then dropped.
+        """Add the commits that continue the copy. If they belong to another history, drop the copy and return False.
 
         Raises:
-            OSError: there is no room.
+            OSError: the file cannot be written, such as on a full disk.
 
         """
         new = [entry for entry in entries if entry.lsn > self.head]
@@ -113,7 +113,7 @@ class Copy:
         return True
 
     def drop(self, base: int = 0) -> None:
-        """Forget all of it, and start over after the commit `base`: earlier ones were removed, or are elsewhere."""
+        """Forget the whole copy, and start over after the commit `base`, before which commits cannot be read."""
         self._file.unlink(missing_ok=True)
         self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), base, base, None, False
 

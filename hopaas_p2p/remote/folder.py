@@ -1,12 +1,12 @@
 """Answers requests in a folder: `serve folder`, for nodes that can reach only a directory that they share.
 
-A server may die at any moment, and several may run: a request stays in the box until it is carried out, and one that is
-carried out twice counts once. Servers share the work by the requests' names; the others replace one that dies, or loses
-its link, after a second.
+A server may die at any moment, and several may run. So a request stays in the box until it is carried out, and a commit
+that is carried out twice counts once. Servers share the work by the requests' names. After a second, the others take
+the requests of a server that dies or loses its link.
 
 However many peers read, a server reads each log once per `pace` into its own copy, and answers from this copy, even
 during an outage of the store. A commit, or a file, waits in the box until the store answers. If the store does not let
-the server itself in, no request is refused: the server waits for a new token.
+the server itself in, no request is refused, and the server waits for a new token.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _AT_ONCE: Final = 10_000  # requests
 _SMALL: Final = 16 << 10  # bytes of a request that need not wait for room
 _HELD: Final = 256 << 20  # bytes of requests at once
 _FILES: Final = 2  # carried at once
-_LOGS: Final = 512  # of which a server keeps copies
-_LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer of no further interest
+_LOGS: Final = 512  # logs of which a server keeps copies
+_LOOKED: Final = 3600.0  # seconds for which a server still reads a peer's beats that no caller requests
 _PEERS: Final = 10_000  # whose heartbeats a server requests at once
 
 
@@ -95,7 +95,7 @@ class FolderServer:
         self._looked: dict[str, float] = {}
         """Peers whose heartbeats are requested, and the time of the last such request."""
         self._beats: dict[str, str] = {}
-        """Their beats in the store."""
+        """The beats of these peers in the store."""
         self._beats_at = float("-inf")
         self._beats_turn = asyncio.Lock()
         self._rounds = self._held = 0
@@ -106,7 +106,7 @@ class FolderServer:
     # --- the loop ---
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Answer until `stop` is set."""
+        """Answer requests until `stop` is set."""
         pause, said, active, beat_at, sweep_at = 0.0, "", 0.0, 0.0, time.monotonic() + _SWEEP_EVERY
         try:
             while not stop.is_set():
@@ -141,7 +141,7 @@ class FolderServer:
             self._copies.close()
 
     def _take(self, names: list[str], now: float) -> bool:
-        """Start on new requests in this server's share, or left alone for a while. Returns whether there were any."""
+        """Start on new requests in this server's share, or not taken for a while. Returns whether there were any."""
         self._there = {name: self._there.get(name, now) for name in names}
         alive = sorted({self._id, *(name for name, (_, at) in self._others.items() if now - at < _ALIVE)})
         begun = False
@@ -175,13 +175,13 @@ class FolderServer:
                 answer = None if found is None else await self._answer(name, found.data)
             if answer is not None:
                 await asyncio.to_thread(self.box.answer, name, answer)
-        except HopaasError as error:  # the folder's: tried again, unless this server may not read the request
+        except HopaasError as error:  # an error of the folder is retried, unless this server may not read the request
             with contextlib.suppress(HopaasError):
                 if isinstance(error, Denied):
                     return await asyncio.to_thread(self.box.answer, name, protocol.refused(error))
             _log.warning("the folder: %s", error)
             await asyncio.sleep(1.0)
-        except Exception:  # noqa: BLE001  # the other requests go on
+        except Exception:  # noqa: BLE001  # the other requests continue
             _log.exception("a request failed")
             await asyncio.sleep(1.0)
         finally:
@@ -312,7 +312,7 @@ class FolderServer:
         objects, key = self.box.objects, f"files/{name}"
         if request.call == "put" and await asyncio.to_thread(is_mostly_holes, self.box.path / key):
             await asyncio.to_thread(objects.delete, [key])
-            return protocol.refused(InvalidInput("this file is far larger than its contents"))
+            return protocol.refused(InvalidInput("this file consists mostly of holes, and is not stored"))
         try:
             async with self._files:
                 with scratch() as file:
@@ -342,11 +342,11 @@ class FolderServer:
         return self._places[name]
 
     async def _ask(self, request: StoreRequest, file: Path | None = None) -> bytes:
-        """The store's answer.
+        """The store's answer to a request.
 
         Raises:
-            StoreUnreachable: it does not answer, or did not a moment ago, or does not let this server in at all, in
-                which case no request is refused.
+            StoreUnreachable: the store does not answer, did not answer a moment ago, or does not let this server in at
+                all. In the last case, no request is refused.
 
         """
         place = self._place(request)
@@ -360,7 +360,7 @@ class FolderServer:
             raise StoreUnreachable(message)
         place.backoff.reset()
         place.retry_at, place.trouble = 0.0, None
-        if self._away and not self._troubles():  # of another log, too, about which nobody may ask again
+        if self._away and not self._troubles():  # about other logs, too, which no caller may request again
             self._away = False
             _log.info("the store answers again")
         return found
@@ -372,7 +372,7 @@ class FolderServer:
         return found is None or found[0] not in (Denied.__name__, StoreUnreachable.__name__)
 
     def _troubles(self) -> list[str]:
-        """The reasons of recent failures of the store."""
+        """The reasons for recent failures of the store."""
         since = time.monotonic() - _RECENT
         return [one.trouble for one in self._places.values() if one.trouble and one.retry_at > since]
 

@@ -1,4 +1,4 @@
-"""Carries requests to a `Service` over HTTPS: one request after another per connection, one coroutine per connection.
+"""Carries requests to a `Service` over HTTPS. One coroutine per connection answers one request after another.
 
     TLS ── head ── is the token valid? ── body ── answer ── head, or the end
      └ deadline ┴ 401 403 429 503 ──────── 408 413
@@ -41,7 +41,7 @@ from hopaas_p2p.runtime.settings import Secret
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 PENDING: Final = 512
-"""The most connections without a request so far; beyond that, the oldest of the busiest address is closed."""
+"""The most connections without a valid token so far. One more closes the oldest of the address with the most."""
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _BACKLOG: Final = 1024
 _FRAME: Final = 1 << 16  # bytes
@@ -89,8 +89,8 @@ class HttpsServer:
     Args:
         service: the store.
         certificate: for TLS; None behind a proxy that terminates it.
-        behind: networks of such proxies: only they may connect without TLS, and only their X-Forwarded-* headers count.
-        metrics_from: who may read /metrics.
+        behind: networks of such proxies. Only they may connect without TLS, and only their X-Forwarded-* headers count.
+        metrics_from: networks that may read /metrics.
         limits: sizes, counts and times.
 
     """
@@ -112,7 +112,7 @@ class HttpsServer:
         self.counted: Counter[tuple[str, str]] = Counter({("requests_total", 'status="200"'): 0})
         """Counters by name and label of a metric."""
         self.turned_away: Counter[tuple[str, int]] = Counter()
-        """Rejections since the last tick, by address and status: with one line each, a guesser could fill the log."""
+        """Rejections since the last tick, by address and status. With a line for each, a guesser could fill the log."""
         self.held: Counter[Token] = Counter()
         """Bytes of requests being read, and of answers not yet received."""
         self.by_token: Counter[Token] = Counter()
@@ -138,7 +138,7 @@ class HttpsServer:
         with listening_on(host, port):
             self._server = await asyncio.start_server(serve, host, port, limit=_FRAME // 2, backlog=_BACKLOG)
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(  # for callbacks; logs no details
+        loop.set_exception_handler(  # for callbacks, without details
             lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
         )
         self._ticker = loop.create_task(self._tick())
@@ -173,7 +173,7 @@ class HttpsServer:
     # --- called by the sessions ---
 
     def let_in(self, session: HttpsSession) -> None:
-        """A client connected: check that it may, and that there is room."""
+        """Check that a client that has connected may do so, and that there is room for it."""
         self.sessions.add(session)
         self.empty.clear()
         if self.certificate is None and not is_within(session.address, self.behind):
@@ -194,7 +194,7 @@ class HttpsServer:
             return (503, "draining\n") if self.draining else (200, "ok\n")
         if path != "/metrics" or not is_within(address, self._metrics_from):
             return 404, ""
-        # in Prometheus' text format. No roles, addresses or secrets: many people can read metrics
+        # in Prometheus' text format, without roles, addresses or secrets, because many people can read metrics
         gauges: dict[str, float] = {
             "connections": self.by_token.total(),
             "pending": sum(session.token is None for session in self.sessions),
@@ -267,7 +267,7 @@ class HttpsSession:
             self._server.empty.set()
 
     async def run(self) -> None:
-        """Answer one request after the other, until one side ends."""
+        """Answer one request after another, until one side ends the connection."""
         self._server.let_in(self)
         try:
             configure(self._writer.get_extra_info("socket"))
@@ -288,7 +288,7 @@ class HttpsSession:
             self.end("deadline")
         except OSError:
             pass
-        except Exception as error:  # noqa: BLE001  # the other connections go on
+        except Exception as error:  # noqa: BLE001  # the other connections continue
             event("failed", level=logging.ERROR, why=type(error).__name__)
         finally:
             self.end()
@@ -307,10 +307,10 @@ class HttpsSession:
         """Answer one request, whose head must arrive by `until` unless that is 0. Returns whether to continue."""
         try:
             if not until and not self._http.trailing_data[0]:
-                self._http.receive_data(await self._reader.read(_FRAME))  # the server's tick ends one that is idle
+                self._http.receive_data(await self._reader.read(_FRAME))  # the server's tick ends idle connections
             self.idle_since = math.inf
             head = await self._event(until or asyncio.get_running_loop().time() + self._limits.head)
-            if not isinstance(head, h11.Request):  # the other side has closed it
+            if not isinstance(head, h11.Request):  # the other side has closed the connection
                 return False
             self.asking = True
             await self._answer(head)
@@ -356,7 +356,7 @@ class HttpsSession:
             raise RequestRefused(405)
         if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
             raise RequestRefused(403)
-        if b"transfer-encoding" in headers:  # two parsers could disagree about its end
+        if b"transfer-encoding" in headers:  # two parsers could disagree about the body's end
             raise RequestRefused(411)
         length = int(headers.get(b"content-length", ["0"])[0])  # h11 has checked that it is a number
         if length > (self._limits.largest_file if key else LARGEST):
@@ -383,7 +383,7 @@ class HttpsSession:
         return self._reader.at_eof() or self._reader.exception() is not None
 
     async def _admit(self, token: Token) -> TokenStatus:
-        """Check that the token is valid, and that there is room; only then is more read."""
+        """Check that the token is valid, and that there is room, before the body is read."""
         server = self._server
         if server.draining:
             raise RequestRefused(503, 1.0)
@@ -406,7 +406,7 @@ class HttpsSession:
         return status
 
     async def _receive(self, take: Callable[[bytes], object]) -> None:
-        """Pass on the body piece by piece, as it arrives."""
+        """Pass the body to `take` piece by piece, as it arrives."""
         came, began = 0, asyncio.get_running_loop().time()
         while True:
             try:
@@ -424,7 +424,7 @@ class HttpsSession:
         service = self._server.service
         with scratch() as path:
             if method == "PUT":
-                found = await service.carry_out(token, StoreRequest("put", key))  # before storing any of it
+                found = await service.carry_out(token, StoreRequest("put", key))  # judged before any byte is stored
                 refused = protocol.refusal(found)
                 if refused:
                     await self._receive(len)
@@ -453,7 +453,7 @@ class HttpsSession:
     async def _respond(
         self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
     ) -> None:
-        """Answer the current request; the connection ends if its body was not read."""
+        """Answer the current request; the connection ends if the request's body was not read."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             raise ConnectionError
         more = [] if retry is None else [("Retry-After", str(max(1, round(retry + 0.5))))]
@@ -501,7 +501,7 @@ class HttpsSession:
             self.token, self._held = None, 0
 
 
-@functools.lru_cache(maxsize=1024)  # which it takes longer to check than to send
+@functools.lru_cache(maxsize=1024)  # h11 takes longer to check a response than to send it
 def _response(status: int, size: int, kind: str, last: bool, *more: tuple[str, str]) -> h11.Response:
     headers = [("Hopaas-Server", str(protocol.VERSION)), ("Content-Type", kind), ("Content-Length", str(size)), *more]
     headers += [("Connection", "close")] if last else []

@@ -1,6 +1,6 @@
 """The server's log: one line of JSON per event.
 
-It contains nothing that a client sent, except the name of an accepted role.
+The log contains nothing that a client sent, except the name of an accepted token.
 """
 
 from __future__ import annotations

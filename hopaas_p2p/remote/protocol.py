@@ -1,7 +1,7 @@
-"""The requests of peers to a store that is served, and the answers: a request is one call of a `Log` or `Store`.
+"""The requests of peers to a store that is served, and the answers. A request is one call of a `Log` or `Store`.
 
-A request is msgpack `[call, place, arguments]`. Commits travel as the bytes that their writers sealed: neither side
-decodes them, so those of newer peers pass, too. Every request may be sent again. An error travels as the name of its
+A request is msgpack `[call, place, arguments]`. A commit is sent as the bytes that its writer encoded. Neither side
+decodes these, so commits of newer peers pass, too. Every request may be sent again. An error is sent as the name of its
 class and its message, and is raised at the other end as if the store were local.
 """
 
@@ -22,13 +22,13 @@ from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Log, Outgoing
 
 VERSION: Final = 1
 PATH: Final = f"/v{VERSION}"
-"""Appended to the server's own path. Files are below it."""
+"""The path of requests, below the server's own path; the paths of files begin with it."""
 LARGEST: Final = 64 << 20
 """The most bytes of a request or an answer; the head of a snapshot is the largest."""
 FILE: Final = "application/octet-stream"
 """The type of an answer that is a file; all others are `Answer`s."""
 CATALOG: Final = "catalog"
-"""Stands for the log with the list of studies, in place of a study's uuid."""
+"""The name of the log with the list of studies, in place of a study's uuid."""
 
 
 _NONCE: Final = re.compile(r"[!-~]{1,128}")
@@ -61,7 +61,7 @@ class Call(NamedTuple):
     """A permitted call. The types of its arguments limit what a caller may send."""
 
     of: str
-    """A method of the log at `place`, of the store, or of its files, with `place` as a key or a prefix of keys."""
+    """Whose method is called: "log", "store" or "files". `place` names the log, a file's key, or a prefix of keys."""
     arguments: Any = tuple[()]
     answer: Any = None
     least: str = "viewer"
@@ -79,7 +79,7 @@ CALLS: Final = {
     "judge_snapshot": Call("log", tuple[Doubtful, bool]),
     "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
     "removed_up_to": Call("log", answer=int),
-    "news": Call("log", tuple[Lsn, Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]], bool),  # for so many seconds
+    "news": Call("log", tuple[Lsn, Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]], bool),  # the seconds to wait
     "confirm": Call("log"),
     "destroy": Call("log", least="owner"),
     "erase": Call("log", least="owner"),
@@ -96,7 +96,7 @@ CALLS: Final = {
 
 
 class StoreRequest(Struct, array_like=True, frozen=True):
-    """One call."""
+    """One call of a peer."""
 
     call: str
     place: str = ""
@@ -109,18 +109,18 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
     @property
     def commit(self) -> Outgoing | None:
-        """The commit to append, if it is an exchange that appends one."""
+        """The commit to append, if this request is an exchange that appends one."""
         outgoing: Outgoing | None = self.arguments[0] if self.call == "exchange" else None
         return outgoing
 
     @property
     def log(self) -> str | None:
-        """The uuid of the study that it concerns, or the catalog; None if neither."""
+        """The uuid of the study that this request concerns, or `CATALOG`; None if it concerns no log."""
         folder, _, _ = self.place.rpartition("/")  # a key that begins with `uuid` alone may be another study's
         return {"store": None, "log": self.place, "files": folder.partition("/")[0]}[self.kind.of]
 
     def on(self, store: Store) -> Any:
-        """Carry it out, except for a file's bytes."""
+        """Carry this request out on a store, except for a file's bytes."""
         if self.call == "hello":
             return store.shared()  # a database answers this only for a token that is still valid
         if self.call in ("put", "get"):
@@ -144,7 +144,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
 
 def _some_of(log: Log, names: list[str]) -> dict[str, bytes]:
-    """The existing ones of these blocks, as many as fit into an answer."""
+    """Those of these blocks that exist, as many as fit into one answer."""
     found: dict[str, bytes] = {}
     while names and sum(map(len, found.values())) < LARGEST // 4:
         found |= log.blocks(names[:4])
@@ -178,7 +178,7 @@ def decode_request(data: bytes) -> StoreRequest:
     """The request in these bytes.
 
     Raises:
-        InvalidInput: they are not a request that this version knows.
+        InvalidInput: the bytes are not a request that this version knows.
 
     """
     try:
@@ -187,12 +187,12 @@ def decode_request(data: bytes) -> StoreRequest:
     except (msgspec.MsgspecError, RecursionError, KeyError) as error:
         raise InvalidInput(f"this server does not understand the request: {error}") from None
     if request.kind.of == "files" and not _KEY.fullmatch(request.place):
-        raise InvalidInput("no file has such a key")
+        raise InvalidInput("this is not a valid key of a file")
     commit = request.commit
     if commit is not None and (len(commit.payload) > codec.MAX_BYTES or not codec.intact(commit.payload)):
         raise InvalidInput("these bytes are not a commit")
     if commit is not None and not (_NONCE.fullmatch(commit.nonce) and _ABOUT.fullmatch(commit.about)):
-        raise InvalidInput("a commit's nonce must be its writer and its number")  # some stores could not store others
+        raise InvalidInput("a commit's nonce must be its writer and its number")  # not every store can store others
     return request
 
 
@@ -220,7 +220,7 @@ def result_of(call: str, data: bytes) -> Any:
     """The result in an answer to this call; raises the error that it contains.
 
     Raises:
-        StoreUnreachable: this is not an answer.
+        StoreUnreachable: the bytes are not an answer to this call.
 
     """
     try:

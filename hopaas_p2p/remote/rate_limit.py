@@ -1,4 +1,4 @@
-"""Limits guessing: an address may try twenty wrong tokens, then one per second; all together a hundred, then ten.
+"""Limits the guessing of tokens: twenty wrong ones per address, then one per second; a hundred in all, then ten.
 
 Only wrong tokens that were checked with Postgres count. Guessing never delays a token that is known to be valid. Half
 of the hundred is for addresses that have tried no wrong token before, so that guessers do not use it up, and a token of
@@ -22,7 +22,7 @@ class RequestRefused(Exception):
     def __init__(self, status: int, retry: float | None = None) -> None:
         super().__init__()
         self.status, self.retry = status, retry
-        """429 if this caller sends too many requests, 503 if all must wait; and the seconds until a retry."""
+        """The HTTP status, and the seconds until a retry, if one may succeed."""
 
 
 class _TokenBucket:
@@ -54,14 +54,14 @@ class RateLimiter:
         self._by_role: dict[str, _TokenBucket] = {}
 
     def set_roles(self, roles: Iterable[str]) -> None:
-        """Which roles exist."""
+        """Set which roles exist."""
         self._by_role = {role: self._by_role.get(role) or _TokenBucket(10.0, 0.5) for role in roles}
 
     def check(self, address: str, role: str = "") -> None:
-        """Whether this address may try an unknown token of this role now.
+        """Check that this address may try an unknown token of this role now.
 
         Raises:
-            RequestRefused: not now.
+            RequestRefused: the caller must wait.
 
         """
         own = self._by_network.get(_network(address))
@@ -75,7 +75,7 @@ class RateLimiter:
         return self._by_role.get(role) or (self._guessing if guessing else self._innocent)
 
     def record_failure(self, address: str, role: str = "") -> None:
-        """This address tried a wrong token of this role."""
+        """Record that this address tried a wrong token of this role."""
         network = _network(address)
         self._shared(network in self._by_network, role).take()
         self._by_network.setdefault(network, _TokenBucket(20.0, 1.0)).take()

@@ -1,8 +1,9 @@
-"""An HTTP proxy with only CONNECT, one login and one target, for nodes that cannot reach anything else.
+"""An HTTP proxy with only CONNECT, one login and the servers of one store, for nodes that can reach nothing else.
 
-It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: a
-store that is served, S3, `doctor`. TLS runs end to end inside, so the relay sees only the target's name and encrypted
-bytes. It is not an open proxy: with the login a client reaches that one target, and without it nothing.
+The relay runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through
+it, such as a store that is served, S3, and `doctor`. TLS runs end to end inside, so the relay sees only the target's
+name and encrypted bytes. A relay is not an open proxy. With the login, a client reaches only the servers of that store,
+and without it, nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _CHUNK: Final = 1 << 16
 CONNECTIONS: Final = 1024
 """The most connections carried at once."""
 PENDING: Final = 256
-"""The most connections without a login so far; beyond that, the oldest of the busiest address is closed."""
+"""The most connections without a login so far. One more closes the oldest of the address with the most."""
 
 
 def targets_of(url: str) -> list[ServerAddress]:
@@ -76,7 +77,7 @@ def read_password(path: Path) -> Secret:
     text, password = secret_if_any(path, "login file"), None
     if text is None:
         return Secret(secrets.token_urlsafe(24))
-    with contextlib.suppress(ValueError):  # its message may show the address
+    with contextlib.suppress(ValueError):  # the message of the error may show the address
         parts = urlsplit(text)
         password = parts.password if parts.username == USER else None
     if not password:

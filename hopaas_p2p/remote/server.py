@@ -1,8 +1,8 @@
-"""Answers requests for any store: carries them out unchanged, and returns the results.
+"""Answers requests for any store: carries them out, and returns the results.
 
-It keeps only caches, so several may serve one store side by side, and any may stop at any time; it decides nothing
-about studies. In Postgres a token logs in, and the database checks every call. For a directory or bucket `access.judge`
-checks it, and each commit is stored with the stamp about its author.
+A server keeps only caches, so several may serve one store side by side, and any may stop at any time. It does not
+interpret what studies contain. In Postgres, a token is a login, and the database checks every call. For a directory or
+bucket, `access.judge` checks every call, and each commit is stored with a stamp that names its author.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 Token = tuple[str, Secret]
 OWN: Final = ("", Secret(""))
-"""No token; stands for the login of this process."""
+"""Stands for the login of this process, instead of a token."""
 _THREADS: Final = 64
 _SIDE_BY_SIDE: Final = 8
-"""Calls per token, each on its own connection in Postgres; and per log and kind, because a log may be locked there."""
+"""Concurrent calls per token, each on its own connection to Postgres; also per log and kind of call, since Postgres may
+lock a log."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS_KEPT: Final = 256  # each may hold some megabytes of commits to be looked at once more
-_LOOK_EVERY: Final = 1.0  # seconds between looks for commits that came another way, for a waiting caller
+_LOOK_EVERY: Final = 1.0  # seconds between looks, for a waiting caller, for commits that came another way
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
@@ -71,7 +72,7 @@ class Service:
             self.store.logs_kept = _LOGS_KEPT  # each is used under its turn
         self._open = open_one
         self._free: dict[Token, list[Store]] = {}
-        """If a handle is a connection, the idle ones of each token. Otherwise all requests share one."""
+        """The idle handles of each token, if a handle is a connection; otherwise, all requests share one handle."""
         self._used: dict[Token, float] = {}
         """When a request of a token last returned such a handle."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
@@ -80,13 +81,13 @@ class Service:
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
         self._places: Sequence[str] = ()
-        """How messages name the store, where callers must not read that; the longest first."""
+        """The texts by which messages name the store's place, if callers must not read these; the longest first."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
 
         Raises:
-            RequestRefused: not now.
+            RequestRefused: the caller must wait.
             StoreUnreachable: the store does not answer.
 
         """
@@ -116,7 +117,7 @@ class Service:
                 yield self.store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
-        """Carry a request out. Blocks."""
+        """Carry a request out on this store. Blocks."""
         return request.on(store)
 
     async def answer(
@@ -131,10 +132,12 @@ class Service:
         return found
 
     async def _when_there_is_news(self, token: Token, request: StoreRequest, gone: Callable[[], bool]) -> bytes:
-        """The answer to a waiting peer: at the next commit through this server, or when a look finds one."""
+        """The answer to a peer that waits for news: at the next commit through this server, or when a look finds
+        one.
+        """
         over = time.monotonic() + request.arguments[1]
         while True:
-            came = self._news.setdefault(request.place, asyncio.Event())  # before the look: none is missed between
+            came = self._news.setdefault(request.place, asyncio.Event())  # before the look, so that none is missed
             found = await asyncio.shield(self.carry_out(token, request))  # leaves no call half done
             left = over - time.monotonic()
             if found != _NOTHING_NEW or left <= 0.0 or self._ending or gone():
@@ -177,18 +180,18 @@ class Service:
             return self._refused(error)
         except ValueError as error:  # a text with a character that no database accepts
             return protocol.refused(InvalidInput(str(error)))
-        except Exception as error:  # noqa: BLE001  # the other callers go on
+        except Exception as error:  # noqa: BLE001  # the other callers continue
             return protocol.refused(_failed(error, request.call))
 
     def _refused(self, error: HopaasError) -> bytes:
-        """The answer with this error; for callers with tokens of their own, without the place of the store."""
+        """The answer with this error; if callers have their own tokens, without the store's place."""
         text = _ADDRESS.sub("connection to the database", str(error)) if self._places else str(error)
         for place in self._places:
             text = text.replace(place, "the store")
         return protocol.refused(error if text == str(error) else type(error)(text))
 
     async def tick(self, now: float) -> None:
-        """Once per second."""
+        """Close connections that are no longer used; called once per second."""
         for token, used in list(self._used.items()):
             if now - used > _KEPT and token not in self._turns:
                 del self._used[token]
@@ -207,7 +210,7 @@ class Service:
 
 
 class PostgresService(Service):
-    """A database, which checks the rights: each token has its own connections, kept while it is in use."""
+    """A Postgres database, which checks the rights. Each token has its own connections, kept while it is in use."""
 
     def __init__(self, url: str) -> None:
         super().__init__(lambda token: PostgresStore(url, login=token))
@@ -246,7 +249,7 @@ class ListedService(Service):
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
-        if found is None:  # perhaps a new one; a known token is looked up again when its request is carried out
+        if found is None:  # it may be new; a known token is looked up again when its request is carried out
             await asyncio.get_running_loop().run_in_executor(self._threads, self._read_access)
             found = self._access.token(*token)
         if found is None:
@@ -293,13 +296,13 @@ class ListedService(Service):
 
     def _judged(self, user: str, request: StoreRequest, store: Store) -> Stamp:
         log, roles = request.place, self._access.roles
-        exists = True  # only the holder of this log's turn may look
+        exists = True  # only a request that has this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
             exists = bool(roles.grants.get(log)) or not store.log(log).is_empty()
         return access.judge(roles, user, request, exists=exists)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
-        """The same commit with the server's stamp; its author becomes an owner of a log that it begins."""
+        """The same commit with the server's stamp; the author of a log's first commit becomes its owner."""
         commit, since = request.arguments
         total = log.sum_at(since)
         if not codec.takes_stamp(commit.payload):
@@ -308,17 +311,17 @@ class ListedService(Service):
             raise BrokenChain
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
-        stamp = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))  # which only servers write
+        stamp = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))  # only servers write a time
         return replace(request, arguments=(replace(commit, chain=total, stamp=stamp), since))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user may send its heartbeat; the mark in the value shows the user to every server."""
         beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
-        asks = beat.peer.startswith(REQUEST)  # any of the study's owners may end what another began
+        asks = beat.peer.startswith(REQUEST)  # any of the study's owners may end a rescue that another began
         mark = "" if asks else "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
         if asks and access.role_in(self._access.roles, user, beat.peer.removeprefix(REQUEST)) != "owner":
             raise Denied(ONLY_OWNERS)
-        if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
+        if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # also if it came through another server
             raise Denied("this peer is another user's")
         if request.call == "remove_beat":
             store.remove_beat(beat.peer)
@@ -327,13 +330,13 @@ class ListedService(Service):
 
 
 def _failed(error: Exception, what: str) -> StoreUnreachable:
-    """An error of the server's own, noted in its log, as callers see it."""
+    """The error that callers see for a failure of the server, whose log then names the cause."""
     event("failed", level=logging.ERROR, why=type(error).__name__, request=what)
     return StoreUnreachable(f"the server failed: {type(error).__name__}; see its log")
 
 
 def _places(url: str) -> list[str]:
-    """What messages contain of the place of a directory or bucket: its URL, path or endpoint; the longest first."""
+    """The texts by which messages name the place of a directory or bucket: URL, path or endpoint; the longest first."""
     parts = urlsplit(url)
     endpoints = parse_qs(parts.query).get("endpoint", [])
     found = [url, *endpoints, *(f"{one}, bucket {parts.netloc!r}" for one in endpoints)]

@@ -1,8 +1,8 @@
-"""Whether a token is valid: it is checked by logging in to Postgres, and the answer is cached for a while.
+"""Checks tokens by logging in to Postgres, and caches the answers for a while.
 
-Postgres alone decides, so an expiry, a revocation or a changed password needs no second list here. A token found valid
-is cached for 30 seconds, an invalid one for ten. Simultaneous requests with the same token share one login, and the
-number of concurrent logins is limited.
+There is no second list of tokens here, so an expiry, a revocation or a new password in Postgres suffices. A token found
+valid is cached for 30 seconds, an invalid one for ten. Simultaneous requests with the same token share one login, and
+the number of concurrent logins is limited.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TokenCache:
         self._url = url
         self._salt = secrets.token_bytes(16)
         self._known: OrderedDict[bytes, tuple[TokenStatus, float]] = OrderedDict()
-        """The known tokens, with the time of the login."""
+        """A token's hash -> its status, and the time of the login."""
         self._checking: dict[bytes, asyncio.Future[TokenStatus]] = {}
         self._limiter = RateLimiter()
         self._pool = ThreadPoolExecutor(_LOGINS, thread_name_prefix="hopaas-token")
@@ -68,10 +68,10 @@ class TokenCache:
 
         Args:
             role, secret: the token.
-            address: the client's; counted if the token is wrong.
+            address: the client's address, which is counted if the token is wrong.
 
         Raises:
-            RequestRefused: not now.
+            RequestRefused: the caller must wait.
             StoreUnreachable: Postgres does not answer.
 
         """
@@ -96,7 +96,7 @@ class TokenCache:
         return await asyncio.shield(checking)
 
     async def _check(self, key: bytes, role: str, secret: Secret, *, guess_of: str | None) -> TokenStatus:
-        """Check the token with Postgres; counts the addresses of guessers."""
+        """Check the token with Postgres; count a wrong one for the address that guessed it."""
         self.logins += 1
         loop = asyncio.get_running_loop()
         try:
@@ -126,7 +126,7 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
     """Check a token by a login that ends at once; returns (its status, all roles that may log in). Blocks.
 
     Raises:
-        StoreUnreachable: Postgres does not answer, or not sensibly.
+        StoreUnreachable: Postgres does not answer, or its answer is unexpected.
 
     """
     with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
@@ -137,10 +137,10 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
         except (Denied, UnicodeError):
             return TokenStatus(valid=False), []
         except HopaasError as error:
-            # Postgres reports this only after the secret was correct; a caller's name cannot contain it with the name
+            # Postgres reports this only after a correct secret; no caller can choose a name that contains this text
             if f'too many connections for role "{role}"' in str(error):
                 return TokenStatus(valid=True), []
             raise StoreUnreachable(str(error)) from None
-    if superuser:  # it could run programs on the database's host: not allowed over the Internet
+    if superuser:  # it could run programs on the database's host, which is not allowed over the Internet
         return TokenStatus(valid=False), roles
     return TokenStatus(valid=True, expires=None if seconds is None else time.time() + seconds), roles

@@ -482,7 +482,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def _missing(self, lsn: int) -> NoReturn:
         raise StoreCorrupt(
-            f"{self.key(lsn)} is missing, but there are commits after it. A person, a tool that removes dangling links, "
+            f"{self.key(lsn)} is missing, but there are commits after it. A user, a tool that removes dangling links, "
             "or a lifecycle rule has removed it. Prevent that, and restore the commit from a backup or, in a bucket, "
             "from an older version of the object. Nothing was changed. To copy the rest into a new study: "
             "hopaas-p2p doctor STORE --rescue"

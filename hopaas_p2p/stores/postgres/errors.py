@@ -77,7 +77,7 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
     },
     ConfigurationError: {
         r"authentication method requirement": (
-            "the server asks for the secret in clear, which was not sent; use SCRAM there, or ?require_auth=password"
+            "the server asks for the secret without SCRAM, so it was not sent; use SCRAM, or ?require_auth=password"
         ),
         r'database "[^"]*" does not exist': "check the name in the URL, or create the database: createdb NAME",
         r"certificate verify failed|root certificate|server certificate for": (
