@@ -26,10 +26,10 @@ class Caller:
 
     Args:
         peer: the `peer.peer.Peer` whose threads do the work.
-        within: seconds for which it continues after an attempt has failed.
-        began: when it began, by the peer's clock.
+        within: seconds for which the caller continues after an attempt has failed.
+        began: when the caller began, by the peer's clock.
         pending: the records that wait for verdicts.
-        brief: whether a caller in a hurry gives up when this call is not answered, instead of when no exchange is.
+        brief: whether a caller in a hurry also gives up when only this call, and no exchange, is unanswered.
 
     """
 
@@ -85,6 +85,6 @@ class Caller:
             raise (error or StoreUnreachable("the store does not answer.")).raised_here()
         if error is not None and waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
             self._warned = waited
-            limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"
+            limit = "until the store answers; Ctrl-C stops waiting, and nothing is lost"
             limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
             _log.warning("still trying, %s: %s", limit, error)

@@ -1,8 +1,8 @@
 """Elects one peer to do something for all of them, such as exporting to a tracker.
 
-An attribute of the study names the leader. Candidates write it, each its own name (`core.apply` ignores another's), and
-the last write in the log counts. A candidate stands if there is no leader or the leader has been silent for the study's
-ttl. During a change two peers may act, so what they do must be safe to do twice.
+An attribute of the study names the leader. Each candidate writes its own name into it (`core.apply` ignores any other),
+and the last write in the log counts. A candidate stands if there is no leader, or if the leader has been silent for the
+study's ttl. During a change of leader, two peers may act, so their action must be safe to do twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Election:
         peer: the peer of this process.
         look: returns the study's state, as fresh as reads promise.
         say: writes a record to the study.
-        key: the attribute, a JSON object. Besides the leader (`peer`) it holds what leaders leave for their successors.
+        key: the attribute, a JSON object. Besides the leader (`peer`), it holds what a leader leaves for its
+            successors.
 
     """
 
@@ -40,7 +41,7 @@ class Election:
         return found
 
     def say(self, **changes: object) -> None:
-        """Write these changes into the attribute. Raises what writing raises."""
+        """Write these changes into the attribute. Raises like a write."""
         self._say(StudySet(system={self._key: json.dumps(self.said | changes)}))
 
     @property
@@ -49,7 +50,7 @@ class Election:
         return self.said.get("peer") == self._peer.uuid  # which changes if two processes shared a name
 
     def stand(self) -> bool:
-        """Take over if there is no leader; return whether this candidate leads. Raises whatever writing raises."""
+        """Take over if there is no leader; return whether this candidate leads. Raises like a write."""
         holder = self.said.get("peer")
         if holder is not None and not self.won:
             now = time.monotonic()

@@ -16,14 +16,14 @@ from hopaas_p2p.peer.session import LogClient, translated
 from hopaas_p2p.stores.base import Store
 
 REQUESTS_EVERY = 60.0
-"""Seconds between checks for a rescue's request: seldom, since each check is an extra round trip."""
+"""Seconds between checks for a rescue's request, each of which is an extra round trip."""
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
 def answer_requests(
     store: Store, logs: Mapping[str, LogClient[State]], answered: dict[str, str], *, writer: str
 ) -> None:
-    """Send each rescue that asks for it the state of its study, once: `answered` holds each study's last request."""
+    """Send the state of a study to each rescue that requests it, once; `answered` has each study's last request."""
     asking = {uuid: log for uuid, log in logs.items() if log.state.define is not None}
     with translated():
         asked = store.beats(map(request_name, asking)) if asking else {}

@@ -4,7 +4,7 @@ A job is a recurring task, such as the exchanges of one log, or the heartbeats. 
 a time; a slow job does not delay others. A caller that needs an answer wakes the job and waits for it, and a signal can
 interrupt that wait at any moment.
 
-Threads are started when something is due, a few at most. A thread that finds nothing to do for a while ends.
+Threads are started when a job is due, at most eight. A thread that finds nothing to do for a while ends.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ P = TypeVar("P")
 
 
 class Job(Generic[P]):
-    """See the module. `run` is passed the owner of the jobs, and returns the seconds until it is due again."""
+    """A recurring task. `run` is passed the owner of the jobs, and returns the seconds until the job is due again."""
 
     __slots__ = ("due", "run", "running")
 
     def __init__(self, run: Callable[[P], float]) -> None:
         self.run = run
         self.due = math.inf
-        """When it runs next, on this machine's monotonic clock; infinite while it runs, unless it is woken."""
+        """When the job runs next, on this machine's monotonic clock; infinite while it runs, unless it is woken."""
         self.running = False
 
 
@@ -49,8 +49,8 @@ class Jobs(Generic[P]):
     """The jobs of one owner. Methods may be called from any thread.
 
     Args:
-        owner: passed to each job. The threads hold a reference only while they run a job: when the owner is collected,
-            they end.
+        owner: passed to each job. The threads hold a reference to it only while they run a job, and end when it is
+            collected.
         allowed: whether threads may be used. If not, callers do what they need, and nothing else runs.
 
     """
@@ -78,17 +78,17 @@ class Jobs(Generic[P]):
             self._jobs.remove(job)
 
     def wake(self, job: Job[P], *, after: float = 0.0) -> bool:
-        """Make the job run within `after` seconds. False if there is no thread for it."""
+        """Make the job run within `after` seconds. Returns False if no thread can run it."""
         due = time.monotonic() + after
         if self.allowed and (after == 0.0 or due < job.due):
             with self._changed:
                 job.due = min(job.due, due)
-                if not job.running:  # otherwise its thread checks when it is done
+                if not job.running:  # otherwise its thread checks when the job is done
                     self._rouse()
         return self.allowed
 
     def _rouse(self) -> None:
-        """Let a thread check what is due. If none can be started, callers do everything from now on."""
+        """Let a thread check what is due. If no thread can be started, callers do everything from now on."""
         if self._idle:
             self._changed.notify()
             return
@@ -116,7 +116,7 @@ class Jobs(Generic[P]):
                 if text != self._logged[0] or now > self._logged[1] + _LOG_AGAIN:  # several jobs meet the same trouble
                     self._logged = text, now
                     _log.warning("%s", text)
-            except BaseException:  # noqa: BLE001  # whatever it is, it is written down
+            except BaseException:  # noqa: BLE001  # any error is logged
                 _log.exception("a background job failed, and will run again")
             del owner
 

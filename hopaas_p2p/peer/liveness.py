@@ -1,10 +1,10 @@
-"""Whether the peers that run trials are alive, for people.
+"""Finds out, for display, whether the peers that run trials are alive.
 
 A peer is *known* to be alive once its heartbeat has been seen to change. A process that has only just looked does not
 know that yet, so each heartbeat also carries the time at which it was sent, by its peer's clock: a recent one means
-alive, an old one silent, and in between it is not known. Where clocks disagree, and where an older version wrote the
-heartbeat, the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer itself saw, see
-`core.leases`.
+alive, an old one silent, and in between it is not known. If clocks disagree, or an older version wrote the heartbeat,
+the answer is "unknown". These answers affect no lease, because a trial is reclaimed only by what an observer itself
+saw; see `core.leases`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.peer import Peer
 
-_OVERDUE: Final = 1.25  # times the interval between two heartbeats after which a peer is no longer shown as alive
+_OVERDUE: Final = 1.25  # intervals between heartbeats after which a peer is no longer shown as alive
 _CLOCKS_AGREE: Final = 10.0  # seconds by which another machine's clock may be ahead of ours
 
 
@@ -27,9 +27,9 @@ class SignOfLife(NamedTuple):
     """Whether a peer is alive, as far as known."""
 
     alive: bool | None
-    """None: not known yet, or no sign of life for longer than a live peer is ever silent."""
+    """None if that is not known yet, or if the peer has been silent for longer than a live peer ever is."""
     ago: float | None
-    """Seconds since its last sign of life; None if that is not known."""
+    """Seconds since the peer's last sign of life; None if that is not known."""
 
 
 UNKNOWN: Final = SignOfLife(None, None)
@@ -52,9 +52,9 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
-    """The result of one look at the store: each owner of a running trial, and those `idle` peers that still send beats.
+    """The signs of life after one look at the store, of owners of running trials and of `idle` peers with a beat.
 
-    Nothing is known if the store does not answer, as behind a folder, whose server still shows its copy of the log.
+    Nothing is known if the store does not answer. A folder's server may then still show its copy of the log.
     """
     owners, mine = owners_of(state), peer.mine
     asked = (owners | set(idle)) - mine
@@ -75,7 +75,7 @@ def owners_of(state: State) -> set[str]:
 
 
 def any_alive(signs: Collection[SignOfLife]) -> bool | None:
-    """Whether any of them is alive; None if none is known to be, but not all are known to be silent."""
+    """Whether any of these peers is alive; None if none is known to be alive, but not all are known to be silent."""
     if any(one.alive for one in signs):
         return True
     return None if any(one.alive is None for one in signs) else False

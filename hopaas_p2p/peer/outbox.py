@@ -2,7 +2,7 @@
 
 Records are queued until the next exchange. Changes by the owner of a running trial are collected in a draft, so that
 ten reports become one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
-anything else. `LogSession` keeps all of them; here are their shapes, and how much of them a commit holds.
+anything else. `LogSession` keeps all of these; this module defines their types, and how much of them a commit holds.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
 
 _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
-MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
-MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
+MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that no caller waits behind a long import
+MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of the codec's limit in bytes, since each may have 4
 _REPORT: Final = 20  # characters that a report counts for, or a choice
 _MOST_REPORTS: Final = MAX_TEXT // _REPORT
 
 
 class PendingCommit(msgspec.Struct, eq=False):
-    """Records on their way to the log, and their verdicts once the log has decided."""
+    """Records on their way to the log, and their verdicts once these are known."""
 
     owner: str
     records: tuple[Record, ...]
@@ -45,7 +45,7 @@ class Draft(TrialSet, eq=False):
     owner: str = ""
 
     def records(self) -> tuple[TrialSet, ...]:
-        """The draft as records of one commit: a parameter that brings its distribution gets a separate record.
+        """The draft as records of one commit. A parameter with a new distribution gets a separate record.
 
         If another peer was first to give the parameter a distribution of another kind, only that record is refused.
         """
@@ -61,7 +61,7 @@ class Draft(TrialSet, eq=False):
     def commits(self) -> list[tuple[TrialSet, ...]]:
         """The draft as the records of one commit, or of several if there is a lot of text.
 
-        Reports and parameters come last: only the records that travel with a late result are kept with it.
+        Reports and parameters come last, because only records in the same commit as a late result are kept with it.
         """
         if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MOST_REPORTS):
             return [(TrialSet(*_FIELDS(self)),)]  # as most
@@ -94,7 +94,7 @@ def _chunks(values: dict[int, float]) -> list[dict[int, float]]:
 
 
 def weight_of(said: TrialCreate | TrialSet | StudySet) -> int:
-    """The approximate number of characters that this adds to a commit."""
+    """The approximate number of characters that this record adds to a commit."""
     weight = 0
     if not isinstance(said, StudySet):
         weight = _REPORT * len(said.reports)
@@ -110,7 +110,7 @@ def weight_of(said: TrialCreate | TrialSet | StudySet) -> int:
 
 
 def _size(distribution: Distribution) -> int:
-    """The approximate number of characters that it adds to a commit."""
+    """The approximate number of characters that a distribution adds to a commit."""
     if not isinstance(distribution, Categorical):
         return 2 * _REPORT
     return sum([_REPORT + (len(one) if isinstance(one, str) else 0) for one in distribution.choices])

@@ -1,8 +1,8 @@
 """One process taking part in the studies of one store: its identity, its logs, and what it does with them.
 
-Callers queue records and wait; the job of each log exchanges for them, and for itself when something is due (`jobs`).
-So a caller never blocks in a call of the store, and a signal ends its wait at once. Where a caller can continue without
-the store, it does. Tasks that no caller waits for are jobs, too: beats, snapshots, and errands such as the spool.
+Callers queue records and wait. The job of each log makes exchanges for them, and when something is due (`jobs`). So a
+caller does not block in a call to a server, and a signal ends its wait at once. A caller that can continue without the
+store does so. Tasks that no caller waits for are jobs, too: beats, snapshots, and errands such as the spool.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ _PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
 _MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was made before you repeat it."
 _ALL: Final = -1
-"""In place of a trial's number: all trials of a peer."""
+"""Stands for all trials of a peer, in place of a trial's number."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
 
 _AGAIN: Final = 0.5
-"""Seconds for which a reading is reused: NVML takes a millisecond per GPU."""
+"""Seconds for which a reading of the energy is reused, because NVML takes a millisecond per GPU."""
 _DRIFT: Final = 1.0
 """Seconds, and percent, by which an externally set clock may be off before the owner reports its own measurement."""
 
@@ -83,12 +83,12 @@ def microseconds() -> int:
 elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 """Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
 
-A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
+Linux's monotonic clock stops during a suspension, so by that clock an owner would still trust a lost lease afterwards.
 """
 
 
 class Peer:
-    """See the module. Methods may be called from any thread.
+    """One process taking part in a store's studies; see the module. Methods may be called from any thread.
 
     Args:
         store: where the logs are.
@@ -141,12 +141,12 @@ class Peer:
         self.retry_at = 0.0
         """Until this time, calls that can do without the store skip it, because it did not answer."""
         self._hurried_at = math.inf
-        """Since when calls soon give up on a silent store, because the program is about to end; infinite if they do
-        not."""
+        """The time from which calls soon give up on a silent store, because the program is about to end; infinite if
+        there is none."""
         self._away_since = math.inf
-        """Since when no exchange has succeeded; infinite while the last one did."""
+        """The time since which no exchange has succeeded; infinite if the last one did."""
         self.copies_made = 0
-        """How often this process was forked, or its storage pickled: another process may also be running its trials."""
+        """How often this process was forked, or its storage pickled; another process may then also run its trials."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         """Storages of this process that share this peer: closing the last one closes the peer."""
         self.forgotten: deque[Any] = deque()
@@ -164,7 +164,9 @@ class Peer:
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = False
         self.visits = False
-        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor sends beats."""
+        """Whether this peer writes only for others, as for a ticket; it then neither introduces itself nor sends
+        beats.
+        """
         self._lock = threading.Lock()
         self._beats, self._beaten_at, self._next_beat, self._unbroken = 0, -1e9, 0.0, dict[str, float]()
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
@@ -200,14 +202,14 @@ class Peer:
         """Also send beats for the owner of this trial of a study, for as long as the trial runs."""
         if (owner, uuid, number) not in self._adopted and not self.visits:
             self._adopted.add((owner, uuid, number))
-            self._next_beat = 0.0  # nobody may have beaten for it for a while
+            self._next_beat = 0.0  # its last beat may be old
             self.jobs.wake(self._beating)
 
     @property
     def adopted(self) -> set[str]:
         """The other peers for which this process sends beats.
 
-        Only for as long as the trials that it continues run: their peers may be dead, and have left others.
+        It does so only while the trials that it continues run, because their peers may be dead and have left others.
         """
         owners = set()
         for one in list(self._adopted):  # another thread may be adopting one
@@ -262,11 +264,11 @@ class Peer:
     def commit(
         self, log: LogClient[Any], *records: Record, owner: str | None = None, within: float | None = None
     ) -> tuple[Verdict, ...]:
-        """Write these records and wait for their verdicts: durable when this returns.
+        """Write these records and wait for their verdicts; the records are durable when this returns.
 
         Raises:
-            StoreUnreachable: not in `within` seconds, or `patience`; the records stay `queued` and are sent at the next
-                contact, or are already in the log.
+            StoreUnreachable: no verdict in `within` seconds, by default `patience`. The records stay queued and are
+                sent at the next contact, or are already in the log.
 
         """
         pending = self.put(log, *records, owner=owner)
@@ -283,7 +285,7 @@ class Peer:
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
 
         Raises:
-            InvalidInput: a new trial after `close`: no heartbeats would be sent for it.
+            InvalidInput: the trial is new, and the peer was closed, so no heartbeats would be sent for it.
 
         """
         if self._pid != os.getpid():
@@ -321,7 +323,7 @@ class Peer:
             return
         record = self._introduction(log)
         with log.lock:
-            if not session.introduced:  # nor has another thread meanwhile
+            if not session.introduced:  # and no other thread has done so
                 session.introduce(self.uuid, record)
                 log.look_again_at = -math.inf
         for job in (log.job, self._beating):
@@ -329,7 +331,7 @@ class Peer:
         self.jobs.wake(self._errands, after=_ERRANDS_AFTER)
 
     def introduce_as(self, log: LogClient[State], about: dict[str, str]) -> None:
-        """Add this to the introduction; a peer that has introduced itself does so again if this is news."""
+        """Add `about` to the introduction. If it is new, a peer that has introduced itself does so again."""
         if about != log.about:
             log.about = about
             if log.session.introduced:
@@ -340,7 +342,7 @@ class Peer:
         return introduction({**self.describe(), **log.about, **ttl})
 
     def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
-        """Bring the replica up to date; raises StoreUnreachable if not done in `within` seconds, or `patience`."""
+        """Bring the replica up to date; raises StoreUnreachable after `within` seconds, by default `patience`."""
         _ = self.await_commit(log, None, within=within)
 
     def pull(self, log: LogClient[Any]) -> None:
@@ -350,13 +352,13 @@ class Peer:
     def await_commit(
         self, log: LogClient[Any], pending: PendingCommit | None, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
-        """Exchange until the log has decided on these records or, without any, has been read again.
+        """Exchange until there are verdicts on these records or, without any, until the log has been read again.
 
         A failed exchange is retried.
 
         Raises:
-            StoreUnreachable: not in `within` seconds, or `patience`; they stay queued.
-            InvalidInput: they cannot be encoded.
+            StoreUnreachable: no success in `within` seconds, by default `patience`; the records stay queued.
+            InvalidInput: the records cannot be encoded.
 
         """
         if self._pid != os.getpid():
@@ -393,7 +395,7 @@ class Peer:
     def hear(self, log: LogClient[Any], within: float) -> bool | None:
         """Wait up to `within` seconds until the store announces new commits in a log, and read them.
 
-        Returns whether something came; None, at once, if the store cannot announce news. No polling is needed during
+        Returns whether commits came, or None at once if the store cannot announce them. No polling is needed during
         this wait. Raises like `pull`.
         """
         session, looked_at = log.session, log.session.read_at
@@ -413,9 +415,9 @@ class Peer:
         return told
 
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
-        """Make a call to the store, in as many attempts as fit in `within` seconds, or `store_wait`.
+        """Make a call to the store, in as many attempts as fit in `within` seconds, by default `store_wait`.
 
-        When the program is about to end, a `brief` call is given up like an exchange; others are not.
+        When the program is about to end, a `brief` call is given up like an exchange; other calls are not.
         """
         caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
@@ -423,7 +425,7 @@ class Peer:
         def attempt(_: Peer) -> float:
             try:
                 found.append(do())
-            except BaseException as error:  # noqa: BLE001  # it is the caller's
+            except BaseException as error:  # noqa: BLE001  # the caller raises it
                 caller.tell(error)
                 return caller.backoff.pause() if isinstance(error, StoreUnreachable) else math.inf
             caller.tell()
@@ -488,7 +490,7 @@ class Peer:
             self.jobs.wake(self._snapshots)
 
     def _beat_at_first(self) -> None:
-        """Beat before the first trial, so that its lease is trusted from the start."""
+        """Send a beat before the first trial, so that the trial's lease is trusted from the start."""
         began = self.clock()
         try:
             self._beat((self.uuid,))
@@ -533,10 +535,10 @@ class Peer:
                     return
 
     def _pull_if_possible(self, log: LogClient[Any]) -> bool:
-        """Return whether the store answered. If not, a read makes do with what is known, if anything is.
+        """Pull, and return whether the store answered. If not, a read uses what is known, unless nothing is.
 
-        Training does not stop because a store is away, its token expired, or a proxy answers in its place; for a reader
-        that is an error.
+        Training does not stop because a store is away, its token expired, or a proxy answers in its place. For a
+        process that only reads, the last two are errors.
         """
         if not log.session.joined:
             self.catch_up(log)
@@ -547,7 +549,7 @@ class Peer:
             takes_part = log.session.introduced or log.session.has_pending
             if isinstance(error, NewerFormat) or not (takes_part or isinstance(error, StoreUnreachable)):
                 raise
-            self.retry_at = self.clock() + self.store.freshness  # until then, nobody tries again
+            self.retry_at = self.clock() + self.store.freshness  # until then, no call tries again
             return False
         return True
 
@@ -556,8 +558,8 @@ class Peer:
     def lease_valid(self, log: LogClient[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial that it runs for `owner`.
 
-        The lease is treated as uncertain shortly before others may reclaim the trial, and after such a silence until
-        the log has been read again: it may say that they did.
+        The lease is treated as uncertain shortly before others may reclaim the trial. After such a silence, it stays so
+        until the log, which may hold a reclaim, has been read again.
         """
         until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first: this thread may be stopped anywhere
         read = log.session.exchanged_at >= self._unbroken.get(owner, math.inf)
@@ -584,13 +586,15 @@ class Peer:
             asked.release()
 
     def note_draft(self, log: LogClient[State]) -> None:
-        """Something was drafted: it is sent with the next exchange, or after the flush interval at the latest."""
+        """Note that something was drafted, to be sent with the next exchange, or after the flush interval at the
+        latest.
+        """
         self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
 
     def hurry(self, log: LogClient[State], *, within: float) -> None:
         """Send drafts within `within` seconds if another peer works on the study.
 
-        Call under the log's lock. In a bucket, they are sent with this peer's next turn after that.
+        Call under the log's lock. In a bucket, drafts are sent at this peer's next turn after that time.
         """
         session = log.session
         trials = session.state.trials
@@ -616,7 +620,7 @@ class Peer:
         """Run a task that no caller waits for, unless the store was just found away; return the seconds until it is due
         again.
 
-        A peer that returns before others have waited for a ttl keeps its leases.
+        A peer that reaches the store again before others have waited for a ttl keeps its leases.
         """
         now = self.clock()
         if now < self.retry_at:
@@ -633,8 +637,7 @@ class Peer:
         return pause
 
     def _run_errands(self, now: float) -> float:
-        """Release forgotten trials, send what others left in the spool, answer a rescue, end the logs of deleted
-        studies.
+        """Release forgotten trials, send others' spooled commits, answer a rescue, and end the logs of deleted studies.
 
         A process that deletes a study removes it from the list, then ends its log. It may die before the second step.
         """
@@ -669,14 +672,14 @@ class Peer:
         return LONGEST_PAUSE
 
     def _write_snapshots(self) -> float:
-        """Write the snapshots that are due: a large one takes seconds, and no beat waits for it."""
+        """Write the snapshots that are due, in a job of their own, because a large one takes seconds."""
         for log in self.logs.copy().values():
             if log.session.snapshot_due and self.store.snapshots:
                 try:
                     log.write_snapshot()
                     with translated():
                         self.store.sweep_beats()
-                except HopaasError as error:  # the next one will do
+                except HopaasError as error:  # the next snapshot will do
                     _log.debug("no snapshot was written: %s", error)
         return math.inf
 
@@ -687,7 +690,7 @@ class Peer:
         return [log.state for log in logs if not log.session.deleted]
 
     def _beat_if_due(self, now: float) -> float:
-        """Overwrite the beats of all for whom this peer acts, if a third of ttl has passed since the last."""
+        """Send the beats of this peer and of those it has adopted, if a third of ttl has passed since the last."""
         active = self._active()
         ttls = [state.policy.ttl for state in active if state.define is not None]
         if not ttls:
@@ -700,10 +703,10 @@ class Peer:
         return min(ttls) / 8
 
     def _have_beaten(self, owners: tuple[str, ...], began: float, ttl: float, *, since: float) -> None:
-        """Note a beat of these owners, which left after `began` and has arrived.
+        """Note that beats of these owners, sent after `began`, have arrived.
 
-        `_unbroken` has, for each of them, since when its beats have arrived without a gap in which others may have
-        given it up. Its leases are valid once the log was read after that.
+        For each owner, `_unbroken` has the time since which its beats have arrived without a gap so long that others
+        may have reclaimed its trials. Its leases are valid once the log has been read after that time.
         """
         before = {} if self.clock() > self._beaten_at + ttl * (1.0 - MARGIN) else self._unbroken
         self._unbroken = {owner: before.get(owner, since) for owner in owners}
@@ -791,7 +794,7 @@ class Peer:
         return _SUSPENDED
 
     def _look_after_others(self, log: LogClient[State], now: float) -> None:
-        """Reclaim trials of silent peers and stop stuck ones, if log and beats, once read again, still show them so."""
+        """Reclaim trials of silent peers and stop stuck trials, if another read of log and beats confirms this."""
         with log.lock:
             owners = log.session.owners
             spare = self._beaten_for
@@ -815,7 +818,7 @@ class Peer:
     # --- the end, and what cannot be sent ---
 
     def flush(self) -> None:
-        """Send everything that is queued. Blocks until the store has it. Records for a deleted study are dropped.
+        """Send all queued records, and block until the store has them. Records for a deleted study are dropped.
 
         Raises:
             StoreUnreachable: the store did not answer; unsent records stay queued.
@@ -881,7 +884,7 @@ class Peer:
             what = "some records could not be sent before the end" if unsent else "before the end"
             why = str(error) if isinstance(error, HopaasError) else repr(error)
             ending = "".join(traceback.format_exception_only(ends_with))  # not `str`, which a program's own may fail at
-            known = why.rstrip(".") in ending  # whoever handles that shows it
+            known = why.rstrip(".") in ending  # the handler of that error shows it
             if unsent or not known:
                 _log.warning("%s%s", what, "" if known else f": {why}")
             self.spool.keep_all(self.logs)
@@ -893,7 +896,7 @@ class Peer:
         """Send what is queued, then return forgotten trials; check that the logs still have what they acknowledged, and
         otherwise spool it.
 
-        A study that fails does not prevent the others.
+        A failure in one study does not affect the others.
         """
         troubles: list[HopaasError] = []
         try:
@@ -928,7 +931,7 @@ class Peer:
             self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Give up on a silent store from now on: the program is about to end. May be called from a signal handler."""
+        """Soon give up on a silent store, because the program is about to end. May be called from a signal handler."""
         self._hurried_at = min(self._hurried_at, self.clock())
         self._nudge()
 
@@ -948,12 +951,12 @@ class Peer:
         return min([self._away_since, *(log.exchanging_since for log in self.all_logs())])
 
     def has_given_up(self, *, silent_since: float) -> bool:
-        """Whether a call in a hurry gives up on a store that has been silent since then."""
+        """Whether a call in a hurry gives up on a store that has been silent since this time."""
         return self.clock() >= max(self._hurried_at, silent_since) + _SHUTDOWN_TIMEOUT
 
     @property
     def away(self) -> bool:
-        """Whether the last exchange failed: a read then leaves reconnecting to a job."""
+        """Whether the last exchange failed, so that a read leaves reconnecting to a job."""
         return self._away_since < math.inf
 
     # --- becoming another ---
@@ -1000,7 +1003,7 @@ class _Running(msgspec.Struct, eq=False):
     """Seconds by which the clock for commits' times was ahead of the monotonic one."""
     seconds: float
     joules: float
-    """All of these are the meter's readings when the lease began."""
+    """This and the fields above are the meter's readings when the lease began."""
 
 
 class Meter:
@@ -1027,7 +1030,7 @@ class Meter:
         """The usage of a lease that has run since this meter was created."""
 
     def begin(self, lease: object) -> None:
-        """This lease began."""
+        """Record that this lease began."""
         with self._lock:
             if self._running or self._energy is not None:
                 now = self._divide(fresh=True)
@@ -1038,7 +1041,7 @@ class Meter:
             self._running[lease] = _Running(now, self._now_us() / 1e6 - now, self._seconds, self._joules)
 
     def used(self, lease: object, *, at_end: bool = False) -> Used | None:
-        """What the lease has used; None if readers of the log can compute it: one trial at a time, no energy.
+        """What the lease has used; None if readers of the log can compute that: one trial at a time, without energy.
 
         `at_end` ends the lease, and reads the devices even if they were read a moment ago.
         """
@@ -1058,7 +1061,7 @@ class Meter:
             return Used(round(seconds * 1e6), joules)
 
     def _divide(self, *, fresh: bool) -> float:
-        """Divide what was used since the last call equally among the leases; return the time."""
+        """Divide the usage since the last call equally among the leases; return the time."""
         now, leases = self._clock(), len(self._running) or 1
         self._seconds += (now - self._at) / leases
         self._at = now

@@ -1,14 +1,14 @@
 """One log as a process uses it: what is known about it, and the client that performs the I/O.
 
-A `LogSession` knows everything. It performs no I/O, starts no thread, takes no lock and reads no clock, in the manner
-of etcd's `raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it;
-its `LogClient` makes the exchange and reports the outcome with `advance` or `failed`. A session belongs to one writer
-for its whole life. After a fork or an unpickling, or when another process turns out to use the same name, `for_child`
-constructs a new session from it; nothing is reset by hand.
+A `LogSession` holds all knowledge about the log. It performs no I/O, starts no thread, takes no lock and reads no
+clock, in the manner of etcd's `raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit`
+what to send with it; its `LogClient` makes the exchange and reports the outcome with `advance` or `failed`. A session
+belongs to one writer for its whole life. After a fork or an unpickling, or when another process turns out to use the
+same name, `for_child` constructs a new session from it; nothing is reset by hand.
 
 The client has two locks. The lock guards the session and is held for moments; the turn is held for the length of an
 exchange, and nothing is read from or written to a store under the lock. Records that queue up during a slow exchange
-leave with the next one.
+are sent with the next one.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before th
 IDLE: Final = 60.0  # seconds after which an idle session is checked again
 _NEVER: Final = -1e9
 """A time that is long past on any monotonic clock."""
-_BUSY: Final = 10  # flush intervals without a draft after which its job sleeps until it is woken
+_BUSY: Final = 10  # flush intervals without a draft after which the log's job sleeps until it is woken
 _INTEREST: Final = 30  # times `Store.freshness`: how long a read counts as interest
 _KEPT: Final = 1000
-"""Its own acknowledged commits that a session can still spool if the log turns out to have two histories."""
+"""How many of its acknowledged commits a session can still spool if the log turns out to have two histories."""
 _KEPT_BYTES: Final = 8 << 20  # total size of these
 _UNKNOWN: Final = Verdict(True)
 _NO_GRANT: Final = Verdict(False, None, "role")
@@ -69,13 +69,13 @@ _MALFORMED: Final = Verdict(False, None, "malformed")
 _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
 _ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _ADVICE: Final = (
-    "Was an older backup restored under running peers, or did the store accept two commits under one number? This "
-    "process writes nothing more to the study. Run: hopaas-p2p doctor URL"
+    "Perhaps an older backup was restored under running peers, or the store accepted two commits under one number. "
+    "This process writes nothing more to the study. Run: hopaas-p2p doctor URL"
 )
 
 
 S = TypeVar("S", bound=LogState)
-"""The result of replaying a log: `State`, or `Catalog` for the directory log."""
+"""The result of replaying a log: `State`, or `Catalog` for the catalog log."""
 
 
 class ReplicatedMachine(NamedTuple, Generic[S]):
@@ -94,14 +94,14 @@ CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog
 
 
 class LogSession(Generic[S]):
-    """See the module. Times are seconds on the monotonic clock of the client.
+    """What a process knows about one log; see the module. Times are seconds on the client's monotonic clock.
 
     Ctrl-C may arrive at any call, so fields that must change together change in lines without calls.
 
     Args:
         machine: how the log is replayed.
-        writer: the name under which this session writes; no other session has used it or will.
-        now_us: the time that commits are stamped with, for people to read.
+        writer: the name under which this session writes; no other session has used it, or will use it.
+        now_us: the clock for commits' times, in microseconds.
         linger: seconds for which reports are collected; None: one second, or as long as the store and the log suggest.
         freshness: `Store.freshness`.
 
@@ -122,14 +122,14 @@ class LogSession(Generic[S]):
         self.joined = False
         """Whether the log has been read to its end, so that the state was true at some moment."""
         self.introduced = False
-        """Whether this peer has introduced itself; a reader does not, and it neither beats nor reclaims."""
+        """Whether this peer has introduced itself; a reader does not, and neither sends beats nor reclaims trials."""
         self.duplicated = False
         """Whether the log holds a commit of this writer that another process sent under the same name."""
         self.author = ""
         """The user as which this process writes, according to the store; empty while that is not known."""
         self.deleted = self.snapshot_due = False
         self.broken: BrokenChain | None = None
-        """How the log contradicts what this session has read of it; nothing more is exchanged."""
+        """How the log contradicts what this session has read of it, if it does; nothing more is then exchanged."""
         self.unkept: dict[int, list[str]] = {}
         """Trial -> its parameters that the log refused: another writer first gave them distributions of other kinds."""
         self.acknowledged: deque[Placed] = deque()
@@ -141,7 +141,7 @@ class LogSession(Generic[S]):
         self.drafted_at: float | None = None
         """When the oldest unsent draft was begun."""
         self.urgent_at = math.inf
-        """The latest time at which drafts must leave, because another peer's next choice depends on them."""
+        """The latest time at which to send drafts, because another peer's next choice depends on them."""
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
@@ -155,7 +155,7 @@ class LogSession(Generic[S]):
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
         self.queued: list[PendingCommit] = []
-        """What is sent next, in order."""
+        """The records to be sent next, in order."""
         self.drafts: dict[int, Draft] = {}
         """Keyed by trial number."""
         self.in_flight: list[InFlight] = []
@@ -163,7 +163,7 @@ class LogSession(Generic[S]):
         self.sequence = 0
         """The sequence number of the newest commit."""
         self._seen: tuple[int, int | None] = 0, 0
-        """The lsn and the sum up to which the log had been read before it was joined anew."""
+        """The lsn and the sum up to which the log had been read before it was joined again."""
         self._remembered = 0
         self._cursors: list[weakref.ref[set[int]]] = []
 
@@ -171,9 +171,9 @@ class LogSession(Generic[S]):
     def for_child(cls, old: LogSession[S], writer: str, *, resend: bool = False) -> Self:
         """The session of a process that continues from a copy of `old`'s memory, under an identity of its own.
 
-        It knows what `old` knew about the log, and has nothing in flight, drafted, queued or spooled: `old` must send
-        all of that. With `resend`, where the same process continues under another name, it sends undecided records
-        again, and stays responsible for those acknowledged.
+        The new session knows what `old` knew about the log, and has nothing in flight, drafted, queued or spooled,
+        because `old` sends all of that. With `resend`, for the same process under another name, it sends undecided
+        records again, and stays responsible for acknowledged ones.
         """
         new = cls(old.machine, writer, now_us=old._now_us, linger=old.linger, freshness=old.freshness)
         new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
@@ -200,7 +200,7 @@ class LogSession(Generic[S]):
     # --- what is to be sent ---
 
     def put(self, owner: str, *records: Record) -> PendingCommit:
-        """Queue records in the name of `owner`; they leave together, with the next exchange."""
+        """Queue records in the name of `owner`; they are sent together, with the next exchange."""
         pending = PendingCommit(owner, records)
         self.queued.append(pending)
         return pending
@@ -211,7 +211,7 @@ class LogSession(Generic[S]):
         self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
-        """Withdraw unsent records; trials that start nevertheless are released as soon as that is known."""
+        """Withdraw unsent records; a trial that starts nevertheless is released as soon as its start is known."""
         pending.abandoned = True
         self.queued = [other for other in self.queued if other is not pending]
         if pending.verdicts is not None:
@@ -227,7 +227,7 @@ class LogSession(Generic[S]):
                 self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
 
     def note_draft(self, now: float) -> float:
-        """The first of some reports or attributes was drafted; return the seconds within which they leave."""
+        """Record that a first report or attribute was drafted; return the seconds within which drafts are sent."""
         self.drafted_at = self.noted_at = now
         return self.flush_interval
 
@@ -248,7 +248,7 @@ class LogSession(Generic[S]):
 
     @property
     def has_pending(self) -> bool:
-        """Whether something is still to be sent, or its fate to be learnt."""
+        """Whether there are records to be sent, or commits whose fate is unknown."""
         return bool(self.queued or self.drafts or self.in_flight)
 
     # --- what is to be done ---
@@ -256,7 +256,7 @@ class LogSession(Generic[S]):
     def next_commit(self) -> Outgoing | None:
         """The commit to append with the exchange that begins now: the one whose fate is unknown, else queued records.
 
-        None if there is neither.
+        None if there are no such records.
         """
         self.drafted_at, self.urgent_at = None, math.inf
         while not self.in_flight:
@@ -269,7 +269,7 @@ class LogSession(Generic[S]):
         return structs.replace(self.in_flight[0].outgoing, chain=self.state.sum)
 
     def _load(self) -> None:
-        """Put what is queued for one owner into a commit, which is in flight from now on."""
+        """Put the records queued for one owner into a commit, which is in flight from now on."""
         if self.drafts:
             begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
             for draft in [one for one in self.drafts.values() if one.number in begun or weight_of(one) > MAX_TEXT]:
@@ -326,13 +326,13 @@ class LogSession(Generic[S]):
         due, if_changed, again = False, False, now + IDLE
         interval, freshness = self.flush_interval, self.freshness
         if self.has_pending:
-            if self.drafted_at is None:  # queued just now, by a caller that is about to send it itself
+            if self.drafted_at is None:  # queued just now by a caller that is about to send them
                 self.drafted_at = now
             due_at = min(self.drafted_at + interval, self.urgent_at)
             due = now >= due_at
             again = min(again, due_at)
         if now - self.noted_at < _BUSY * interval:
-            again = min(again, now + interval)  # more will come: no need to wake up for each
+            again = min(again, now + interval)  # more drafts will come, and none needs to wake the job
         if freshness and now - self.read_at < _INTEREST * freshness:  # so that reads do not wait
             due = due or since_exchange >= freshness
             again = min(again, now + freshness)
@@ -351,7 +351,7 @@ class LogSession(Generic[S]):
         timeout = self.state.policy.progress_timeout if isinstance(self.state, State) else None
         return interval if timeout is None else min(interval, timeout / 4)  # the progress timeout waits for reports
 
-    # --- what came of it ---
+    # --- the outcome ---
 
     def start_from(self, state: S) -> None:
         """Begin to join: continue from this state to the end of the log."""
@@ -361,7 +361,7 @@ class LogSession(Generic[S]):
         self.state = state
 
     def complete_join(self) -> None:
-        """The log has been read to its end."""
+        """Record that the log has been read to its end, and settle the commits in flight that are in it."""
         writers = self.state.writers
         last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
@@ -411,7 +411,7 @@ class LogSession(Generic[S]):
                 # it does not follow what was read: the state stays as it was before it, and nothing more is sent
                 seen = f"commit {lsn} comes after commit {head}, and those between are missing"
                 if lsn == head + 1:
-                    seen = f"up to commit {head} this process read the sum {shown(chain)}, commit {lsn} follows "
+                    seen = f"up to commit {head} this process read the sum {shown(chain)}, but commit {lsn} follows "
                     seen += shown(before)
                 self.broken = BrokenChain(f"This log has two histories: {seen}. {_ADVICE}")
                 break
@@ -462,10 +462,10 @@ class LogSession(Generic[S]):
         return True
 
     def settle(self, verdicts: tuple[Verdict, ...], placed: Placed | None = None) -> None:
-        """The first commit in flight is in the log: hand out the known verdicts, and release its abandoned starts.
+        """Settle the first commit in flight, which is in the log: hand out its verdicts, and release abandoned starts.
 
         Args:
-            verdicts: those on its records, as far as they are known.
+            verdicts: the verdicts on its records, as far as they are known.
             placed: the commit and its place, to be kept for a while; None if only the verdicts are known.
 
         """
@@ -509,9 +509,10 @@ class LogSession(Generic[S]):
     # --- readers ---
 
     def cursor(self) -> set[int]:
-        """The numbers of the trials that change from now on, for one reader, which empties it.
+        """The set of the numbers of trials that change from now on, for one reader, which empties it.
 
-        It is kept up to date for as long as the reader holds it. When the state is a new object, all may have changed.
+        The set is updated for as long as the reader holds it. When the state is a new object, any trial may have
+        changed.
         """
         cursor = set[int]()
         self._cursors = [ref for ref in self._cursors if ref() is not None] + [weakref.ref(cursor)]
@@ -520,18 +521,18 @@ class LogSession(Generic[S]):
     # --- snapshots and the spool ---
 
     def dump(self) -> tuple[int, bytes] | None:
-        """The snapshot that is due."""
+        """The lsn and the bytes of the snapshot that is due."""
         self.snapshot_due = False
         return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
 
     def pack_for_spool(self) -> list[Outgoing]:
-        """Everything as commits, in the order in which they must be sent; from now on they are in flight."""
+        """All unsent records as commits, in the order in which to send them; from now on they are in flight."""
         while self.queued or self.drafts:
             self._load()
         return [sent.outgoing for sent in self.in_flight]
 
     def undecided(self) -> list[PendingCommit]:
-        """The commits that were put here and are not decided yet, in order; without drafts."""
+        """The records that have no verdict yet, in order, without drafts."""
         return [pending for sent in self.in_flight for pending in sent.pending] + self.queued
 
     def ends(self) -> list[int]:
@@ -550,8 +551,8 @@ class LogSession(Generic[S]):
 def translated() -> Iterator[None]:
     """Within this block, any error of the operating system means that the store did not answer.
 
-    Too many open files, a full quota, a stale NFS handle: a store may encounter these in any call, and all of them pass
-    or can be fixed. Unsent records stay queued.
+    A store may encounter too many open files, a full quota or a stale NFS handle in any call. All of these are
+    temporary or can be fixed. Unsent records stay queued.
     """
     try:
         yield
@@ -568,7 +569,7 @@ class LogClient(Generic[S]):
 
     Attributes:
         session: replaced as a whole, by the peer, when this process becomes another writer.
-        about: what this peer's introduction states in this study only.
+        about: the part of this peer's introduction that is for this study only.
         lock: held around calls of the session, and to read more than one field of its state. Never around I/O.
         turn: held for the length of an exchange.
         exchanging_since: when the exchange that the store has not answered yet began; infinite if there is none.
@@ -600,7 +601,7 @@ class LogClient(Generic[S]):
         return self.session.state
 
     def put(self, owner: str, *records: Record) -> PendingCommit:
-        """Queue records on behalf of `owner`; they leave together, with the next exchange."""
+        """Queue records on behalf of `owner`; they are sent together, with the next exchange."""
         with self.lock:
             return self.session.put(owner, *records)
 
@@ -665,7 +666,7 @@ class LogClient(Generic[S]):
             raise
 
     def pull(self, began: float) -> None:
-        """Read on to the end of the log. Call in turn."""
+        """Read on to the end of the log. The caller holds the turn."""
         more = True
         while more:
             receipt = self.log.exchange(None, self.session.state.lsn)
@@ -673,7 +674,9 @@ class LogClient(Generic[S]):
                 more = self.session.advance(receipt, began)
 
     def join(self, began: float) -> None:
-        """Start from the newest readable snapshot, or else from nothing, and read on to the end. Call in turn."""
+        """Start from the newest readable snapshot, or else from nothing, and read on to the end. The caller holds the
+        turn.
+        """
         session, short = self.session, self.session.machine.short
         first = self.log.exchange(None, 0) if short else ExchangeResult([], more=True)
         state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
@@ -688,7 +691,9 @@ class LogClient(Generic[S]):
             _check_chain(session)
 
     def _newest_readable(self) -> S | None:
-        """Skips damaged snapshots; older ones matter where `gc` removed the commits that they replace."""
+        """The state of the newest readable snapshot. Older ones matter if `gc` removed the commits that they
+        replace.
+        """
         found = self.log.newest_snapshot()
         while found is not None:
             lsn, data = found
@@ -720,11 +725,11 @@ class LogClient(Generic[S]):
             self.log.confirm()
 
     def destroy(self) -> None:
-        """End the log for everybody. From now on this process exchanges nothing with it, whether that succeeds or not.
+        """End the log for everybody. Even if this fails, this process exchanges nothing more with the log.
 
         Raises:
-            StoreUnreachable: the log may continue elsewhere.
-            Denied: this user may not end it.
+            StoreUnreachable: the log may not have ended for others.
+            Denied: this user may not end the log.
 
         """
         self.session.deleted = True
@@ -732,7 +737,7 @@ class LogClient(Generic[S]):
             self.log.destroy()
 
     def withdraw(self) -> None:
-        """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
+        """Withdraw an unconfirmed start of a trial, because this process ends, and no other would run the trial."""
         with self.lock:
             in_flight = self.session.in_flight[:1]
         for sent in in_flight:

@@ -1,4 +1,4 @@
-"""The spool as one peer uses it: it keeps commits that could not be sent, and sends those that others have left."""
+"""The spool as one peer uses it: the peer keeps commits that could not be sent, and sends those that others left."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ class SpoolSender:
         self._keeping = threading.RLock()
         """Prevents two threads from keeping the same end twice."""
         self._ended = False
-        """Whether `keep_all` was called: a file written after its files would be sent in the wrong order."""
+        """Whether `keep_all` was called, after whose files no other may be written, or it would be sent out of
+        order.
+        """
         self._unkept = ""
         """The trials whose ends no disk accepted at the last `keep_ends`."""
 
     def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
-        """Spool unsent commits, if it includes the end of a trial; return the file, or None and why not.
+        """Spool unsent commits, if they include the end of a trial; return the file, or None and the reason.
 
         At the `last` moment of the program, also spool acknowledged commits that are not confirmed: before the rest
         and in the same file, because a writer's commits must arrive in the order of their sequence numbers.
@@ -87,7 +89,7 @@ class SpoolSender:
     def keep_ends(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Spool the ends of trials that no call spools, unless they are already in the spool.
 
-        `optimize` sends an end with its next ask, which waits for the store as long as it takes. And Ctrl-C may have
+        `optimize` sends an end with its next ask, which waits for the store without a limit, and Ctrl-C may have
         stopped a call of `tell`.
         """
         with self._keeping:
@@ -113,10 +115,9 @@ class SpoolSender:
         return {number for trials in kept for number in trials}.issuperset(ends)
 
     def keep_history(self, uuid: str, log: LogClient[State]) -> None:
-        """Spool this session's last acknowledged commits: if the log has two histories, one of them may lack these
-        commits.
+        """Spool this session's last acknowledged commits, which one of two histories of the log may lack.
 
-        Done once; a later call tries again if no disk accepted them.
+        This is done once; a later call tries again only if no disk accepted the commits.
         """
         with log.lock:
             commits = log.session.history()
@@ -151,7 +152,7 @@ class SpoolSender:
                     log.withdraw()
 
     def arrived(self, session: LogSession[Any]) -> None:
-        """Forget its files, because the log has decided on everything in them; log which results it did not count."""
+        """Forget the session's files, because everything in them has a verdict; warn of results that did not count."""
         kept, session.kept = session.kept, []
         for pending in kept if isinstance(session.state, State) else ():
             for record in pending.records:
@@ -161,7 +162,7 @@ class SpoolSender:
 
     @staticmethod
     def forget(session: LogSession[Any]) -> None:
-        """Remove the session's files: everything in them is acknowledged, or in another file."""
+        """Remove the session's files, because everything in them is acknowledged, or in another file."""
         for path in list(session.spooled):
             spool.remove(path)
         session.spooled.clear()
@@ -169,7 +170,7 @@ class SpoolSender:
     def send_others(self, logs: Mapping[str, LogClient[State]], studies: set[str], now: float, *, writer: str) -> None:
         """Send commits that other processes of this user have left for one of this store's studies.
 
-        Does so periodically, and when the studies are not those known at the last check.
+        This is done periodically, and when the studies are not those known at the last check.
         """
         if now < self._next and studies == self._studies:
             return
@@ -187,7 +188,7 @@ class SpoolSender:
             except KeptForRescue as error:
                 _log.error("%s", error)
                 spool.remove(path)
-            except HopaasError as error:  # it does not hold up the others
+            except HopaasError as error:  # one file does not hold up the others
                 stays = spool.set_aside(path) if isinstance(error, NoSuchStudy) else path
                 self._refused.add(stays)
                 _log.warning("%s was not sent and stays in the spool: %s", stays, error)
@@ -198,8 +199,8 @@ class SpoolSender:
         """Send the contents of a spool file; return which of its results the log did not count, and why.
 
         Raises:
-            StoreUnreachable: not this time.
-            NoSuchStudy: it is of another store.
+            StoreUnreachable: the store cannot be reached now.
+            NoSuchStudy: the file belongs to another store.
             StudyDeleted: the study is gone; the file is kept, because a backup may bring it back.
             KeptForRescue: the log has lost commits that it had acknowledged, and has continued without them.
             Denied: the log refused a whole commit, because it knows the peer as another user's.
@@ -254,7 +255,7 @@ class SpoolSender:
         Raises:
             NoSuchStudy: the store has no such study, for instance because another store took its place under the same
                 URL.
-            NoSuchTrial: its log lacks the trial that they end, for instance after an older backup was restored.
+            NoSuchTrial: its log lacks a trial that these commits end, for instance after an older backup was restored.
 
         """
         with log.turn, translated():
@@ -278,16 +279,15 @@ class SpoolSender:
                     log.pull(began)
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
-        """Append again what the log has lost of these acknowledged commits; return how many it cannot accept.
+        """Append again those of these acknowledged commits that the log has lost; return how many it cannot accept.
 
-        It can accept a commit if, up to the commit's place, it has what the writer had read: then everything that the
-        commit refers to is there, under the same numbers, whatever was written after it since. It must also have no
-        later commit of the writer. In any other place only the end of a trial counts: nobody would run a trial that
-        starts.
+        The log can accept a commit if it has, up to the commit's old place, what the writer had read. Everything that
+        the commit refers to is then there, under the same numbers. The log must also have no later commit of the
+        writer. A commit whose old place has been taken must end a trial, because no peer would run one that it starts.
         """
         lost, head, sums = self._lost(spooled)
         while lost:
-            self.append(log, [])  # it knows the writers now
+            self.append(log, [])  # the replica then knows the writers
             one, before = lost[0], len(lost)
             writer, _, sequence = one.commit.nonce.rpartition(":")
             last = log.state.writers.get(writer)
@@ -297,12 +297,12 @@ class SpoolSender:
             if takes:
                 self.append(log, [one.commit])
             lost, head, sums = self._lost(spooled)
-            if not takes and len(lost) == before:  # no other process appends them
+            if not takes and len(lost) == before:  # and no other process has appended any
                 return before
         return 0
 
     def _lost(self, spooled: Spooled) -> tuple[list[Placed], int, dict[int, int | None]]:
-        """Which of these commits the log now lacks, its last lsn, and by lsn the sums before its commits.
+        """The commits that the log now lacks; the log's last lsn; lsn -> the sum before that commit.
 
         Nothing is known about commits that were removed because a snapshot replaces them.
         """
@@ -324,7 +324,7 @@ def _ended(payload: bytes) -> list[int]:
 
 
 def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
-    """Why the log did not count the values of this end of a trial of `owner`, in words; None if it did.
+    """Why the log did not count the values in this end of a trial of `owner`; None if it counted them.
 
     `tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts the
     result that arrived first, and the sender of the other one learns here that it was dropped.
@@ -341,7 +341,7 @@ def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
     found = there.state.name if there.values is None else f"{there.state.name} with {_shown(there.values)}"
     why = f"trial #{there.number} is already {found}"
     expected = 1 if state.define is None else len(state.define.directions)
-    if len(record.values) != expected:  # of a study that could not be checked when the result was told
+    if len(record.values) != expected:  # the number could not be checked when the result was told
         why = f"{expected} value{'s' * (expected > 1)} expected, got {len(record.values)}"
     return f"the result {_shown(record.values)} of trial #{record.number} was not counted: {why}"
 
@@ -351,7 +351,7 @@ def _shown(values: tuple[float, ...]) -> str:
 
 
 def _check_trials(state: State, commits: list[Outgoing]) -> None:
-    """Check that this is the study, and that its log has the trials that these commits end, as their owner knows."""
+    """Check that this is the right study, and that its log has the trials that these commits end, with their owners."""
     if state.define is None:
         raise NoSuchStudy("this store does not have the study; perhaps another store was here before")
     for outgoing in commits:
@@ -364,7 +364,7 @@ def _check_trials(state: State, commits: list[Outgoing]) -> None:
             owners = () if trial is None else (trial.owner, *[lease.owner for lease in trial.history])
             if commit.owner not in owners and (trial is None or trial.owner is not None):
                 raise NoSuchTrial(
-                    f"the log of this store does not have trial #{number} as its peer knew it. Was an older backup "
-                    "restored? The result is kept; it can be sent to a store with the later commits, with: "
+                    f"the log of this store does not have trial #{number} as its peer knew it; perhaps an older backup "
+                    "was restored. The result is kept. To send it to a store with the later commits: "
                     "hopaas-p2p admin spool send --store STORE"
                 )

@@ -1,8 +1,9 @@
-"""How a worker's snapshot comes to be trusted: a peer of another author compares it with the log.
+"""Vouches for a worker's snapshot: a peer of another author compares it with the log.
 
 A joiner trusts a snapshot as it trusts the log, so a forged one would mislead every peer that joins from it. A peer
-whose turn it is to write a snapshot therefore first checks other authors' snapshots that nobody vouches for: it loads
-one, applies the commits from there up to its own position, and compares the two states. The store keeps the verdict.
+whose turn it is to write a snapshot therefore first checks other authors' snapshots for which nobody has vouched. It
+loads one, applies the commits from there up to its own position, and compares the two states. The store keeps the
+result.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
 
 
 def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
-    """Whether one snapshot and the commits after it lead to the other."""
+    """Whether their snapshot and the commits after it lead to ours."""
     try:
         return _leads_to(log, begin, theirs, end, ours)
     except HopaasError:
         raise
-    except Exception:  # noqa: BLE001  # no commit can be applied to some states that no log has
+    except Exception:  # noqa: BLE001  # a state that no log has may accept no commit
         return False
 
 

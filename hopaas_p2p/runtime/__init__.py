@@ -1,1 +1,1 @@
-"""Needed by any process, independent of studies: settings, credentials, the user's own files, signals, devices."""
+"""What any process needs, independent of studies: settings, credentials, the user's own files, signals, devices."""

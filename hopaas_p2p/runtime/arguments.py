@@ -1,4 +1,4 @@
-"""Checks arguments of the Python interface where they are given: a wrong one is refused in one line, at the call."""
+"""Checks arguments of the Python interface, so that a wrong one is refused at the call, in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole
     """The value as a whole number of at least `least`; numpy's are accepted, True and False are not.
 
     Raises:
-        InvalidInput: it is not such a number; the message names the argument and its value.
+        InvalidInput: the value is not such a number; the message names the argument and its value.
     """
     number = _index(value)
     if number is None:
@@ -45,7 +45,7 @@ def seconds(what: str, value: Any, *, least: float | None = None, most: float = 
     """The value as a number of seconds, by default a positive one; with `least`, at least that many.
 
     Raises:
-        InvalidInput: it is not such a number, or more than `most`.
+        InvalidInput: the value is not such a number, or is more than `most`.
     """
     number = None if isinstance(value, bool) else number_of(value)
     if number is None or math.isnan(number) or (number <= 0 if least is None else number < least):
@@ -95,7 +95,7 @@ def near(word: str, known: Iterable[str], otherwise: str) -> str:
 def names_arguments(**elsewhere: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Make the error about an unknown keyword suggest the one that was probably meant.
 
-    `elsewhere`: words that belong to the constructor of an argument, with that argument as it is given.
+    `elsewhere` maps words that belong to the constructor of an argument to the way in which that argument is given.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -120,7 +120,7 @@ def shown(value: object) -> str:
     """A value as shown in a message, with a bounded length."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
+    except Exception:  # noqa: BLE001  # the class may be anybody's
         return f"an object of class {type(value).__name__}"
     return shortened(text)
 

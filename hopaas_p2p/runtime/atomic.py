@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, files that others may have planted, and where a user's own are."""
+"""Writes files completely or not at all, reads files that others may have planted, and finds a user's own folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RATIO: Final = 32
 
 
 def state_folder() -> Path:
-    """Where this user's processes on this machine keep shared files.
+    """The folder in which this user's processes on this machine keep shared files.
 
     Raises:
         RuntimeError: the user has no home directory.
@@ -42,18 +42,18 @@ def state_folder() -> Path:
 def replace_atomically(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
     """A draft to write to, which replaces `path` when the block ends without an error.
 
-    A link at `path` is replaced, not followed. Where others may write beside it, the draft is in a folder of this user
-    only, so that nobody can put a link in its place.
+    A link at `path` is replaced, not followed. If others may write beside `path`, the draft is in a folder of this user
+    only, so that nobody can put a link in the draft's place.
 
     Args:
-        path: in a directory that exists.
+        path: the file, in a directory that exists.
         private: only the owner may read the file.
         sync: the bytes are on disk before the name is.
 
     Raises:
-        PermissionError: another user's link is in the place of its directory.
-        OSError: the draft cannot be created or renamed, or `path` is a device or a pipe; it names `path`. No draft is
-            left behind.
+        PermissionError: another user's link is in the place of the directory.
+        OSError: the draft cannot be created or renamed, or `path` is a device or a pipe. The error names `path`, and no
+            draft is left behind.
 
     """
     name = f".{secrets.token_hex(8)}.draft"
@@ -96,7 +96,7 @@ def scratch(name: str = "file") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
-    """A folder of this user only: this one, or a new one in it while the block lasts; and a descriptor of this one."""
+    """A folder of this user only (`path`, or a new one in it while the block lasts), and a descriptor of `path`."""
     fd = open_named(path)
     try:
         folder = opened(fd, path)
@@ -116,11 +116,11 @@ def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
 def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) -> int:
     """A descriptor of a regular file that somebody else may have put there. Opening a FIFO does not block.
 
-    Symbolic links are followed only to paths that the user has named. A file to be written must be this user's, with
-    only one name.
+    Symbolic links are followed only if the user has named the path. A file to be written must be this user's, with only
+    one name.
 
     Raises:
-        OSError: it does not exist, or is not a regular file.
+        OSError: the file does not exist, or is not a regular file.
 
     """
     try:
@@ -132,7 +132,7 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
     status = os.fstat(fd)
     written = flags & os.O_ACCMODE != os.O_RDONLY
     if not stat.S_ISREG(status.st_mode):
-        pipe = ", but a pipe. Put the text into a file of mode 600, and name that"
+        pipe = ", but a pipe. Put the text into a file of mode 600, and name that file"
         why = f"{path} is not a regular file{pipe * (named and stat.S_ISFIFO(status.st_mode))}"
     elif written and (status.st_uid, status.st_nlink) != (os.geteuid(), 1):
         why = f"{path} belongs to somebody else, or has another hard link"
@@ -148,7 +148,7 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
     """The contents of a regular file that somebody else may have put there, or written; see `open_regular`.
 
     Raises:
-        OSError: it does not exist, is not a regular file, or holds more than `limit` bytes.
+        OSError: the file does not exist, is not a regular file, or holds more than `limit` bytes.
 
     """
     fd = open_regular(path, named=named)
@@ -177,9 +177,9 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = (), limit
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read, is too large, or is not a regular file.
-        PermissionError: somebody else may have written it; the message says who or how.
-        UnicodeDecodeError: it is not text.
+        OSError: the file cannot be read, is too large, or is not a regular file.
+        PermissionError: somebody else may have written the file; the message says who or how.
+        UnicodeDecodeError: the file is not text.
 
     """
     if not link and path.is_symlink():
@@ -200,8 +200,8 @@ def read_named(path: Path) -> str:
     """The text of a file of settings or of a secret that the user named, whoever wrote it.
 
     Raises:
-        OSError: it cannot be read, is too large, or is not a regular file.
-        UnicodeDecodeError: it is not text.
+        OSError: the file cannot be read, is too large, or is not a regular file.
+        UnicodeDecodeError: the file is not text.
 
     """
     return read_regular(path.expanduser(), limit=_LARGEST_TEXT, named=True).decode()
@@ -238,10 +238,10 @@ def secret_if_any(path: Path, what: str) -> str | None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, patience: float) -> Iterator[None]:
-    """Exclusive among the processes and threads that lock this file, which is created if it is missing.
+    """Hold the lock on this file, which is created if it is missing, against other processes and threads.
 
     Raises:
-        TimeoutError: another one has held it for `patience` seconds.
+        TimeoutError: another process or thread has held the lock for `patience` seconds.
         OSError: the file cannot be opened.
 
     """
@@ -252,7 +252,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
 
 
 def is_mostly_holes(path: Path) -> bool:
-    """Whether a file is large but occupies hardly any space: it is free to create, but costs its full size to copy."""
+    """Whether a file is large but occupies hardly any space, so that it is cheap to create but costly to copy."""
     data = at = 0
     try:
         with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
@@ -275,7 +275,7 @@ def sha256_of(path: Path) -> str:
 def read_fd(fd: int, limit: int) -> bytes:
     """The contents of an open file, up to `limit` bytes, however many are added meanwhile.
 
-    Does not use a file object: Ctrl-C before its `with` would leave one that warns when it is collected.
+    No file object is used, because Ctrl-C before its `with` would leave one that warns when it is collected.
     """
     chunks = []
     while limit > 0 and (chunk := os.read(fd, min(_CHUNK, limit))):

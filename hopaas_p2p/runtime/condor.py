@@ -1,4 +1,4 @@
-"""What HTCondor tells a job about itself: a file of attributes, which any user's submit file may extend."""
+"""Reads what HTCondor tells a job about itself, in a file of attributes that any user's submit file may extend."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def job_ad(env: Mapping[str, str] = os.environ) -> tuple[dict[str, int], float]:
 
 
 def job_name(ad: Mapping[str, int]) -> str:
-    """The job, as HTCondor names it."""
+    """The name that HTCondor gives the job."""
     return f"{ad.get('clusterid', '?')}.{ad.get('procid', '?')}"
