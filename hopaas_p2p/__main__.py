@@ -1,4 +1,4 @@
-"""`python -m hopaas_p2p` is `hopaas-p2p`."""
+"""Makes `python -m hopaas_p2p` run the command `hopaas-p2p`."""
 
 from hopaas_p2p.cli.main import main
 

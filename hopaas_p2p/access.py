@@ -1,11 +1,11 @@
 """Users, tokens and grants of a store: native roles of the server in Postgres, a list next to the studies elsewhere.
 
-In a directory or bucket they apply to users who connect through `serve https`; see `remote.access`. In Postgres:
+In a directory or bucket, these rights apply to users who connect through `serve https`; see `remote.access`.
 
-A user is a role that cannot log in. A token is a login role, a member of its user's role, with an expiry, a limit on
-connections and timeouts; its secret is generated here, shown once, and not stored (the server gets a SCRAM verifier). A
-grant lets a user view a study, work in it, or own it. Administrators, who are members of the role that owns the schema,
-create users and tokens; a study's owners give grants.
+In Postgres, a user is a role that cannot log in. A token is a login role, a member of its user's role, with an expiry,
+a limit on connections, and timeouts. Its secret is generated here, shown once, and not stored (the server gets a SCRAM
+verifier). A grant lets a user view a study, work in it, or own it. Administrators, who are members of the role that
+owns the schema, create users and tokens; a study's owners give grants.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
 
 MOST_DAYS: Final = 3660
-"""The longest validity of a token."""
+"""The longest validity of a token, in days."""
 CONNECTIONS: Final = 256
 """The number of processes that may use one token at once by default; at most a quarter of the server's connections."""
 
@@ -63,13 +63,13 @@ class Token(NamedTuple):
     expires: datetime.datetime | None
     last_used: datetime.datetime | None
     connections: int
-    """The number of processes that may use it at once."""
+    """The number of processes that may use the token at once."""
     sessions: int
     """The number of processes that are connected now."""
 
 
 class NewToken(NamedTuple):
-    """A newly created token. Its secret is known only now."""
+    """A newly created token, with its secret, which cannot be shown later."""
 
     name: str
     secret: Secret
@@ -95,7 +95,7 @@ def initialise(url: str) -> int:
     May be repeated or run concurrently. Returns the previous version, 0 for none.
 
     Raises:
-        NewerFormat: a newer version of this program made it.
+        NewerFormat: a newer version of this program made the schema.
         ConfigurationError: the schema dates from before the first release.
         Denied: this login may not create a schema here.
 
@@ -109,7 +109,7 @@ def initialise(url: str) -> int:
             except HopaasError as error:
                 if last or getattr(error.__cause__, "pgcode", None) not in schema.RACE:
                     raise
-        # resets what holders of tokens have changed, except for a role that its own session blocks
+        # reset what holders of tokens have changed, except for a role that its own session blocks
         with store.transaction() as connection:
             roles = schema.changed_tokens(connection)
         for role in roles:
@@ -154,8 +154,8 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
     """Create a user.
 
     With `guest_of`, the uuid of a study, the user can never get a grant for another study, and cannot create one. In a
-    directory or bucket an `administrator` may do everything, even through a server; in a database that takes rights on
-    the server.
+    directory or bucket, an `administrator` may do everything, even through a server. In a database, administrators are
+    made with rights on the server instead.
 
     Raises:
         InvalidInput: the name is malformed or taken.
@@ -189,7 +189,8 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
 def guest(url: str, study: str, role: str, site: str = "") -> str:
     """The name of the user that holds a site's tokens with this role in this one study. Creates the user if needed.
 
-    One user per site, not per invitation: a later invitation continues what an expired one left in a spool.
+    There is one user per site, not per invitation, so that a later invitation can send what an expired one left in a
+    spool.
 
     Args:
         url: the store, with an administrator's login.
@@ -243,7 +244,8 @@ def remove_user(url: str, name: str) -> None:
 
     Raises:
         InvalidInput: there is no such user.
-        ConfigurationError: the user is removed, but the server keeps objects of it; the message names them.
+        ConfigurationError: the user is removed, but the server keeps objects that the user owns; the message names
+            them.
         Denied: you are not an administrator.
 
     """
@@ -299,14 +301,14 @@ def create_token(url: str, user: str, *, label: str = "", days: int = 30, connec
 
     Args:
         url: the store, with an administrator's login.
-        user: the user it belongs to.
-        label: a note for people, such as where it is used.
-        days: how long it is valid.
-        connections: the number of processes that may use it at once. By default a quarter of the server's limit, so
-            that no token shuts others out, and at most 256.
+        user: the user to whom the token belongs.
+        label: a note for people, such as where the token is used.
+        days: how many days the token is valid.
+        connections: the number of processes that may use the token at once. By default a quarter of the server's limit,
+            so that no token shuts others out, and at most 256.
 
     Raises:
-        InvalidInput: no such user, or a number that is out of range.
+        InvalidInput: there is no such user, or a number is out of range.
         Denied: you are not an administrator.
 
     """
@@ -368,11 +370,11 @@ def tokens(url: str, *, user: str | None = None) -> list[Token]:
 
 
 def revoke_token(url: str, name: str) -> None:
-    """End a token: no new logins, and its open sessions are terminated.
+    """Revoke a token, so that it allows no new login, and terminate its open sessions.
 
     Raises:
         InvalidInput: there is no such token.
-        ConfigurationError: the token is revoked, but the server keeps objects of it; the message names them.
+        ConfigurationError: the token is revoked, but the server keeps objects that it owns; the message names them.
         Denied: you are not an administrator.
 
     """
@@ -401,10 +403,10 @@ def grant(url: str, study: str, user: str, role: str) -> None:
     """Let a user view a study, work in it, or own it. For the study's owners.
 
     Raises:
-        InvalidInput: no such role.
-        NoSuchStudy: no such study.
-        ConfigurationError: no such user.
-        Denied: you do not own it.
+        InvalidInput: there is no such role.
+        NoSuchStudy: there is no such study.
+        ConfigurationError: there is no such user.
+        Denied: you do not own the study.
 
     """
     if role not in ROLES:
@@ -426,19 +428,19 @@ def _set_role(url: str, study: str, user: str, **role: Any) -> None:
 
 
 def unlock(url: str, study: str | None = None) -> list[tuple[str, int, bool]]:
-    """End the sessions whose open transaction has blocked a study for 20 s. For the study's owners.
+    """End the sessions whose open transaction has blocked a study for 20 s or, if you do not own it, for two minutes.
 
     Args:
         url: the store.
-        study: its name; None for the list of studies, which only administrators own.
+        study: the study's name; None for the list of studies, which only administrators own.
 
     Returns:
         For each session whose open transaction could block a study: its login, how many seconds the transaction has
         been open, and whether the session was ended.
 
     Raises:
-        NoSuchStudy: no such study.
-        Denied: you may not work in it.
+        NoSuchStudy: there is no such study.
+        Denied: you may not work in the study.
 
     """
     with contextlib.closing(PostgresStore(url)) as store:
@@ -447,11 +449,11 @@ def unlock(url: str, study: str | None = None) -> list[tuple[str, int, bool]]:
 
 
 def grants(url: str, study: str) -> list[Grant]:
-    """Who may do what in a study. For everyone with a grant.
+    """The grants for a study. For everyone with a grant.
 
     Raises:
-        NoSuchStudy: no such study.
-        Denied: you have no grant for it.
+        NoSuchStudy: there is no such study.
+        Denied: you have no grant for the study.
 
     """
     if not url.startswith("postgresql"):
@@ -466,7 +468,7 @@ def uuid_of(store: Store, name: str) -> str:
     """The uuid of the study of this name.
 
     Raises:
-        NoSuchStudy: there is none.
+        NoSuchStudy: there is no such study.
 
     """
     from hopaas_p2p.peer.peer import microseconds

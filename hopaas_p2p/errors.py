@@ -199,7 +199,7 @@ GUEST: Final = "is the guest of one study: it can neither create nor delete stud
 """Why a guest is refused elsewhere; the schema of Postgres has the same words."""
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
-"""After one of these errors the log has not decided about a record: it may be sent later, once the cause is fixed."""
+"""After one of these errors, a record has no verdict yet, and may be sent later, once the cause is fixed."""
 
 TEMPORARY: Final = frozenset(
     {
@@ -208,18 +208,18 @@ TEMPORARY: Final = frozenset(
         *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED),
     }
 )
-"""Temporary errors of the operating system: this process, or a file server, is short of a resource."""
+"""Temporary errors of the operating system, as when this process or a file server is short of a resource."""
 NO_THREAD: Final = "can't start new thread"
 """Python's message, in a RuntimeError without a number, when this user is short of processes."""
 
 
 @contextlib.contextmanager
 def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Iterator[None]:
-    """In this block, which uses files or starts threads, such an error is temporary: the same call may succeed later.
+    """Turn temporary errors of this block, which uses files or starts threads, into ours, so that calls are retried.
 
     Raises:
         StoreUnreachable: `what` cannot be used at the moment.
-        OSError: any other, which the caller explains.
+        OSError: any other error of the operating system, which the caller explains.
 
     """
     try:
@@ -237,7 +237,7 @@ def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Ite
 class explained:  # noqa: N801  # as `waits_for`
     """In this block, an error of the operating system, or of text that is not UTF-8, becomes one of ours.
 
-    Its message is `what`, the cause, and `cure`.
+    The message is `what`, the cause, and `cure`.
     """
 
     def __init__(self, what: str, cure: str = "", *, kind: type[HopaasError] = ConfigurationError) -> None:
@@ -246,7 +246,7 @@ class explained:  # noqa: N801  # as `waits_for`
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if isinstance(error, OSError | UnicodeDecodeError):  # whose message would show a part of the text
+        if isinstance(error, OSError | UnicodeDecodeError):  # the latter's message would show a part of the text
             why = error.strerror or error if isinstance(error, OSError) else "it is not UTF-8 text"
             raise self._kind(f"{self._what}: {why}{self._cure}") from None
 

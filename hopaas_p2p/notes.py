@@ -1,11 +1,11 @@
 """Notes and tags of studies and trials.
 
-Notes use optuna-dashboard's format: it shows ours, and we show those written there. A note is Markdown in pieces of
+Notes use optuna-dashboard's format, so it shows notes written here, and the reverse. A note is Markdown in pieces of
 2045 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version number
 that increases. An empty piece ends the note, so that nothing remains of a longer one that somebody else saves at the
 same time.
 Tags have our own format: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that
-several people may change them at once. All of it is in the attributes of the study, so a finished trial can be
+several people may change them at once. All notes and tags are attributes of the study, so a finished trial can be
 annotated too.
 """
 
@@ -51,7 +51,7 @@ def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
 
     Raises:
         NoSuchTrial: there is no trial of that number.
-        InvalidInput: longer than 262,144 characters.
+        InvalidInput: the text is longer than 262,144 characters.
 
     """
     if len(text) > _MAX_NOTE:
@@ -93,10 +93,10 @@ def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
 def change_tags(
     study: StudyLike, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
 ) -> list[str]:
-    """Add and remove tags; returns the resulting tags, including others' changes. Raises like `note_of`.
+    """Add and remove tags; return the resulting tags, including others' changes. Raises like `note_of`.
 
     Raises:
-        InvalidInput: a tag that is empty, longer than 64 characters, or not printable.
+        InvalidInput: a tag is empty, longer than 64 characters, or not printable.
 
     """
     for tag in add:

@@ -73,10 +73,10 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
 
 
 def open_beside(url: str, *, create: bool = True) -> Store:
-    """Like `open_store`, for work on a whole store, which must not be one that a server offers.
+    """Like `open_store`, for work on a whole store, whose URL must not lead through a server.
 
     Raises:
-        ConfigurationError: it is served.
+        ConfigurationError: the URL leads through a server.
 
     """
     store = open_store(url, create=create)
@@ -90,7 +90,7 @@ def servers_of(url: str) -> list[tuple[str, int]]:
     directory.
 
     Raises:
-        ConfigurationError: the URL cannot be parsed, or no store has such a one.
+        ConfigurationError: the URL cannot be parsed, or no store has such a URL.
 
     """
     match _scheme(url):
@@ -113,7 +113,7 @@ def servers_of(url: str) -> list[tuple[str, int]]:
 def _scheme(url: str) -> str:
     """The scheme of a store's URL, in lower case; empty for a path."""
     scheme, separator, _ = url.partition("://")
-    if separator and scheme.lower() not in ("http", *_SCHEMES):  # a better reason than this awaits http
+    if separator and scheme.lower() not in ("http", *_SCHEMES):  # http is refused later, with a better reason
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
     return scheme.lower() if separator else ""
@@ -132,9 +132,9 @@ def names_servers(url: str) -> bool:
 
 
 def store_option(url: str) -> str:
-    """What makes a command that a message suggests use this store: " --store URL".
+    """The option, " --store URL", with which a command that a message suggests uses this store.
 
-    Empty for a joined study's store, which commands find by themselves: naming it would send it the user's own token.
+    Empty for a joined study's store, which commands find without it; naming it would send it the user's own token.
     """
     if credentials.is_joined(servers_of(url)):
         return ""
@@ -142,7 +142,7 @@ def store_option(url: str) -> str:
 
 
 def _directory(path: Path, *, create: bool) -> Store:
-    if os.path.isfile(path / _BOX):  # noqa: PTH113  # nor where this user may not look
+    if os.path.isfile(path / _BOX):  # noqa: PTH113  # false, too, if this user may not look
         return open_store(f"folder{path.absolute().as_uri().removeprefix('file')}")
     from hopaas_p2p.stores.directory.store import DirectoryStore
 

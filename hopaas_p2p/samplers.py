@@ -1,4 +1,4 @@
-"""Samplers to hand to a study: docs/search.md explains when to use which."""
+"""Samplers for a study; docs/search.md explains when to use which."""
 
 from __future__ import annotations
 

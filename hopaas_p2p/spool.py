@@ -1,14 +1,13 @@
 """Commits that could not be sent, kept on disk until any process of this user reaches the store.
 
-One file per batch of commits, one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
-`~/.local/state/hopaas-p2p/spool`; if that is not writable (a full quota, a read-only home), one under the temporary
-directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it does not
-matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged everything
+There is one file per batch of commits, and one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
+`~/.local/state/hopaas-p2p/spool`. If that is not writable (a full quota, a read-only home), the directory is under the
+temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so the
+log counts it once, whoever sends it, and however often. A file is removed when the store has acknowledged everything
 in it.
 
 A file is a sequence of frames, each after four bytes with its length: the description of a batch, then its commits. An
-exported file holds several batches. It is read frame by frame, so reading a file with false lengths stops at its first
-frame.
+exported file holds several batches. Files are read frame by frame, so that a false length is found at the first frame.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _KEPT: Final = 30 * 86_400  # seconds for which a file is kept that was sent to 
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
-_LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
+_LARGEST_HEAD: Final = 2 << 20  # bytes, for 100,000 commits; a false description of each takes 20 times as much memory
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
 
@@ -65,8 +64,8 @@ class Spooled(msgspec.Struct, frozen=True):
     at: int
     why: Why
     """Unconfirmed: the log has acknowledged the commits with a place; compare the file with the log before sending it.
-    History: the log turned out to have two; this is never sent, because a log with later commits of the same writer
-    would count these as duplicates. A rescue interprets them by their places."""
+    History: the log turned out to have two histories. The file is never sent, because a log with later commits of the
+    same writer would count these as duplicates. A rescue interprets them by their places."""
     places: list[tuple[int, int | None]]
     """For each commit, as in `Placed`: its lsn, or 0, and the sum of the log before it."""
     payloads: list[bytes]
@@ -92,7 +91,7 @@ def directories() -> list[Path]:
 
 
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Create a spool file in the first writable directory. Returns it, or None and the reasons. Never raises."""
+    """Create a spool file in the first writable directory. Returns its path, or None and the reasons. Never raises."""
     data = b"".join([_MAGIC, *_frames(spooled)])
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
@@ -111,13 +110,13 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
 
 @contextlib.contextmanager
 def alone(study: str) -> Iterator[None]:
-    """Exclusive among this user's processes and threads on this machine, for this study.
+    """Hold a lock for this study against this user's other processes and threads on this machine.
 
     Raises:
-        StoreUnreachable: another one has held it for a minute.
+        StoreUnreachable: another process or thread has held the lock for a minute.
 
     """
-    name = hashlib.blake2b(study.encode(errors="surrogatepass"), digest_size=16).hexdigest()  # a file said it
+    name = hashlib.blake2b(study.encode(errors="surrogatepass"), digest_size=16).hexdigest()  # it comes from a file
     with contextlib.ExitStack() as stack:
         for directory in directories():
             with contextlib.suppress(OSError):  # without a lock, if no disk accepts a file
@@ -138,9 +137,9 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path, suffix: str = ASIDE) -> Path:
-    """Give a file's name this ending, and the time of now; returns its new path.
+    """Give a file's name this ending, set its time to now, and return its new path.
 
-    ASIDE is for one of a deleted study: peers send it only if the study comes back.
+    ASIDE is for a file of a deleted study, which peers send only if the study comes back.
     """
     aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + suffix)
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
@@ -151,9 +150,9 @@ def set_aside(path: Path, suffix: str = ASIDE) -> Path:
 
 
 def sent(path: Path, spooled: Spooled, store: str) -> None:
-    """The store at this URL has the content of this file. If the file names another URL, that one gets it later, too.
+    """Record that the store at this URL has this file's content, which is sent later to the file's own URL, if another.
 
-    A store that holds the study may be somebody's copy of it, in a folder that was cloned or under an invitation.
+    The store at this URL may be somebody's copy, in a folder that was cloned or under an invitation.
     """
     if is_for(spooled, store):
         remove(path)
@@ -166,7 +165,7 @@ _spare: Final[list[int]] = []
 
 
 def _take_spare() -> None:
-    """Reserve as many as a spool file needs, if available."""
+    """Reserve as many descriptors as a spool file needs, if available."""
     with contextlib.suppress(OSError):
         while len(_spare) < _NEEDED:
             _spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -174,7 +173,7 @@ def _take_spare() -> None:
 
 @contextlib.contextmanager
 def _spare_lent() -> Iterator[None]:
-    """Frees the reserved descriptors for use in this block."""
+    """Free the reserved descriptors for use in this block."""
     while _spare:
         with contextlib.suppress(OSError, IndexError):  # another thread may have lent them
             os.close(_spare.pop())
@@ -188,7 +187,7 @@ _take_spare()
 
 
 def read(path: Path) -> Spooled | None:
-    """The content of a spool file; None if it is gone or unreadable (then it stays in place)."""
+    """The content of a spool file; None if the file is gone, or is unreadable and stays in place."""
     try:
         with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
             return next(_batches(file), None)
@@ -223,10 +222,10 @@ def _part(file: BinaryIO, size: bytes, limit: int) -> bytes:
 
 
 def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[tuple[Path, Spooled]]:
-    """The batches to send, oldest first: those for the store at this URL or with these studies; or all of them.
+    """The batches to send, oldest first: those for the store at this URL or with these studies, or all of them.
 
     A store is identified by its studies, whose uuids are 128 random bits, and not by the URL that the result's peer
-    happened to use: others may reach it through a server, a mount point or a folder, or with another login.
+    happened to use, because others may reach the store through a server, a mount point, a folder or another login.
     """
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):
@@ -278,7 +277,8 @@ def export(target: Path) -> list[Spooled]:
 
 
 def take_in(spooled: Spooled) -> None:
-    """Keep a history, such as one from another machine, in this user's spool, where a rescue looks for it; only once.
+    """Keep a history, such as one from another machine, in this user's spool, where a rescue looks for it. The same one
+    is kept once.
 
     Raises:
         ConfigurationError: no disk accepts it.
@@ -295,8 +295,8 @@ def take_in(spooled: Spooled) -> None:
 def exported(source: Path) -> list[Spooled]:
     """The content of an exported or a single spool file, without records that a file may not contain.
 
-    The log attributes everything to its sender. So somebody else's file may contain only records that any worker may
-    write: results, but no record that requires an owner, or that acts for another person by name.
+    The log attributes every record to its sender. So somebody else's file may contain only records that any worker may
+    write, such as results, but no record that requires an owner, or that acts for another person by name.
 
     Raises:
         InvalidInput: this is neither kind of file, or it is damaged.

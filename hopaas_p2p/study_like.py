@@ -1,6 +1,6 @@
 """The interface of a study that notes, reports, trackers and notebook views need.
 
-A Study shows and exports itself through them, so they must not import the class, which is built on top of them.
+A Study shows and exports itself through these, so they must not import its class, which is built on top of them.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ from hopaas_p2p.runtime.arguments import shown
 
 _LIMIT: Final = 1 << 63
 _MAX_ATTRIBUTE: Final = 1 << 20
-"""Bytes: a quarter of a commit's limit, so that each fits into one with all other records."""
+"""Bytes. This is a quarter of a commit's limit, so that an attribute fits into a commit with other records."""
 
 
 def to_record(distribution: BaseDistribution) -> records.Distribution:
     """Convert an Optuna distribution to its form in the log.
 
     Raises:
-        InvalidInput: a categorical choice that is not None, bool, int, float or str.
+        InvalidInput: a categorical choice is not None, bool, int, float or str, or a number or text cannot be stored.
     """
     if isinstance(distribution, FloatDistribution):
         return records.Float(distribution.low, distribution.high, bool(distribution.log), distribution.step)
@@ -59,10 +59,10 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
 
 
 def checked_choices(choices: tuple[Any, ...]) -> records.Categorical:
-    """A choice of these values, if they are not too many.
+    """The distribution of a categorical parameter with these choices.
 
     Raises:
-        InvalidInput: they are.
+        InvalidInput: there are too many choices, or they are too long.
     """
     if len(choices) > MOST_CHOICES or length_of(choices) > LONGEST_CHOICES:
         raise InvalidInput(
@@ -81,7 +81,7 @@ def _check_whole(*numbers: int) -> None:
     for number in numbers:
         if not -_LIMIT <= number < _LIMIT:
             raise InvalidInput(
-                f"the whole number {shown(number)} cannot be stored: at most 64 bits; use a float, or a str"
+                f"the whole number {shown(number)} cannot be stored: it needs more than 64 bits; use a float, or a str"
             )
 
 
@@ -97,7 +97,7 @@ def to_optuna(distribution: records.Distribution) -> BaseDistribution:
 def fits(value: object, distribution: records.Distribution) -> bool:
     """Whether a parameter of this distribution can have this value, which may be of any type.
 
-    As in Optuna, it may lie outside the range, but not absurdly far.
+    As in Optuna, the value may lie outside the range, but not by more than about a million times its width.
     """
     try:
         inner = to_optuna(distribution).to_internal_repr(value)
@@ -110,7 +110,8 @@ def to_json(key: object, value: object) -> str:
     """An attribute's value in the log's form; its key becomes `str(key)`.
 
     Raises:
-        InvalidInput: not JSON serialisable, or too large; or a name that is too long or has half a surrogate pair.
+        InvalidInput: the value is not JSON serialisable, nested too deeply or too large; or the name is too long, or
+            has half a surrogate pair.
     """
     key = str(key)
     try:
@@ -150,7 +151,7 @@ def checked_step(step: int) -> int:
     """The step of a report, if the log can hold it.
 
     Raises:
-        InvalidInput: it needs more than 64 bits.
+        InvalidInput: the step needs more than 64 bits.
     """
     if not -_LIMIT <= step < _LIMIT:
         raise InvalidInput(f"a report at step {shown(step)}: steps are whole numbers of up to 64 bits")
@@ -161,7 +162,7 @@ def checked_parameter(name: str) -> str:
     """The name of a parameter, if the log can hold it.
 
     Raises:
-        InvalidInput: it is not text, or not valid Unicode.
+        InvalidInput: the name is not text, is too long, or is not valid Unicode.
     """
     if not isinstance(name, str):
         raise InvalidInput(f"a parameter's name must be a string, got {name!r}")
@@ -187,7 +188,7 @@ def created(trial: FrozenTrial, system: dict[str, str]) -> records.TrialCreate:
     """The record that creates a copy of this Optuna trial, with these system attributes.
 
     Raises:
-        InvalidInput: the log cannot hold it.
+        InvalidInput: the log cannot hold the trial.
     """
     return records.TrialCreate(
         state=records.TrialState(trial.state.value),
@@ -237,5 +238,5 @@ def read_json(text: str) -> Any:
 
 
 def attributes(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Attributes, read."""
+    """The decoded values of these attributes."""
     return {key: read_json(text) for key, text in texts.items()}

@@ -92,7 +92,7 @@ def checked_name(name: str) -> str:
 
     Raises:
         InvalidInput: the name is too long, has control characters or path parts, which would harm a terminal or a file
-        name, or can be mistaken for another because of invisible characters or mixed alphabets.
+            name, or can be mistaken for another because of invisible characters or mixed alphabets.
 
     """
     if not isinstance(name, str):

@@ -94,7 +94,7 @@ def encode(commit: Commit) -> bytes:
 
     Raises:
         InvalidInput: the commit has more than 4 MiB or 10,000 records, or a field has a type other than the declared
-        one, such as a step that is True. Store big data as an artifact instead.
+            one, such as a step that is True. Store big data as an artifact instead.
 
     """
     if len(commit.records) > MAX_RECORDS:

@@ -1,12 +1,12 @@
-"""Files of studies and trials: models, plots, logs. Kept in the study's store, or at HOPAAS_ARTIFACTS.
+"""Files of studies and trials, such as models, plots and logs, kept in the study's store or at HOPAAS_ARTIFACTS.
 
     trial.upload("model.pt")                    # in the objective
     files = study.artifacts()
     for file in files.list(): files.get(file, Path(file.filename))
 
 A file's name and type are in an attribute in Optuna's own format, so that optuna-dashboard shows it;
-`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only for display: keys are
-derived from an id here, and every byte is checked against the checksum taken when the file was stored.
+`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only for display. Keys are
+derived from an id, and a file is checked against the checksum that was taken when it was stored, if there is one.
 
 An attribute may name any id, including that of another study's file, and the user who fetches or removes it may have
 more rights than the author of the attribute. So every key begins with the uuid of the requesting study, and an id of
@@ -63,10 +63,10 @@ _CHUNK: Final = 1 << 20
 
 
 def artifacts_of(store: Store) -> Artifacts:
-    """Where this store's studies keep their files: at HOPAAS_ARTIFACTS if that is set, else in the store itself.
+    """The place of the files of this store's studies: HOPAAS_ARTIFACTS if that is set, else the store itself.
 
     Raises:
-        ConfigurationError: that place cannot be used; the message says what to change.
+        ConfigurationError: the place cannot be used; the message says what to change.
 
     """
     url = settings.artifacts_url()
@@ -81,21 +81,21 @@ def _artifact_store(url: str) -> Store:
 
 
 class Artifact(NamedTuple):
-    """A file of a study or trial. Its name and type were written by others: they can be shown, but not trusted."""
+    """A file of a study or trial. Its name and type were written by others, so they can be shown, but not trusted."""
 
     id: str
     filename: str
     mimetype: str
     encoding: str | None
     trial: int | None
-    """The number of its trial, or None for the study's own."""
+    """The number of the file's trial, or None for a file of the study itself."""
     size: int | None
-    """Bytes; None if it was stored by Optuna or its dashboard, which record no checksum."""
+    """Bytes; None if the file was stored by Optuna or its dashboard, which record no checksum."""
     sha256: str | None
 
 
 class StudyArtifacts:
-    """The files of one study and its trials. Also an `optuna.artifacts` store, for `upload_artifact` and the dashboard.
+    """The files of one study and its trials; also an `optuna.artifacts` store, for `upload_artifact` and the dashboard.
 
     `put` and `get` block while the file is transferred. Methods may be called from any thread.
     """
@@ -118,15 +118,16 @@ class StudyArtifacts:
         """Store a file of the study, or of one trial, finished or not. Durable when this returns.
 
         Args:
-            source: the file; pack a directory into one first.
-            trial: the number of its trial.
-            filename: its name in the study; by default its own.
-            mimetype: its type; by default guessed from the name.
+            source: the path of the file; pack a directory into one file first.
+            trial: the number of the file's trial; None for a file of the study.
+            filename: the file's name in the study; by default the name in `source`.
+            mimetype: the file's type; by default guessed from the name.
 
         Raises:
             InvalidInput: the file does not exist.
             NoSuchTrial: there is no such trial.
-            ConfigurationError: the store cannot keep it (in Postgres, files above 64 MB); the message says what to do.
+            ConfigurationError: the store cannot keep the file (Postgres, one above 64 MiB); the message says what to
+                do.
             StoreUnreachable: the store does not answer.
             LeaseLost: another peer took over the trial, which ran here; the file was removed again.
             Denied: this user may not write to the study.
@@ -180,8 +181,8 @@ class StudyArtifacts:
         """The file with this id, or the only file with this name; a prefix of an id is enough.
 
         Raises:
-            NoSuchFile: there is none.
-            InvalidInput: there is more than one.
+            NoSuchFile: there is no such file.
+            InvalidInput: several files match.
 
         """
         files = self.list()
@@ -196,11 +197,11 @@ class StudyArtifacts:
         return found[0]
 
     def get(self, what: Artifact | str, target: str | Path) -> Path:
-        """Fetch a file to `target`, and check that it is unchanged. Replaces an existing file once it is complete.
+        """Fetch a file to `target`, and check that it is unchanged. A complete download replaces an existing file.
 
         Raises:
             NoSuchFile: there is no such file, or its bytes are gone.
-            InvalidInput: there is more than one.
+            InvalidInput: several files match.
             StoreCorrupt: the stored bytes have changed. `target` is left as it was.
             StoreUnreachable: the store does not answer.
 
@@ -211,11 +212,11 @@ class StudyArtifacts:
     def delete(self, what: Artifact | str) -> Artifact:
         """Remove a file: its bytes, and its description.
 
-        The attributes of a finished trial cannot change; the study's then say that the file is gone.
+        The attributes of a finished trial cannot change, so the study's attributes say that the file is gone.
 
         Raises:
-            NoSuchFile: there is none.
-            InvalidInput: there is more than one.
+            NoSuchFile: there is no such file.
+            InvalidInput: several files match.
             Denied: this user may not write to the study.
 
         """
@@ -337,10 +338,10 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
 
 
 def within(target: Path, size: int | None) -> Progress:
-    """Limits a download to the size in its description; None if that has none.
+    """A callback that raises StoreCorrupt if a download exceeds the size in the file's description, unless that is
+    None.
 
-    The returned callback raises StoreCorrupt beyond it. It does not count, because a download that breaks off may begin
-    again.
+    It looks at the size of `target` and does not count bytes, because a download that breaks off may begin again.
     """
 
     def check(_more: int) -> None:
@@ -352,7 +353,7 @@ def within(target: Path, size: int | None) -> Progress:
 
 @contextlib.contextmanager
 def removed_if_refused(files: Artifacts, key: str) -> Iterator[None]:
-    """In this block, the file is recorded in the log; if that fails, its bytes are removed again."""
+    """Remove a file's bytes again if this block, which records the file in the log, fails."""
     try:
         yield
     except UNDECIDED:
@@ -373,7 +374,7 @@ def key_of(artifact_id: str, uuid: str) -> str:
     """The key of the bytes of a file in the study with this uuid.
 
     Raises:
-        KeyError: this is not the id of a file, or it belongs to another study's file.
+        KeyError: this is not the id of a file, or is the id of another study's file.
 
     """
     own = OWN_ID.fullmatch(artifact_id)

@@ -1,7 +1,7 @@
-"""Checkpoints of a running trial: kept beside the logs, for the next peer that runs its parameters.
+"""Checkpoints of a running trial, kept beside the logs for the next peer that runs the trial's parameters.
 
 A checkpoint is a file in the store's artifacts and one record with its name, step and checksum. The last two are kept,
-so that a torn or lost file costs only one step back.
+so that a peer can resume from the earlier one if the last file is torn or lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def save(
     """Store a checkpoint and record it in the log. Blocks until both are durable.
 
     Raises:
-        StoreUnreachable: the store did not answer in `within` seconds, or `store_wait`.
+        StoreUnreachable: the store did not answer in `within` seconds, by default `store_wait`.
         InvalidInput: the file does not exist, or the step is negative.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
@@ -66,7 +66,7 @@ def save(
 def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]) -> list[str]:
     """Checkpoints that this trial no longer names and no other trial needs.
 
-    In a population, another member may still copy one; it is checked again at this process's next checkpoint.
+    In a population, another member may still copy a checkpoint, which is then checked again at this process's next one.
     """
     with handle.lock:
         state, uuid = handle.state, handle.uuid
@@ -92,7 +92,7 @@ def load(
 ) -> tuple[int, Path] | None:
     """(step, local file) of the newest intact checkpoint, in the study with this uuid, or None.
 
-    Blocks while it is fetched.
+    Blocks while the file is fetched.
     """
     for checkpoint in reversed(checkpoints):
         path, why = directory / f"checkpoint-{checkpoint.step}", "damaged"
@@ -113,9 +113,9 @@ def load(
 def unneeded(state: State) -> dict[str, int]:
     """The checkpoints, in a study with rungs or a population, from which no trial will resume, and their sizes.
 
-    Those of running, waiting and complete trials are needed, and those of paused ones that may still be promoted or
-    copied within the current budget. If the budget is raised later, a continuation without a checkpoint starts from the
-    beginning.
+    Checkpoints of running, waiting and complete trials are needed, and those of paused trials that may still be
+    promoted or copied within the current budget. If the budget is raised later, a continuation without a checkpoint
+    starts from the beginning.
     """
     if state.configurations is NEVER_PAUSING:
         return {}
@@ -124,7 +124,7 @@ def unneeded(state: State) -> dict[str, int]:
 
 
 def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
-    """Checkpoints from which a trial may resume, and those of trials that will not be resumed; one may be in both."""
+    """Checkpoints from which a trial may resume, and those of trials that will not resume; a file may be in both."""
     configurations = state.configurations
     needed: dict[str, int] = {}
     others: dict[str, int] = {}
@@ -141,9 +141,9 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def collect(handle: StudyHandle) -> int:
-    """Remove the checkpoints that are no longer needed; return how many there were. Blocks for one request each.
+    """Remove the checkpoints that are no longer needed; return their number. Blocks for one request per checkpoint.
 
-    If this user may not remove one, the others are removed nevertheless.
+    If this user may not remove one of them, the others are removed nevertheless.
     """
     with handle.lock:
         keys = [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]

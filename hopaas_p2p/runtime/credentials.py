@@ -5,8 +5,8 @@ settings file. Hosts that somebody else named get none: in a ticket, in a file o
 (`check_named`), or in settings that came with a directory, which do not count before they are trusted (`settings`). A
 joined study is in between: its host gets the token that came with its invitation, and none of the user's own.
 
-The files that `join` wrote define which hosts belong to a joined study, whatever leads there: a ticket, or the spool.
-Such a host does not become one that the user named when the study is left.
+The files that `join` wrote define which hosts belong to a joined study, even if a ticket or the spool leads there. When
+the study is left, its host does not become one that the user named.
 
 Processes that we start get an environment with only what is named here, never a copy of ours (`environment`); the
 user's own training command gets a copy without the credentials that were not passed explicitly (`without_credentials`).
@@ -34,14 +34,14 @@ Server = tuple[str, int]
 
 _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
-"""Amazon's own hosts: other names in its domain belong to its customers."""
+"""Amazon's own hosts; other names in its domain belong to its customers."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "https": 443, "http": 80}
 WHERE: Final = frozenset(
     {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
 )
 """Options of a store's URL that only say where the store is."""
 _AMAZONS: Final = "s3 of amazonaws.com"
-"""An entry among the servers that the user named: all of Amazon's."""
+"""Stands for all of Amazon's servers, among those that the user named."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that the user named to this process."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
@@ -70,7 +70,7 @@ _SECRETS: Final = frozenset(
     {"HOPAAS_TOKEN", "HOPAAS_WEBHOOK", "HOPAAS_TICKET", "MLFLOW_TRACKING_USERNAME", "SSHPASS"}
     | {"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
 )
-"""Variables that are credentials but do not look like it."""
+"""Variables that are credentials, although their names do not show it."""
 _LOOKS_SECRET: Final = re.compile(
     r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|(API|ACCESS|PRIVATE)_?KEY|COOKIE|BEARER|WEBHOOK)\d*(_|$)"
     r"|(^|_)CONNECTION_STRING\d*(_|$)"
@@ -103,7 +103,9 @@ _NAMED: Final = re.compile(
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether this variable is a credential: by its name, or because it holds a login, as a proxy's URL, or a token."""
+    """Whether this variable is a credential, by its name, or because its value holds a token or, like a proxy's, a
+    login.
+    """
     if _SECRET_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
         return True
     points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
@@ -116,7 +118,7 @@ def environment(*more: str, store: str | None = None, env: Mapping[str, str] = o
 
     Args:
         more: variables that the caller or the user names; these may be secrets.
-        store: a store that the process opens itself: its credentials, and the proxy's login, are included.
+        store: a store that the process opens itself. The credentials for it, and the proxy's login, are included.
         env: the environment.
 
     """
@@ -171,8 +173,9 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
 
     Raises:
-        ConfigurationError: there are several, or one is only at some of these hosts, so that no token is for all; the
-            user has left it; or there is none, but the certificate authority of one would vouch for these hosts.
+        ConfigurationError: several joined studies are at these hosts; one is at only some of them, so that no token is
+            for all; the user has left the study; or no study is there, but one's certificate authority would vouch for
+            these hosts.
 
     """
     asked = {_place(host, port) for host, port in servers}
@@ -197,7 +200,7 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     if not asked <= found.servers:
         raise ConfigurationError(
             f"{found.words} is not at {', '.join(sorted(asked - found.servers))}. If that is your own server, name it "
-            "in a URL of its own (--store or HOPAAS_STORE); if not, see PGPORT"
+            "in a URL of its own (--store or HOPAAS_STORE); if not, check PGPORT"
         )
     return found
 
@@ -238,7 +241,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
     """Check that a credential may be sent to these servers; `by` is who named them, empty for the user.
 
     Raises:
-        ConfigurationError: it may not be sent to one of them.
+        ConfigurationError: the credential may not be sent to one of them.
 
     """
     allowed = _words(env.get("HOPAAS_TOKEN_HOST"))
@@ -271,7 +274,7 @@ def _places(url: str) -> Iterable[str]:
     """`host:port` of each server in one of the user's own URLs."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # reported when it is opened
+    except ValueError:  # reported when the store is opened
         return
     query = parse_qs(parts.query)
     if parts.scheme == "s3":
@@ -295,7 +298,7 @@ def _places(url: str) -> Iterable[str]:
 
 
 def named(store: str) -> None:
-    """Note a store that the user names to this process: by an option, or in a call in the user's program."""
+    """Record a store that the user names to this process, by an option or in a call in the user's program."""
     _named.update(_places(store))
 
 
@@ -325,7 +328,7 @@ def check_says_where(store: str, *, by: str) -> None:
     Its options may name files of this machine, and libpq loads what some of them name as code.
 
     Raises:
-        ConfigurationError: the message names the options.
+        ConfigurationError: the URL has other options, which the message names.
 
     """
     # some URL parsers do not know fragments, and take a "?" for a part of the login
@@ -341,8 +344,9 @@ def check_says_where(store: str, *, by: str) -> None:
 
 
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The user's own token, of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None; it is not bound to a host yet.
-    Read at every call, so it may be renewed.
+    """The user's own token, from `HOPAAS_TOKEN_FILE`, else from `HOPAAS_TOKEN`, else None; not yet bound to a host.
+
+        The file is read at every call, so the token may be renewed.
 
     Raises:
         ConfigurationError: the file cannot be read, or is empty.
@@ -381,9 +385,9 @@ def login(
 
 
 def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
-    """Put a token that a program received for these servers where this process and its children look for one.
+    """Put a token into the environment, where this process and its children look for one.
 
-    It is for these servers only. Nothing changes if there is already a token.
+    The token is sent to these servers only. Nothing changes if there is already a token.
     """
     if "HOPAAS_TOKEN" not in os.environ:
         os.environ["HOPAAS_TOKEN"] = secret.reveal()
@@ -393,7 +397,7 @@ def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
 def seal(store: str, servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> str:
     """A seal of a store's URL that only this user can make, on this or another machine.
 
-    Empty without a token, and for a joined study's store, which the user's own token is not for. Raises like `login`.
+    Empty without a token, and for a joined study's store, to which that token is not sent. Raises like `login`.
     """
     secret = token(env) if store.startswith(("postgresql", "https:")) else None
     if secret is None or len(secret.reveal()) < _UNGUESSABLE or _joined_at(servers, env) is not None:
@@ -418,8 +422,8 @@ def _read(path: str, what: str, named: str) -> Secret:
 
     Raises:
         ConfigurationError: the file cannot be read, or is empty.
-        StoreUnreachable: not readable at the moment. A file that this process has read before is being replaced, or is
-            on a file system that is away.
+        StoreUnreachable: the file cannot be read at the moment. If this process has read it before, the file is being
+            replaced, or is on a file system that is away.
 
     """
     kind = StoreUnreachable if path in _were_read else ConfigurationError
@@ -478,7 +482,7 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
                 parser.read_string("" if str(path) == os.devnull else read_named(path))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, UnicodeDecodeError, configparser.Error) as error:  # whose message may show a key
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:  # a message of the last may show a key
             why = f": {error.strerror or error}" if isinstance(error, OSError) else ""
             raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles{why}") from None
         names = ("access_key_id", "secret_access_key", "session_token")
@@ -503,7 +507,7 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
 def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
     """The URL of the container platform's service that provides keys, and the authorization that it requires.
 
-    AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI: the environment names its host.
+    The environment names the host, in AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI.
     """
     relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     url = f"http://169.254.170.2{relative}" if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
@@ -571,8 +575,8 @@ _OF_THE_MONITOR: Final = {
 def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
     """The contents of the file for this part of the monitor, see `_OF_THE_MONITOR`; raises like `token`.
 
-    The token that a metrics scraper must present; the one that a browser must present; and the monitor's secret for the
-    sign-in provider.
+    There are three parts: the token that a metrics scraper must present, the key that a browser must present, and the
+    settings for the sign-in provider, with the monitor's secret.
     """
     name, what = _OF_THE_MONITOR[part]
     path = env.get(name)

@@ -1,7 +1,7 @@
 """Optional packages: whether they are installed, and the command that installs missing ones.
 
 The command names the packages themselves, as this package's metadata lists them for an extra. So it is the same in a
-checkout as after a release, and never fetches another version of hopaas-p2p.
+checkout as after a release, and does not fetch another version of hopaas-p2p. Without metadata, it names the extra.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_sampler(sampler: object) -> None:
     """Check that the packages that this sampler needs are installed, before it is used.
 
     Raises:
-        ConfigurationError: one is missing; the message says how to install it.
+        ConfigurationError: a package is missing; the message says how to install it.
 
     """
     kind = type(sampler)

@@ -1,4 +1,4 @@
-"""How a trial's code may end other than by returning: by an exception, which is described, or by a signal."""
+"""Handles the ends of a trial's code other than a return: exceptions, which are described, and signals."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def _raises(_signal: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """In this block SIGTERM raises SystemExit(143), unless the program has a handler of its own.
+    """In this block, SIGTERM raises SystemExit(143), unless the program has a handler of its own.
 
-    Only the main thread can do that; in others nothing changes.
+    Only the main thread can change handlers; in other threads, nothing changes.
     """
     global terminated, _in_block_of
     before = signal.getsignal(signal.SIGTERM)
@@ -73,7 +73,7 @@ def sigterm_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """In this block, which runs in the main thread, this function gets these signals."""
+    """Let `by` handle these signals in this block, which must run in the main thread."""
     before = {number: signal.signal(number, by) for number in numbers}
     try:
         yield
@@ -83,7 +83,7 @@ def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object
 
 
 def raise_again() -> None:
-    """Raise again if SIGTERM arrived in this block: a callback from C, or a bare `except`, may have swallowed it."""
+    """Raise again if SIGTERM arrived, since a callback from C, or a bare `except`, may have swallowed the exception."""
     if terminated and _in_main_thread():
         raise SystemExit(128 + signal.SIGTERM)
 

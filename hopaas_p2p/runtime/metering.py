@@ -1,7 +1,8 @@
 """The resources of this process: the devices allocated to its job, and the energy that they use, if it can be read.
 
-Devices and stated watts are announced once per study, in `peer.join`. The batch system knows the devices best;
-`HOPAAS_GPUS` and `HOPAAS_CORES` override it. The energy of GPUs is read from NVML, or follows from `HOPAAS_WATTS`.
+Devices and stated watts are announced once per study, in `peer.join`. The devices are those that the batch system
+reports, unless `HOPAAS_GPUS` or `HOPAAS_CORES` is set. The energy of GPUs is read from NVML, or computed from
+`HOPAAS_WATTS`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NO_GPU: Final = ("-1", "none", "void", "NoDevFiles", "10000")
 """Values that stand for no GPU; the last is HTCondor's."""
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
-"""Slurm, PBS, LSF, SGE."""
+"""The variables with a job's cores, of Slurm, PBS, LSF and SGE."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -73,7 +74,7 @@ def _gpus(env: Mapping[str, str]) -> str:
 
 
 def _cores(env: Mapping[str, str]) -> str:
-    provisioned = _provisioned(env, "cpus")  # first: a pool's node may be a job of another batch system
+    provisioned = _provisioned(env, "cpus")  # first, since a pool's node may be a job of another batch system
     if provisioned:
         return str(provisioned)
     for name in _CORES:
@@ -87,13 +88,13 @@ def _cores(env: Mapping[str, str]) -> str:
 
 
 def _provisioned(env: Mapping[str, str], what: str) -> int | None:
-    """What an HTCondor job got, or else asked for; None outside of HTCondor."""
+    """The number that an HTCondor job was allocated, or else requested; None outside of HTCondor."""
     ad, _ = job_ad(env)
     return ad.get(f"{what}provisioned", ad.get(f"request{what}", 0 if ad else None))
 
 
 Share = tuple[dict[str, str], frozenset[int]]
-"""The share of one of several concurrent programs: variables, and the cores to run on; empty means all."""
+"""The share of one of several concurrent programs: variables, and the cores to run on; no cores means all."""
 
 
 def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
@@ -125,7 +126,7 @@ def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
 
 
 def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] | None:
-    """A counter of the joules that these GPUs use from now on, for any thread; None if they cannot be queried.
+    """A counter of the joules that these GPUs use from now on, for any thread; None if the GPUs cannot be queried.
 
     Args:
         nvml: a module like `pynvml`.

@@ -30,20 +30,19 @@ _ACL: Final = "system.posix_acl_access"
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
     """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    The parent of `path` was chosen deliberately, so links on the way to it are followed, but not another user's in its
-    place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
-    system without /proc, it leads to whatever has that name.
+    The parent of `path` was chosen deliberately, so links on the way to it are followed, but not another user's
+    link in the parent's place. The block gets a path that leads to the folder itself, even if something else is put
+    in its place meanwhile; on a system without /proc, the path leads to whatever has that name.
 
     Args:
-        path: from here on, no link is followed.
-        below: names of folders in it.
-        mode: the mode of created folders; None: none are created.
+        path: the folder. From here on, no link is followed.
+        below: names of folders below `path`, each in the one before it.
+        mode: the mode of created folders; with None, no folder is created.
 
     Raises:
-        PermissionError: one of them is a link or a file, belongs to somebody else, or others may write to it; the
+        PermissionError: a folder is a link or a file, belongs to somebody else, or others may write to it; the
             message says which.
-        OSError: one of them cannot be created.
-
+        OSError: a folder cannot be created.
     """
     path = path if path.name else path.absolute()
     if mode is not None:
@@ -67,7 +66,10 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
 
 
 def step_down(above: int, name: str, *, mode: int | None = None) -> int:
-    """A descriptor of this folder in an open one, which is closed; no link is followed. With a mode, it is created."""
+    """A descriptor of a folder in the open folder `above`, which is closed. With a mode, a missing folder is created.
+
+    No link is followed.
+    """
     try:
         if mode is not None:
             with contextlib.suppress(FileExistsError):
@@ -82,8 +84,8 @@ def named_folder(path: Path) -> Iterator[Path]:
     """A folder that the user named, for files whose names come from others. Yields a path as `own_folder` does.
 
     Raises:
-        PermissionError: another user's link is in its place.
-        OSError: it does not exist.
+        PermissionError: another user's link is in the folder's place.
+        OSError: the folder does not exist.
 
     """
     fd = open_named(path)
@@ -98,11 +100,11 @@ def named_folder(path: Path) -> Iterator[Path]:
 
 
 def open_named(path: Path) -> int:
-    """A descriptor of a folder that is not behind another user's link: the link that is checked is the one followed."""
+    """A descriptor of a folder that is not behind another user's link; the link that is checked is the one followed."""
     if path.parent == _OPENED:
         return os.open(path, FOLDER)
     try:
-        return os.open(path, FOLDER | os.O_NOFOLLOW)  # as a folder: only so does an automounter mount it
+        return os.open(path, FOLDER | os.O_NOFOLLOW)  # as a folder, because only then an automounter mounts it
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
@@ -123,12 +125,12 @@ def opened(fd: int, path: Path) -> Path:
 
 
 def check_target(path: Path) -> None:
-    """Before a library writes to a file by name, following links, check that a link there or above is this user's own.
+    """Check that a link at this path, or in place of its folder, is this user's own, before a library follows it.
 
-    For files that are changed in place, such as a database; for new contents, use `atomic.replace_atomically`.
+    This is for files that are changed in place, such as a database; for new contents, use `atomic.replace_atomically`.
 
     Raises:
-        PermissionError: it is another user's link.
+        PermissionError: the link is another user's.
         OSError: something that is not a regular file is there.
 
     """
@@ -142,11 +144,11 @@ def check_target(path: Path) -> None:
 def _check_owner(link: os.stat_result, path: Path) -> None:
     if link.st_uid not in {os.geteuid(), 0}:
         why = f"{path} is a link, and belongs to {_user(link.st_uid)}"
-        raise PermissionError(f"{why}. If it leads where you want, name that place instead")
+        raise PermissionError(f"{why}. If the link leads where you want, name that place instead")
 
 
 def who_could_move(path: Path) -> str | None:
-    """How others could replace this folder, or one above it, with something else; None if nobody could.
+    """How others could replace this folder, or a folder above it, with something else; None if nobody could.
 
     A batch system opens the files that a script names by path, as the user who submitted the job, unattended.
     """
@@ -178,7 +180,7 @@ def _user(uid: int) -> str:
 
 
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether a group has only this user: the one of the same name that many systems create for each user."""
+    """Whether a group has only this user, like the group of the same name that many systems create for each user."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
@@ -187,7 +189,7 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Whether more users may write there than the mode shows."""
+    """Whether an access control list may let more users write here than the mode shows."""
     try:
         return _ACL in os.listxattr(path)
     except (OSError, AttributeError):

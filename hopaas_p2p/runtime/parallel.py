@@ -15,11 +15,11 @@ _P = ParamSpec("_P")
 
 
 def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: int) -> list[_Result]:
-    """The results of `do` for each of these, in order; `at_once` of them run at a time. Raises the first error of any
+    """The results of `do` for each of these, in order; `at_once` calls run at a time. Raises the first error of any
     call.
 
-    Nothing is done twice: where fewer threads can be started, these do everything. The calls run one by one in this
-    thread if there is only one, or if the interpreter is ending and no thread can be started.
+    If fewer threads can be started, these do everything. The calls run one by one in this thread if there is only one,
+    or if the interpreter is ending and no thread can be started.
     """
     items = list(given)
     if min(at_once, len(items)) < 2:

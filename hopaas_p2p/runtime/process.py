@@ -1,9 +1,9 @@
 """Which process this is, and what happens when it forks and when it ends.
 
 This is the one module that tells Python what to do at a fork. The locks of all logs are held during the fork, so that
-the child finds every state consistent. They are taken in one order, and nothing else is held meanwhile: a thread that
-reports holds its log's lock and may then need others. Peers say farewell when the process ends, even in a child of
-`multiprocessing`, which does not run `atexit`.
+the child finds every state consistent. They are taken in one order, before any other lock, because a thread that
+reports holds its log's lock and may then need others. Peers send or spool their records when the process ends, even in
+a child of `multiprocessing`, which does not run `atexit`.
 
 A process that was copied without Python's knowledge (by `fork` in C, as R's mclapply does) notices at its next call
 that its pid has changed.
@@ -42,7 +42,7 @@ _in_child: Final[list[Callable[[], object]]] = []
 
 
 def call_in_child(hook: Callable[[], object]) -> None:
-    """Call this in every child of a fork from now on: a module's threads, locks and sockets belong to the parent."""
+    """Call `hook` in every forked child from now on, since a module's threads, locks and sockets are the parent's."""
     _register()
     _in_child.append(hook)
 
@@ -51,7 +51,7 @@ class once(Generic[T]):  # noqa: N801  # as `property`
     """`functools.cached_property` without the lock that it has in Python 3.11, but no longer in 3.12.
 
     That lock is shared by all objects. A forked child waits for it forever if a thread of its parent was computing the
-    value for any of them. Here two threads may both compute it; both get the value that is stored first.
+    value for any of them. Here, two threads may both compute the value; both get the one that is stored first.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -67,17 +67,18 @@ _renewable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def renew_in_child(one: Any) -> None:
-    """Call its `renew` in a forked child: no thread there would ever release its lock, or finish what was under way."""
+    """Call this object's `renew` in a forked child, where no thread would ever release its lock or finish its work."""
     _renewable.add(one)
 
 
 @functools.cache
 def _register() -> None:
-    """Called when a store is opened, not when this module is imported: hooks registered last run first before a fork.
+    """Register the hooks at a fork, when a store is opened and not when this module is imported.
 
-    So the locks of logs are taken before those of every module that was imported earlier, such as logging's, which a
-    thread that holds a log's lock may need. And filelock refuses forks (RuntimeError, from Python 3.12 on) while
-    another thread is between filelock's own hooks: no thread should wait for a log there.
+    Hooks registered last run first before a fork. So the locks of logs are taken before those of every module that was
+    imported earlier, such as logging's, which a thread that holds a log's lock may need. Also, filelock refuses forks
+    (RuntimeError, from Python 3.12 on) while another thread is between filelock's own hooks, so no thread should wait
+    for a log there.
     """
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child)
 
@@ -89,7 +90,7 @@ _held: Final[list[Any]] = []
 
 
 def remember(peer: Any) -> None:
-    """Make this peer survive a fork, and say farewell when the process ends."""
+    """Make this peer survive a fork, and send or spool its records when the process ends."""
     _register()
     if multiprocessing.parent_process() is not None:
         _finalize(os.getpid())
@@ -102,7 +103,7 @@ def running(uuids: Container[str]) -> list[Any]:
 
 
 def before_fork() -> None:
-    """Wait until no thread is changing a session, and keep it that way."""
+    """Wait until no thread is changing a session, and lock all sessions."""
     logs = [log for peer in list(_peers) for log in peer.all_logs()]
     logs.sort(key=id)  # two threads that fork at once must not wait for each other
     for log in logs:
@@ -111,7 +112,7 @@ def before_fork() -> None:
 
 
 def after_fork_in_parent() -> None:
-    """Release the locks."""
+    """Release the locks that `before_fork` took."""
     logs = _held.copy()
     _held.clear()  # before the first release, after which another thread may fork
     for log in logs:
@@ -133,13 +134,15 @@ def after_fork_in_child() -> None:
 
 def _farewell() -> None:
     for peer in list(_peers):
-        with contextlib.suppress(*INTERRUPTIONS):  # ends the wait of this peer; the others wait for themselves
+        with contextlib.suppress(*INTERRUPTIONS):  # it ends this peer's wait, not the others'
             peer.say_farewell()
 
 
 @functools.cache
 def _finalize(_pid: int) -> None:
-    """Called once per process. A fork server's child imports this after `multiprocessing` has run its hooks there."""
+    """Register `_farewell` once per process. A fork server's child imports this module after the hooks have run
+    there.
+    """
     util.Finalize(None, _farewell, exitpriority=_FINALIZER_PRIORITY)
 
 

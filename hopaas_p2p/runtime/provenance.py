@@ -1,4 +1,4 @@
-"""Where this process runs.
+"""Describes where this process runs.
 
 Provenance is announced once per study, in `peer.join`, for people to read.
 """
@@ -39,13 +39,13 @@ _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
 def site() -> str:
-    """`HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
+    """This site's name: `HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
     return os.environ.get("HOPAAS_SITE") or os.environ.get("SLURM_CLUSTER_NAME") or _domain()
 
 
 @functools.cache
 def _domain() -> str:
-    """The host's domain, else the host. Looked up once, since a node without a name service may take seconds."""
+    """The host's domain, else the host. It is looked up once, since a node without a name service may take seconds."""
     full = socket.getfqdn()
     host = socket.gethostname() if full.startswith("localhost") else full
     return host.partition(".")[2] or host
@@ -68,7 +68,7 @@ def _user() -> str:
 
 
 def batch_job(env: Mapping[str, str]) -> dict[str, str]:
-    """The batch system that runs this process, and the job, as it names it; empty outside of one."""
+    """The batch system that runs this process, and the job as that system names it; empty without a batch system."""
     for system, job, index in _BATCH_JOB:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
@@ -81,7 +81,7 @@ def batch_job(env: Mapping[str, str]) -> dict[str, str]:
 def _machine() -> dict[str, str]:
     """Facts that do not change while this program runs.
 
-    Includes versions of imported packages only: the disk is not searched.
+    Only versions of imported packages are included, because the disk is not searched.
     """
     found = {"python": platform.python_version()}
     for module in _MODULES:
@@ -107,7 +107,8 @@ def _gpus() -> str:
 def _git_commit() -> str | None:
     """The current commit of the working directory's checkout, read from git's files.
 
-    Somebody else may have created these files, and the result is public: a link or a name in them may lead to any file.
+    Somebody else may have created these files, and the result is public. A link or a name in them may lead to any file,
+    so only a valid commit id is returned.
     """
     with contextlib.suppress(OSError, ValueError):  # a directory that was removed, a branch in Latin-1, a NUL
         start = Path.cwd()

@@ -1,4 +1,4 @@
-"""URLs without their secrets, which can be shown."""
+"""Removes the secrets from URLs, so that these can be shown."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 
 A study joined with `hopaas-p2p join` has a file of its own, `~/.config/hopaas-p2p/joined/NAME.toml`. HOPAAS_JOINED
-selects one, which takes precedence over the other files. If none is selected, and nothing names a store, the file
-counts if it is the only one.
+selects one, which takes precedence over the other files. If none is selected, and nothing names a store, a joined
+study's file counts if it is the only one.
 
 A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets are never in a settings file, which
 names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
@@ -33,15 +33,16 @@ from hopaas_p2p.runtime.redaction import redacted
 HERE: Final = "./hopaas.toml"
 """The origin of settings from this directory's file."""
 _LARGEST: Final = 1 << 14
-"""Bytes of a file. The time to read TOML grows with the square of a dotted key, even in a file that is not trusted."""
+"""Bytes of a file. The time to read TOML, even from an untrusted file, grows with the square of a dotted key's length.
+"""
 _LONGEST: Final = 4096
 """Characters of a value in a file."""
 _LINE: Final = 300
-"""Characters of an error in a file's form: it may quote the file."""
+"""Characters of an error in a file's form, which may quote the file."""
 _BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _OF_THE_JOINED: Final = ("token_file", "token_host")
-"""Settings for a joined study's host only: `credentials` reads them, and nothing publishes them."""
+"""Settings for a joined study's host only, which `credentials` reads, and which are never published."""
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -90,7 +91,7 @@ def read_proxy(path: Path) -> Secret:
     """The address of a proxy, with its login, from a file that only this user can read.
 
     Raises:
-        ConfigurationError: it cannot be read, others can read it, or it is not one line.
+        ConfigurationError: the file cannot be read, can be read by others, or is not one line.
 
     """
     with explained(f"proxy_file = {path}"):
@@ -101,7 +102,7 @@ def read_proxy(path: Path) -> Secret:
 
 
 class Setting(NamedTuple):
-    """A setting."""
+    """A setting: its help text, its default, and where it may be set."""
 
     help: str
     default: str | None = None
@@ -109,8 +110,8 @@ class Setting(NamedTuple):
     """Whether a settings file may contain it; secrets and short-lived values are not allowed there."""
     secret: bool = False
     untrusted: Literal["no", "inside", "yes"] = "no"
-    """Whether it counts in an untrusted `./hopaas.toml`: settings for where something is sent, comes from or is read do
-    not; "inside": a directory in the file's own folder does."""
+    """Whether it counts in an untrusted `./hopaas.toml`. Settings that say where data is sent to or read from do not;
+    with "inside", a directory in the file's own folder does."""
 
 
 SETTINGS: Final[dict[str, Setting]] = {
@@ -143,7 +144,7 @@ class SettingValue(NamedTuple):
     value: str | None
     origin: str
     counts: bool = True
-    """False if it is in a `./hopaas.toml` that must be trusted first."""
+    """False if the value is in a `./hopaas.toml` that must be trusted first."""
 
 
 class _File(NamedTuple):
@@ -163,7 +164,7 @@ def variable(name: str) -> str:
 
 
 def config_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Where this user's settings are; see the XDG base directory specification.
+    """The folder of this user's settings; see the XDG base directory specification.
 
     Raises:
         ConfigurationError: the user has no home directory, as in some batch jobs and containers.
@@ -184,7 +185,7 @@ def user_file(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def joined_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Where `join` stores how to reach each study from here; raises like `config_folder`."""
+    """The folder in which `join` stores how to reach each study; raises like `config_folder`."""
     return config_folder(env) / "joined"
 
 
@@ -225,7 +226,7 @@ def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Make a directory's settings file the user's own, at this path and with this content; return its settings.
 
     Raises:
-        ConfigurationError: somebody else may have written it, it cannot be read, or the trust cannot be recorded.
+        ConfigurationError: somebody else may have written the file, it cannot be read, or the trust cannot be recorded.
 
     """
     path = _in_place(file)
@@ -261,7 +262,7 @@ class Settings:
     Args:
         env: the environment.
         directory: where to look for hopaas.toml; by default, the working directory.
-        warn: called if the file exists but does not count.
+        warn: called with a message if that file exists but does not count.
         names_store: whether the command names a store, so that a joined study is not used automatically.
 
     """
@@ -306,8 +307,8 @@ class Settings:
         """The winning value, and its origin; a secret's value is `***` (see `credentials`).
 
         Raises:
-            ConfigurationError: as in `look`; or the value comes from this directory's file, for something that only the
-                user decides, or contains a line break or another control character.
+            ConfigurationError: as in `look`; or the value comes from this directory's file, for a setting that only the
+                user may choose, or contains a line break or another control character.
 
         """
         found = self.look(name, given)
@@ -339,7 +340,7 @@ class Settings:
         return value
 
     def publish(self) -> None:
-        """Put settings that the library reads from the environment there, if they are only in files."""
+        """Put settings that the library reads from the environment there, if they are set only in files."""
         for name in (*_OF_THE_LIBRARY, "webhook_file"):
             value = self.get(name)
             if value is not None:

@@ -7,7 +7,7 @@ import zlib
 
 
 def spell(prefix: str, data: bytes) -> str:
-    """The word."""
+    """The word for these bytes."""
     return prefix + base64.urlsafe_b64encode(zlib.crc32(data).to_bytes(4, "big") + data).decode().rstrip("=")
 
 

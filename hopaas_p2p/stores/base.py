@@ -331,7 +331,7 @@ class Log(ABC):
 
         Raises:
             ConfigurationError: this store cannot hold these commits; the message says which store can.
-                StoreCorrupt: the log has a different commit under one of these lsns.
+            StoreCorrupt: the log has a different commit under one of these lsns.
 
         """
         raise ConfigurationError("a backup cannot be restored into this store; use a directory, database or bucket")
