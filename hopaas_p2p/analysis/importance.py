@@ -26,6 +26,8 @@ _MOST: Final = 10_000
 """Of more trials, an even sample is taken: all would take seconds."""
 _MOST_CHOICES: Final = 256
 """A parameter with more is left out: Optuna makes a matrix of trials by choices."""
+_MOST_PARAMETERS: Final = 100
+"""Only those that most trials have are compared: Optuna looks at all trials for each."""
 _one_at_a_time: Final = threading.Lock()
 """If two threads restored the process's warning filters, the second would leave the first one's in place for good."""
 
@@ -56,22 +58,24 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
         which = "complete and feasible" if trials.infeasible.any() else "complete"
         return Importance((), f"Needs {_FEWEST} {which} trials; there are {len(rows)}.")
     some = rows[spread(len(rows), _MOST)]
+    few = [name for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES]
+    few = sorted(few, key=lambda name: np.count_nonzero(np.isnan(trials.params[name][some])))[:_MOST_PARAMETERS]
     try:
-        shares = _ped_anova(state, some, trials.cost(objective)[some])
+        shares = _ped_anova(state, few, some, trials.cost(objective)[some])
     except Exception as error:  # noqa: BLE001  # an odd log must not hide the rest of the report
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
     which = "" if len(trials.directions) == 1 else f", for {trials.objectives[objective]}"
     sampled = f"{len(some):,} of " if len(some) < len(rows) else ""
-    note = f"PED-ANOVA over {sampled}{len(rows):,} complete trials{which}. Shares add up to 100%."
+    of = f", of the {len(few)} most frequent parameters" if len(few) == _MOST_PARAMETERS else ""
+    note = f"PED-ANOVA over {sampled}{len(rows):,} complete trials{which}{of}. Shares add up to 100%."
     return Importance(tuple(shares.items()), note)
 
 
-def _ped_anova(state: State, rows: Ints, losses: Floats) -> dict[str, float]:
+def _ped_anova(state: State, names: list[str], rows: Ints, losses: Floats) -> dict[str, float]:
     """Share by parameter, largest first, adding up to 1; empty if no parameter distinguishes the better trials."""
-    few = {name: one for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES}
-    first, chosen = {name: to_optuna(one) for name, one in few.items()}, []
+    first, chosen = {name: to_optuna(state.dists[name]) for name in names}, []
     for row, loss in zip(rows.tolist(), losses.tolist(), strict=True):
         trial = state.trials[row]
         known = [name for name in trial.params if name in first]

@@ -35,6 +35,7 @@ FAIL: Final = int(TrialState.FAIL)
 RUNNING: Final = int(TrialState.RUNNING)
 _OVER: Final = frozenset({COMPLETE, PRUNED, FAIL})
 _NAN: Final = float("nan")
+_MOST_ON_FRONT: Final = 10_000
 
 
 class Parameter(NamedTuple):
@@ -170,20 +171,30 @@ class TrialTable:
     def front(self, shown: Mask | None = None) -> Ints:
         """The rows of the COMPLETE and feasible trials that no other dominates; equal trials are all on the front.
 
+        Of a front in three or more dimensions, only the 10,000 points that are best in the first objective are found.
+
         Args:
             shown: the trials that count; by default all.
 
         """
         rows = self._valued(slice(None), shown)
         rows = rows[~self.infeasible[rows]]
-        costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))], axis=1)
-        front: list[int] = []
-        kept = np.empty((0, costs.shape[1]))
-        for at in np.lexsort(costs.T[::-1]):  # only an earlier trial in this order can beat a later one
-            if not ((kept <= costs[at]).all(axis=1) & (kept < costs[at]).any(axis=1)).any():
-                front.append(int(at))
-                kept = np.vstack([kept, costs[at]])
-        return np.sort(rows[front])
+        costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))])
+        order = np.lexsort(costs[::-1])  # only an earlier trial in this order can beat a later one
+        rows, costs = rows[order], costs[:, order]
+        differs = np.append(True, (costs[:, 1:] != costs[:, :-1]).any(axis=0))[: len(rows)]
+        points, point_of = costs[:, differs], np.cumsum(differs) - 1
+        on_front, left = np.zeros(points.shape[1], np.bool_), np.arange(points.shape[1])
+        if len(costs) == 2:
+            on_front[:1], on_front[1:] = True, points[1, 1:] < np.minimum.accumulate(points[1])[:-1]
+            left = left[:0]
+        for _ in range(_MOST_ON_FRONT):
+            if not len(left):
+                break
+            on_front[left[0]] = True
+            better = (points[:, 1:] < points[:, :1]).any(axis=0)
+            left, points = (left[1:], points[:, 1:]) if better.all() else (left[1:][better], points[:, 1:][:, better])
+        return np.sort(rows[on_front[point_of]])
 
     def complete(self, objective: int = 0, shown: Mask | None = None) -> Mask:
         """COMPLETE trials, or those of them shown, with a finite value, which a chart can show."""

@@ -218,6 +218,9 @@ class KnownTrials(TrialTable):
         self._shapes.add(names)
         split = []
         for group in self.groups:
+            if names.isdisjoint(group):
+                split.append(group)
+                continue
             split.append({name: one for name, one in group.items() if name in names})
             split.append({name: one for name, one in group.items() if name not in names})
             names -= group.keys()

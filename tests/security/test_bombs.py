@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import os
+import random
 import sqlite3
 import time
 import tracemalloc
@@ -17,10 +19,11 @@ import msgspec
 import optuna
 import pytest
 from click.testing import CliRunner
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import hopaas_p2p
 from hopaas_p2p import Int, spool
+from hopaas_p2p.analysis import table
 from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
@@ -37,11 +40,13 @@ from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import read_own
+from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
+from tests.security.test_effort import effort
 from tests.support.dashboard_studies import Scribe
 
 LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 9)}]\n" for at in range(1, 12))
@@ -283,6 +288,57 @@ def test_a_table_of_trials_compares_no_choice_with_all_others() -> None:
     Counted.compared = 0
     TrialTable().make_room(1, {"c": choices})
     assert Counted.compared < 4000
+
+
+def test_importance_is_that_of_the_most_frequent_parameters() -> None:
+    scribe = Scribe(space={f"x{at}": Float(0.0, 1.0) for at in range(120)})
+    for at in range(40):
+        params = {f"x{one}": (at % 7) / 7 for one in range(120) if one < 90 or (at + one) % 2}
+        scribe.say("m", TrialCreate(COMPLETE, params=params, values=(float(at % 7),)))
+    found = importance(scribe.state, TrialTable.of(scribe.state))
+    assert {f"x{one}" for one in range(90)} <= {name for name, _ in found.shares}
+    assert len(found.shares) <= 100
+    assert "of the 100 most frequent parameters" in found.note
+
+
+def test_a_new_set_of_parameters_leaves_the_groups_of_all_others_alone() -> None:
+    """A study may have a thousand groups, and a worker can write a new pair in 60 bytes."""
+    one, known = FloatDistribution(0, 1), KnownTrials(lambda trial: trial.params)
+    for at in range(20):
+        known._learn({f"a{at}": one, f"b{at}": one})
+    before = known.groups
+    known._learn({"a3": one, "new": one})
+    kept = [at for at, group in enumerate(before) if any(group is other for other in known.groups)]
+    assert kept == [at for at in range(20) if at != 3]
+    assert [list(group) for group in [*known.groups[3:5], known.groups[-1]]] == [["a3"], ["b3"], ["new"]]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_a_front_is_what_a_comparison_of_all_with_all_finds(objectives: int) -> None:
+    numbers = random.Random(objectives)
+    for count in [0, 1, *[numbers.randrange(2, 30) for _ in range(20)]]:
+        scribe = Scribe(*["minimize"] * objectives)
+        values = [tuple(numbers.choice((0.0, 1.0, 2.0, math.inf)) for _ in range(objectives)) for _ in range(count)]
+        scribe.say("m", *[TrialCreate(COMPLETE, values=one) for one in values])
+        beaten = {
+            at
+            for at, one in enumerate(values)
+            if any(other != one and all(map(operator.le, other, one)) for other in values)
+        }
+        assert TrialTable.of(scribe.state).front().tolist() == sorted({*range(count)} - beaten)
+
+
+def test_a_front_of_all_trials_compares_none_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def front(size: int, *more: float) -> TrialTable:
+        scribe = Scribe(*["minimize"] * (2 + len(more)))
+        scribe.say("m", *[TrialCreate(COMPLETE, values=(float(at), -float(at), *more)) for at in range(size)])
+        return TrialTable.of(scribe.state)
+
+    two = front(4000)
+    assert effort(lambda: two.front()) < 1.5 * effort(front(2000).front) + 20_000
+    assert len(two.front()) == 4000
+    monkeypatch.setattr(table, "_MOST_ON_FRONT", 10)
+    assert front(40, 0.0).front().tolist() == list(range(10)), "of three objectives, those best in the first"
 
 
 @pytest.mark.parametrize(
