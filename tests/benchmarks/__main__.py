@@ -39,9 +39,9 @@ TOPICS: Final = {
 }
 _INTRODUCTION: Final = """# Results of the benchmarks
 
-`make bench` writes this file; docs/benchmarks.md shows what to decide by. All columns of a table were measured in one
-run on one machine: compare the ratios, not the seconds. "asked" is the design's own target; the row shows if it is
-missed.
+For each topic that it measures, `make bench` replaces a section of this file; docs/benchmarks.md shows the figures that
+help to decide. All columns of a table were measured in one run on one machine, so compare the ratios, not the seconds.
+"Asked" is the target of the design.
 """
 _LONGEST: Final = 1200.0  # seconds for one topic
 _LONGER: Final = {"search": 4200.0, "late": 4200.0, "transfer": 4200.0, "fidelity": 4200.0}

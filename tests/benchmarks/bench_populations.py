@@ -36,12 +36,12 @@ with a 90 %
 bootstrap interval. The target is random search's median best reported loss; the number of seeds that reach it is in
 brackets. A replay trains one new model with the best member's schedule.
 
-* `sphere` is the paper's example, with two weights of a surrogate; constant weights of 1 are best, so no schedule is
-  needed
-* `noise` is a quadratic with noisy gradients, in which only the learning rate is tuned
-* `digits` trains networks with one hidden layer on scikit-learn's digits; learning rate, momentum, decay and dropout
-  are tuned
-* `breast_cancer` trains such networks on scikit-learn's breast cancer data
+* `sphere` is the paper's example, with two weights of a surrogate. Constant weights of 1 are best, so no schedule is
+  needed.
+* `noise` is a quadratic with noisy gradients, in which only the learning rate is tuned.
+* `digits` trains networks with one hidden layer on scikit-learn's digits. Learning rate, momentum, decay and dropout
+  are tuned.
+* `breast_cancer` trains such networks on scikit-learn's breast cancer data.
 """
 
 

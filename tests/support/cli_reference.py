@@ -17,7 +17,7 @@ from hopaas_p2p.runtime.settings import SETTINGS, variable
 
 _HEAD: Final = f"""# The command line
 
-Add `--help` to a command to see its arguments, options and examples. Data goes to stdout, messages go to stderr. Every
+Add `--help` to a command to see its arguments, options and examples. Data goes to stdout and messages to stderr. Every
 command but `demo`, `completion` and `serve https` takes `--json`. A traceback is shown only with `--debug`.
 
 ## Exit codes
@@ -25,21 +25,21 @@ command but `demo`, `completion` and `serve https` takes `--json`. A traceback i
 * 0: done
 * 1: failure
 * 2: wrong usage, or a value that is not allowed
-* 3: no work: the study is finished, paused, stopped or out of budget
-* 10: `should-prune`: give the trial up
-* 11: the lease was lost: another peer took the trial over
+* 3: no work, because the study is finished, paused, stopped or out of budget
+* 10: `should-prune` found that the trial should be pruned
+* 11: the lease was lost, because another peer took the trial over
 * 69: the store cannot be reached; trying again may help
-* 75: run this job again: the trial was returned (`worker`, `run`), or the store's file system is not mounted
-* 77: denied: the store does not let this user do that
-* 78: configuration: a setting, URL or store cannot be used as it is
+* 75: run this job again, because the trial was returned (`worker`, `run`) or the store's file system is not mounted
+* 77: the store denies this to the user
+* 78: a setting, a URL or the store cannot be used as it is
 * 130: interrupted
 
 ## Settings
 
 A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
 `~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
-`{PROGRAM} config show` shows each value and where it comes from. A file has lines such as `store = "./campaign"`;
-settings without a name in brackets are variables only.
+`{PROGRAM} config show` shows each value and where it comes from. A file has lines such as `store = "./campaign"`.
+Settings without a name in brackets are variables only.
 
 """
 
