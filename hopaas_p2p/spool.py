@@ -225,7 +225,7 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     """The batches to send, oldest first: those for the store at this URL or with these studies, or all of them.
 
     A store is identified by its studies, whose uuids are 128 random bits, and not by the URL that the result's peer
-    happened to use, because others may reach the store through a server, a mount point, a folder or another login.
+    used. Others may reach the store through a server, a mount point or a folder, or with another login.
     """
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):

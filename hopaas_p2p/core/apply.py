@@ -1,10 +1,10 @@
 """`apply` changes a State by the next commit of its log, and returns verdicts on the commit's records.
 
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
-process is the writer, and never raises on content: a record is accepted, or refused with a reason that its writer finds
+process is the writer, and never raises on content. A record is accepted, or refused with a reason that its writer finds
 in the verdict. `TRANSITIONS` defines a record's effects on a trial. The lease determines who may do it: owner and epoch
-must match the log's. Where the store names authors, no author may write for another author's peer: a commit whose
-writer or owner belongs to another author is refused as a whole, and leaves no trace except in the count of refusals.
+must match the log's. If the store names authors, no author may write for another author's peer. A commit whose
+writer or owner belongs to another author is refused as a whole, and changes only the count of refusals.
 
 The file has `apply`, then one function per kind of record, then their common steps. `validity` holds the
 rules for content that no record may have, whoever wrote it.
@@ -150,7 +150,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
 
 def _judge(state: State) -> None:
-    """End the study if a limit is reached: no more trials start, and running ones are asked to end."""
+    """End the study if a limit is reached, so that no more trials start, and running ones are asked to end."""
     ledger = state.ledger
     if ledger.reached is None:
         ledger.reached = ledger.judge()
@@ -349,7 +349,7 @@ def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None 
 
 
 def _replicate(state: State, trial: Trial, first: int, commit: Commit) -> Verdict:
-    """Create the next replicate of a configuration: the same parameters, another seed."""
+    """Create the next replicate of a configuration, with the same parameters and another seed."""
     said = state.replicates[first]
     trial.params, trial.dists = branch(said.params), branch(said.dists)
     trial.user, trial.system = branch(said.user), branch(said.system)

@@ -17,7 +17,7 @@ SPACE: Final = "hopaas:space"
 LOWERED: Final = "hopaas:lowered"
 """System attribute of a study: the budget, in words, after somebody lowered it. Scripts do not raise it again."""
 OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY, LEARNED, SPACE, LOWERED})
-"""System attributes of a study that define how it is searched: only its owners may set them."""
+"""System attributes of a study that define how it is searched, and that only its owners may set."""
 REPLICATE: Final = "hopaas:replicate"
 """System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""
 REUSED: Final = "hopaas:reused"

@@ -44,7 +44,7 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.errors import InvalidInput
 
 MAX_BYTES: Final = 4 << 20
-"""A larger commit is neither written nor read: it would stall every peer of the study."""
+"""A larger commit is neither written nor read, because it would stall every peer of the study."""
 MAX_RECORDS: Final = 10_000
 _SHORTEST: Final = 8
 """The fewest bytes per record, on average, because a verdict on each is kept. Every real record is longer."""

@@ -7,9 +7,9 @@ at a rung is the report of the first of its trials that reached the rung; a late
 In a population the chain is a member, whose parameters change. Its value at a rung is the report of the newest of its
 trials that reached the rung. A failed continuation does not end the member, which then continues from a better one.
 
-All results depend only on the trials as they are now, so a state loaded from a snapshot makes the same decisions as one
-that has replayed the log, and a study whose rungs are changed sorts its trials again. `apply` records which trials it
-touched, and only their configurations are processed again.
+All results depend only on the trials as they are now. So a state loaded from a snapshot makes the same decisions as one
+that has replayed the log, and after a change of its rungs, a study sorts its trials again. `apply` records which trials
+it touched, and only their configurations are processed again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def follows(trial: Trial) -> int | None:
 class Configurations(Pausing):
     """The configurations of a study that no longer has rungs or a population; a chain of trials still counts once.
 
-    The state depends only on the order in which configurations were admitted and on where each stands now: a rebuilt
+    The state depends only on the order in which configurations were admitted and on where each stands now, so a rebuilt
     object decides exactly like one that was kept. Each configuration is known by the number of its first trial.
 
     Args:
@@ -103,7 +103,7 @@ class Configurations(Pausing):
         return root
 
     def _link(self, trial: Trial) -> None:
-        """Process a new trial: a configuration of its own, or the next trial of one."""
+        """Process a new trial, which is a configuration of its own, or the next trial of one."""
         number, before = trial.number, follows(trial)
         root = number if before is None else self.root(before)
         chain = self._chains.get(root)

@@ -90,7 +90,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     resample: float = 0.25
     """The probability that a copying member's parameter is resampled instead of perturbed."""
     fixed: tuple[str, ...] = ()
-    """Parameters that a checkpoint depends on, such as a number of layers: they are copied and not perturbed."""
+    """Parameters that a checkpoint depends on, such as a number of layers, which are copied and not perturbed."""
     first_step: int = 0
     """The step of the first epoch in `trial.report`: 0 or 1."""
 

@@ -10,11 +10,11 @@ trials may be reclaimed. An observer that could not look for a while starts over
 the owner from sending a beat. An observer does not read the beats of owners whose commits have arrived since its last
 look.
 
-An owner trusts its lease until ttl minus a margin has passed since its last exchange *began*, because observers have
-seen no sign of life from before that time. If its next beat arrives later, the owner trusts the lease again only after
-it has read the log once more. An observer reads the log and the beats of silent owners again before it reclaims a
-trial. Because the observer may be suspended after that, its record names the lsn up to which it knew the log when it
-looked, and is refused if the owner has written since.
+An owner trusts its lease until ttl minus a margin has passed since its last exchange *began*, because no
+observer can have first seen the owner's current beat before that time. If its next beat arrives later, the owner trusts
+the lease again only after it has read the log once more. An observer reads the log and the beats of silent owners again
+before it reclaims a trial. Because the observer may be suspended after that, its record names the lsn up to which it
+knew the log when it looked, and is refused if the owner has written since.
 """
 
 from __future__ import annotations

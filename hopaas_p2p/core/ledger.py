@@ -10,8 +10,8 @@ running trial is booked as *running*. It then becomes *complete*, *pruned* or *f
 or *given back* until another peer ends the trial.
 
 Limits are judged when a record is applied, from the log up to that record. This module reads no clock. A time is
-reached when the clocks of two of the peers that wrote the last eight commits have passed it, or of the only such peer,
-so one wrong clock among several ends no study.
+reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends no
+study. If one peer wrote all eight, its clock counts alone.
 """
 
 from __future__ import annotations

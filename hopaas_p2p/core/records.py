@@ -29,7 +29,7 @@ Skip = Annotated[tuple[int, ...], msgspec.Meta(max_length=1 << 16)]
 
 
 FROM_START: Final = -(1 << 63)
-"""A step before all steps: a retry that resumed from no checkpoint."""
+"""A step before all steps, for a retry that resumed from no checkpoint."""
 
 
 class TrialState(enum.IntEnum):
@@ -256,8 +256,8 @@ class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     stopping: bool = False
     """The owner has seen the request to stop."""
     resumed_from: Step | None = None
-    """The step that this attempt actually resumed from, or `FROM_START`: an earlier attempt's reports are cut off
-    there."""
+    """The step that this attempt actually resumed from, or `FROM_START`, where an earlier attempt's reports are
+    cut off."""
     used: Used | None = None
     """What the lease has used; None: computed from the commits' times and the owner's introduction."""
     metrics: dict[str, dict[Step, float]] = {}
@@ -325,7 +325,7 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
     lived: int | None = None
     """Microseconds for which the observer saw the owner alive in this lease, by the observer's own clock."""
     seen: int | None = None
-    """The lsn up to which the observer knew the log when it found the owner silent: a later commit refutes that."""
+    """The lsn up to which the observer knew the log when it found the owner silent; a later commit refutes that."""
 
 
 class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):

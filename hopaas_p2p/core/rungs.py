@@ -11,8 +11,8 @@ one; where curves cross, that takes several times as long as no pruning, while t
 (tests/benchmarks/results.md).
 
 With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
-and one in 32 never pauses. A rung at which the eventual best ranked low is skipped for as long as that is the case, and
-configurations that wait at such a rung continue in the order in which they began.
+and one in 32 never pauses. A rung is skipped for as long as the eventual best ones ranked low there. Configurations
+that wait at a skipped rung continue in the order in which they began.
 
 These rules see numbers, not trials; `configurations` derives from a study's trials where each configuration stands.
 """

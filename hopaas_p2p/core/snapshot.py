@@ -1,11 +1,11 @@
 """Encodes a State as bytes, and computes the digest by which two States are compared.
 
-A snapshot is a head and separate pieces, each compressed by itself: blocks of 1,024 finished trials, see `blocks`, and
-groups of 256 peers that have not written for a long time. Such a piece hardly ever changes. Its name contains its place
-and a hash of its bytes, so stores write it once and share it among snapshots; see `split`. A trial therefore costs a
-constant number of bytes, however many snapshots are written. A State keeps the bytes of a block instead of its trials,
-so joining does not decode trials. No peer is forgotten, because a peer's commit may stay in a spool for any length of
-time, and must count only once.
+A snapshot is a head and separate pieces, each compressed by itself. The pieces are blocks of 1,024 finished trials (see
+`blocks`), and groups of 256 peers that have not written for a long time. Such a piece hardly ever changes. Its name
+contains its place and a hash of its bytes, so stores write it once and share it among snapshots; see `split`. A trial
+therefore costs a constant number of bytes, however many snapshots are written. A State keeps the bytes of a block
+instead of its trials, so joining does not decode trials. No peer is forgotten, because a peer's commit may stay in a
+spool for any length of time, and must count only once.
 
 On every machine, the same State gives the same bytes before compression. Nothing is pickled.
 """

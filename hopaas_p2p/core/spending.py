@@ -11,7 +11,7 @@ from hopaas_p2p.core.state import State, Trial
 
 
 def is_last_lease(trial: Trial) -> bool:
-    """Whether the last lease in the history is the trial's last: it ended when the trial did."""
+    """Whether the last lease in the history is the trial's last, which ended when the trial did."""
     last = trial.history[-1] if trial.history else None
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 

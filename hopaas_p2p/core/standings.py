@@ -42,7 +42,7 @@ class RungStanding(NamedTuple):
     copied: int = 0
     """In a population, the number of rungs reached when it last copied another member, whose values those are."""
     infeasible: bool = False
-    """Whether its newest finished trial violates its constraints: it then ranks behind all that do not."""
+    """Whether its newest finished trial violates its constraints, so that it ranks behind all that do not."""
 
 
 class RungCount(NamedTuple):

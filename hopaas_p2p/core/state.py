@@ -258,7 +258,7 @@ class ClosedBlock(Protocol):
 
 
 class Trials(Sequence[Trial]):
-    """The trials of a study, by number: a sequence of blocks; closed ones take some hundred bytes per trial.
+    """The trials of a study, by number, in a sequence of blocks; closed blocks take some hundred bytes per trial.
 
     A trial of an open block remains the same object while the block is open. Those of a closed block are created when
     they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
@@ -473,7 +473,9 @@ class Pausing:
         return None
 
     def may_pause_at(self, number: int) -> int | None:
-        """Like `pauses_at`, for any earlier rungs, too: the peer that paused may not have known the current ones."""
+        """Like `pauses_at`, also for earlier rungs, because the peer that paused may not have known the current
+        ones.
+        """
         return self.pauses_at(number)
 
     def is_at_rung(self, _number: int, _reports: Mapping[int, float], *, ever: bool = False) -> bool:  # noqa: ARG002
@@ -545,7 +547,7 @@ class State(LogState):
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 
         self.stored = 0
-        """When the store took in the commit being applied; 0 if it has no clock."""
+        """When the store received the commit being applied; 0 if the store has no clock."""
         self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
         """What the commit being applied sets on trials without holding their lease, by number and epoch."""
         self.touched: set[int] = set()

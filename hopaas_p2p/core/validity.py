@@ -1,8 +1,8 @@
 """Content that no record may have, whoever wrote it; checked once, when the record is applied.
 
-`apply` refuses a record that contains it, so every reader can use whatever is in a State: arithmetic on it does not
-overflow, and Optuna accepts it. Records of earlier versions stay accepted: a value outside its distribution,
-which Optuna allows with a warning where a parameter is fixed, gets a separate distribution that contains it.
+`apply` refuses a record that contains such content, so every reader can use whatever is in a State. Arithmetic on it
+does not overflow, and Optuna accepts it. Records of earlier versions stay accepted. A value outside its distribution,
+which Optuna allows with a warning for a fixed parameter, gets a separate distribution that contains it.
 
 Numbers that do not fit 64 bits are refused even earlier, by the types in `records`.
 """

@@ -79,7 +79,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
 def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""] | None]]:
     """The routes that could work here, in the order in which to try them.
 
-    Each comes with the file of the proxy for HTTPS_PROXY: "" for no proxy, None to leave the environment as it is.
+    Each route comes with the file of the proxy for HTTPS_PROXY; "" means no proxy, and None an unchanged environment.
     """
     if not servers_of(membership.store):
         yield "direct", None

@@ -1,4 +1,4 @@
-"""Limits the time and size of an answer: a server that sends a byte now and then could block a client forever."""
+"""Limits the time and size of an answer, since a server that sends a byte now and then could block a client forever."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
 
     Args:
         server: the server to reach.
-        scheme: the URL's: https or http.
+        scheme: the scheme of the URL, https or http.
         kinds: the kinds of proxies that the caller can use.
 
     Raises:

@@ -1,10 +1,10 @@
 """Finds out, for display, whether the peers that run trials are alive.
 
 A peer is *known* to be alive once its heartbeat has been seen to change. A process that has only just looked does not
-know that yet, so each heartbeat also carries the time at which it was sent, by its peer's clock: a recent one means
-alive, an old one silent, and in between it is not known. If clocks disagree, or an older version wrote the heartbeat,
-the answer is "unknown". These answers affect no lease, because a trial is reclaimed only by what an observer itself
-saw; see `core.leases`.
+know that yet, so each heartbeat also carries the time at which it was sent, by its peer's clock. A recent heartbeat
+means alive, an old one silent, and in between it is not known. If clocks disagree, or an older version wrote the
+heartbeat, the answer is "unknown". These answers affect no lease, because a trial is reclaimed only by what an observer
+itself saw; see `core.leases`.
 """
 
 from __future__ import annotations

@@ -463,7 +463,7 @@ class Peer:
                 if introduced:  # results that arrive later go to the spool, whatever the callers wait for
                     self.jobs.wake(self._keeping, after=max(0.0, self.patience))
             raise
-        except StoreCorrupt:  # damaged, or with two histories: a rescue may need what this process knows
+        except StoreCorrupt:  # a rescue of the log may need what this process knows
             for uuid in [uuid for uuid, one in list(self.logs.items()) if one is log]:
                 self.spool.keep_history(uuid, log)
             raise
@@ -561,7 +561,7 @@ class Peer:
         The lease is treated as uncertain shortly before others may reclaim the trial. After such a silence, it stays so
         until the log, which may hold a reclaim, has been read again.
         """
-        until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first: this thread may be stopped anywhere
+        until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first, since this thread may stop anywhere
         read = log.session.exchanged_at >= self._unbroken.get(owner, math.inf)
         return read and self.clock() < until
 
@@ -879,7 +879,7 @@ class Peer:
                 if any(log.session.introduced for log in self.logs.values()):  # its life may be too short for a job
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
-        except BaseException as error:  # Ctrl-C, or no thread can be started any more: what was told is kept
+        except BaseException as error:  # keep what was told, even after Ctrl-C or without threads
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
             why = str(error) if isinstance(error, HopaasError) else repr(error)

@@ -206,7 +206,9 @@ class LogSession(Generic[S]):
         return pending
 
     def introduce(self, owner: str, introduction: PeerJoin) -> None:
-        """Queue the introduction first of all: the log needs the site and devices of a peer that starts a trial."""
+        """Queue the introduction first of all, because the log needs the site and devices of a peer that starts a
+        trial.
+        """
         self.queued.insert(0, PendingCommit(owner, (introduction,)))
         self.introduced = True
 
@@ -486,7 +488,7 @@ class LogSession(Generic[S]):
             pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
             if pending.abandoned:
                 self._release(pending)
-        del self.in_flight[0]  # last: if Ctrl-C interrupts this, the log is joined again, and all of it is repeated
+        del self.in_flight[0]  # last, since after a Ctrl-C here the log is joined again, and all of this is repeated
 
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, including those in flight."""
@@ -501,7 +503,7 @@ class LogSession(Generic[S]):
             self.drafted_at, self.urgent_at = now, math.inf
         elif isinstance(error, Denied) and self.in_flight:
             records = self.in_flight[0].commit.records
-            # a result must still be kept: the owner of a trial that ran here may have been made a viewer meanwhile
+            # a result must still be kept, since the owner of a trial that ran here may have been made a viewer
             if not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
                 for pending in self.in_flight.pop(0).pending:
                     pending.decide(_NO_GRANT)
@@ -606,7 +608,7 @@ class LogClient(Generic[S]):
             return self.session.put(owner, *records)
 
     def exchange(self, beat: Beat | None = None) -> None:
-        """Send queued records and apply new commits: one round trip.
+        """Send queued records and apply new commits, in one round trip.
 
         Blocks for that long, or until another thread's exchange is over.
 
@@ -619,7 +621,7 @@ class LogClient(Generic[S]):
             self.exchange_in_turn(self.clock(), beat)
 
     def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
-        """Like `exchange`, for a caller that holds the turn; begins now."""
+        """Like `exchange`, for a caller that holds the turn and passes the current time as `began`."""
         session, lock, limited = self.session, self.lock, self.rate_limited
         if session.deleted:
             raise StudyDeleted
@@ -631,7 +633,7 @@ class LogClient(Generic[S]):
                     self.join(began)
                 if limited is not None and session.has_pending and not session.duplicated:
                     more = True
-                    while more:  # before the commit is made: what others queue meanwhile is included
+                    while more:  # before the commit is made, to include what others queue meanwhile
                         receipt = limited.wait_turn(session.state.lsn)
                         with lock:
                             more = session.advance(receipt, began)
@@ -684,7 +686,7 @@ class LogClient(Generic[S]):
             session.start_from(session.machine.empty() if state is None else state)
             more = session.advance(first, began)
         if more:
-            self.pull(began)  # before anything is written: the log may have a newer format
+            self.pull(began)  # before anything is written, since the log may have a newer format
         if not session.duplicated:
             with self.lock:
                 session.complete_join()

@@ -53,8 +53,8 @@ class SpoolSender:
     def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
         """Spool unsent commits, if they include the end of a trial; return the file, or None and the reason.
 
-        At the `last` moment of the program, also spool acknowledged commits that are not confirmed: before the rest
-        and in the same file, because a writer's commits must arrive in the order of their sequence numbers.
+        At the `last` moment of the program, also spool acknowledged commits that are not confirmed. They are put before
+        the rest in the same file, because a writer's commits must arrive in the order of their sequence numbers.
         """
         session = log.session
         with self._keeping:

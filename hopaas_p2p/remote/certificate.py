@@ -57,7 +57,7 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        context.num_tickets = 0  # no session resumption: a peer stays connected for hours
+        context.num_tickets = 0  # no session resumption, since a peer stays connected for hours
         try:
             context.load_cert_chain(*self._files, password=b"")  # so that OpenSSL does not prompt for one
             said = ssl._ssl._test_decode_cert(str(self._files[0]))  # type: ignore[attr-defined]  # noqa: SLF001

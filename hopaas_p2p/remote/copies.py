@@ -113,7 +113,7 @@ class Copy:
         return True
 
     def drop(self, base: int = 0) -> None:
-        """Forget the whole copy, and start over after the commit `base`, before which commits cannot be read."""
+        """Forget the whole copy, and start over after the commit `base`, up to which the copy then has no commits."""
         self._file.unlink(missing_ok=True)
         self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), base, base, None, False
 

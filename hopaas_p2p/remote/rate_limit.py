@@ -2,7 +2,7 @@
 
 Only wrong tokens that were checked with Postgres count. Guessing never delays a token that is known to be valid. Half
 of the hundred is for addresses that have tried no wrong token before, so that guessers do not use it up, and a token of
-an existing role has its own share: its name ends in random digits, which a guesser does not know.
+an existing role has its own share. Such a role's name ends in random digits, which a guesser does not know.
 """
 
 from __future__ import annotations

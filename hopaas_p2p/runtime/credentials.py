@@ -1,14 +1,14 @@
 """The only module that reads credentials, and the only gate through which they leave it.
 
-A credential is sent to hosts that the user named: on the command line, in the environment, or in the user's own
-settings file. Hosts that somebody else named get none: in a ticket, in a file of results from another machine
-(`check_named`), or in settings that came with a directory, which do not count before they are trusted (`settings`). A
-joined study is in between: its host gets the token that came with its invitation, and none of the user's own.
+A credential is sent to hosts that the user named on the command line, in the environment, or in the user's own settings
+file. Hosts that somebody else named get none, as in a ticket or in a file of results from another machine
+(`check_named`). Settings that came with a directory do not count before they are trusted (`settings`). The host of a
+joined study gets the token that came with its invitation, and none of the user's own.
 
 The files that `join` wrote define which hosts belong to a joined study, even if a ticket or the spool leads there. When
 the study is left, its host does not become one that the user named.
 
-Processes that we start get an environment with only what is named here, never a copy of ours (`environment`); the
+Processes that we start get an environment with only the variables named here, never a copy of ours (`environment`). The
 user's own training command gets a copy without the credentials that were not passed explicitly (`without_credentials`).
 """
 
@@ -114,7 +114,7 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment for a process of ours, or a batch system's command: only the variables that are named here.
+    """The environment for a process of ours, or a batch system's command, with only the variables that are named here.
 
     Args:
         more: variables that the caller or the user names; these may be secrets.
@@ -173,9 +173,9 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
     """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
 
     Raises:
-        ConfigurationError: several joined studies are at these hosts; one is at only some of them, so that no token is
-            for all; the user has left the study; or no study is there, but one's certificate authority would vouch for
-            these hosts.
+        ConfigurationError: several joined studies are at these hosts, or one is at only some of them, so that no token
+            is for all. Or the user has left the study there, or the certificate authority of a study that is not there
+            would vouch for these hosts.
 
     """
     asked = {_place(host, port) for host, port in servers}
@@ -305,7 +305,7 @@ def named(store: str) -> None:
 def check_named(store: str, servers: Sequence[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
     """Refuse a store that only somebody else named; code that opens a URL written by others must call this first.
 
-    A joined study's store is not refused: it gets the token that came with its invitation.
+    A joined study's store is not refused, because it gets the token that came with its invitation.
 
     Args:
         store: the URL.

@@ -2,7 +2,7 @@
 
 A file in a shared directory may be anybody's work. A file that says where a token is sent, or holds a login, counts
 only if this user owns it, and nobody else may write to it or to its directory. Files that this program names itself
-(job scripts, logs, caches, the spool) go to an `own_folder`: another user's link or folder in its place is refused, and
+(job scripts, logs, caches, the spool) go to an `own_folder`. Another user's link or folder in its place is refused, and
 anything put in its place later is not written to.
 """
 

@@ -34,7 +34,7 @@ _BATCH_JOB: Final = (
 _MODULES: Final = ("hopaas_p2p", "optuna", "numpy", "torch", "lightning", "keras", "xgboost", "lightgbm", "sklearn")
 _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _LARGEST: Final = 16 << 20
-"""Bytes of a file of git: a large repository has megabytes of packed references."""
+"""Bytes of a file of git. A large repository has megabytes of packed references."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 

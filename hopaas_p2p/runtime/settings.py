@@ -10,8 +10,8 @@ A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets
 names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
 
 A `hopaas.toml` comes with a directory, and so may be somebody else's work. It counts only if the user owns it and
-nobody else may write to it, and until the user trusts it (`trust`, by path and content), it may set only
-names and numbers: no host, no path outside its folder, no secret file.
+nobody else may write to it. Until the user trusts it (`trust`, by path and content), it may set only names and
+numbers, but no host, no path outside its folder, and no secret file.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange, after which the calle
 def snapshot_step(lsn: int) -> int:
     """The number of commits between two snapshots of a log of this length.
 
-    For a log that is not short, a fraction between 1/64 and 1/128 of its length, so that a joiner has little to replay
-    and a log of n commits has some 64 log(n) snapshots.
+    For a log that is not short, this is between 1/64 and 1/128 of its length. So a joiner has little to replay, and a
+    log of n commits has some 64 log(n) snapshots.
     """
     if lsn < _SHORT:
         return SNAPSHOT_EVERY

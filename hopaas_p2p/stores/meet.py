@@ -4,8 +4,8 @@ A check by a single node proves little about a directory on a network file syste
 So two or more nodes start `hopaas-p2p doctor STORE --meet WORD` at about the same time, write to one log for some
 seconds, and compare what each of them has read.
 
-The delay until one node sees another's commit is measured with one node's own clock: every commit names the others'
-commits that its writer has seen, so the time from a commit to the first answer to it is a round trip.
+The delay until one node sees another's commit is measured with one node's own clock. Every commit names the others'
+commits that its writer has seen, so the time from a commit to the first answer is a round trip.
 """
 
 from __future__ import annotations

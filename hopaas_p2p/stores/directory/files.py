@@ -101,8 +101,8 @@ class Directory:
 
     Args:
         root: the folder.
-        meta: the name of the description. Nothing is ever created below a root without it, because that may be
-            an empty mount point.
+        meta: the name of the description. Nothing is ever created below a root without a description,
+            because such a root may be an empty mount point.
 
     """
 

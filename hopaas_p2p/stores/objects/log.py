@@ -82,13 +82,13 @@ class History:
 
     A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
-    every write, and a backup that was restored under running peers is noticed before anything is written beside it. On
-    a file server, the check is made once per second. In a bucket, the next commit reveals a restored backup.
+    every write. A backup that was restored under running peers is then noticed before anything is written beside it.
+    On a file server, the check is made once per second. In a bucket, the next commit reveals a restored backup.
 
     A free key is the end of the log only for a process that was awake. `gc` leaves everything in a bucket for a day,
-    and a folder of a directory stays for minutes beside its pack. If some clock of a process's machine has advanced by
-    more than that since the last contact, the process checks for removals before it trusts a free key, and before it
-    acknowledges what it wrote.
+    and a folder of a directory stays for minutes beside its pack. If a clock of the machine has advanced by more
+    than that since the last contact, the process checks for removals before it trusts a free key or acknowledges a
+    write.
 
     An exchange lasts from `begin` to `end`. During an exchange, the end of the log can be trusted unless this process
     slept. Commits that it has not read may be removed minutes after packing, and a network file system may then still
@@ -165,7 +165,7 @@ class History:
         there = None if before is None else codec.following(before, payload)
         if known is not None and there is not None and known != there:
             raise BrokenChain(
-                f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, now it is "
+                f"this log has two histories: the sum up to commit {since} was {codec.shown(known)} for a peer, and now is "
                 f"{codec.shown(there)}. {_ADVICE}"
             )
         return woke
@@ -467,7 +467,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             self._check_deleted()
 
     def _check_beginning(self, deadline: float) -> None:
-        """Check once, for a log without commit 1, that nobody has written to it, rather than that it was removed."""
+        """Check once that a log without commit 1 was never written to, and that its beginning was not removed."""
         if self._has_beginning:
             return
         for key in self.objects.listed(self.root, at_most=3):
@@ -501,7 +501,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 if found.more or appended:
                     return ExchangeResult(entries, found.more)
             if self.history.contradicted:
-                return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
+                return ExchangeResult(entries, more=True)  # not appended, since it would be in a different history
             entry, created = self._decide(since + len(entries) + 1, outgoing, deadline)
             entries.append(entry)
             self._head = self._seen = entry.lsn

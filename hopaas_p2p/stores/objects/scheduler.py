@@ -24,7 +24,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.stores.objects.log import WriteScheduler
 
 GAP: Final = 5.0
-"""Slots for which a peer pauses: a peer with slow reads finds the end in two or three, and then writes."""
+"""Slots for which a peer pauses. A peer with slow reads finds the end in two or three slots, and then writes."""
 ME: Final = None
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory also counts as waiting

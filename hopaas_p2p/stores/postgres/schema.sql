@@ -26,7 +26,7 @@ CREATE TABLE hopaas.logs (
     deleted timestamptz
 );
 
--- Who enters a log: it is NULL where there is none of that name, and so is what the user may do there.
+-- A caller in a log: the log, the user, and the user's role there. Log and role are NULL if no log has that name.
 CREATE TYPE hopaas.entry AS (log integer, username text, role text);
 
 CREATE TABLE hopaas.commits (
@@ -42,7 +42,7 @@ CREATE TABLE hopaas.commits (
     UNIQUE (log, nonce, author)
 );
 
--- A worker's snapshot is doubtful until another author has compared it with the log: see newest_snapshot_v1.
+-- A worker's snapshot is doubtful until another author has compared it with the log; see newest_snapshot_v1.
 CREATE TABLE hopaas.snapshots (
     log integer NOT NULL,
     lsn bigint NOT NULL,
@@ -55,7 +55,7 @@ CREATE TABLE hopaas.snapshots (
 );
 ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
 
--- Finished trials, which snapshots share: each block is stored once, under a name that ends in a hash of its bytes.
+-- Finished trials, which snapshots share. Each block is stored once, under a name that ends in a hash of its bytes.
 CREATE TABLE hopaas.blocks (
     log integer NOT NULL,
     name text NOT NULL CHECK (length(name) BETWEEN 33 AND 64),
@@ -88,7 +88,7 @@ CREATE TABLE hopaas.users (
     created timestamptz NOT NULL DEFAULT now()
 );
 
--- Which login role is whose token. The secret itself is Postgres' business (a SCRAM verifier), as is the expiry.
+-- The login role and the user of each token. Postgres itself keeps the secret (as a SCRAM verifier) and the expiry.
 CREATE TABLE hopaas.tokens (
     role text PRIMARY KEY,
     username text NOT NULL REFERENCES hopaas.users ON DELETE CASCADE,
@@ -99,9 +99,9 @@ CREATE TABLE hopaas.tokens (
 
 INSERT INTO hopaas.logs (uuid, created_by) VALUES ('catalog', session_user);
 
--- Which user a peer belongs to: the author of its first commit to any log. Others learn a peer's name from its commits,
--- so nobody can be quicker; and unlike beats, this survives a crash of the server. `since` is the time of that commit, as
--- commits.at: when logs are restored, in whatever order, the first author counts.
+-- The user that each peer belongs to, who is the author of its first commit to any log. Others learn a peer's name only
+-- from its commits, so nobody can claim it first. Unlike beats, this table survives a crash of the server. `since` is the
+-- time of that commit, like commits.at, so that the first author counts in whatever order logs are restored.
 CREATE TABLE hopaas.peers (
     peer text PRIMARY KEY CHECK (length(peer) BETWEEN 1 AND 64),
     author text NOT NULL,
@@ -237,8 +237,8 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
         OR EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author = p_user)
 $$;
 
--- The sum of a log up to this lsn, computed from the checksum of the commit there: its first four bytes, little-endian; see
--- core/codec.py. NULL if the log has no such commit.
+-- The sum of a log up to this lsn, computed from the checksum of the commit there, its first four bytes (little-endian);
+-- see core/codec.py. NULL if the log has no such commit.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT CASE p_lsn WHEN 0 THEN 0 ELSE (
         SELECT (c.before * 1000003 + get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16)
@@ -524,7 +524,7 @@ BEGIN
 END $$;
 
 -- Remove a user's grant for a study. Only the study's owners may call this. It waits for open transactions only if the
--- grant is another owner's. It ends no sessions, because anybody can own a study, grant it to anybody, and revoke the grant.
+-- grant is another owner's. It ends no sessions, because anybody can own a study, grant it to others, and revoke that.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered(p_log, 'owner');

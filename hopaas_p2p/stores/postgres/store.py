@@ -161,7 +161,7 @@ class PostgresStore(Store):
         return {uuid for (uuid,) in self.call("shared")}
 
     def call(self, function: str, *, copied: bool = False, **arguments: Any) -> list[Any]:
-        """Call a function of the schema: one round trip on the open connection, or on a new one.
+        """Call a function of the schema, in one round trip on the open connection, or on a new one.
 
         Args:
             function: its name without its version.

@@ -41,9 +41,9 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 def _prompt(connection: Any) -> Any:
     """Connections of this kind that acknowledge data at once, and do not accept an answer that drips.
 
-    A server that sends an answer's head and body separately, and waits for an acknowledgement of the first before it
-    sends the second (Nagle's algorithm, as in Ceph RGW by default), meets a kernel that acknowledges 40 ms later, to
-    combine the acknowledgement with data. Each GET then took 44 ms, and peers that only write starved those that read.
+    A server may send an answer's head and body separately, and wait for an acknowledgement of the first before it sends
+    the second (Nagle's algorithm, as in Ceph RGW by default). The kernel here acknowledges only 40 ms later, to combine
+    the acknowledgement with data. Each GET then took 44 ms, and peers that only write starved those that read.
     """
 
     class Prompt(connection):  # type: ignore[misc]

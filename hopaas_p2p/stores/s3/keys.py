@@ -6,9 +6,9 @@ machine's metadata. Files and services are read again when their keys expire or 
 during a run. `hopaas_p2p.runtime.credentials` reads them, and checks whether they may sign requests to the bucket's
 server.
 
-Requests to services, and their answers, are never shown. The SDK's own providers are not used: they put web identity
-tokens into URLs, which error messages then show, create their own pools without a proxy, and can stall for six seconds
-where there is no metadata service.
+Requests to services, and their answers, are never shown. The SDK's own providers are not used. They put web identity
+tokens into URLs, which error messages then show. They also create their own pools without a proxy, and can stall for
+six seconds if there is no metadata service.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of those before it; see `carried`
 
-A PUT is slow and costs as much as twelve GETs, so peers pace themselves (`TurnScheduler`), read before they write if
-others have probably written, and read some of the objects instead of all (`search`). Each process checks its own
+A PUT is slow and costs as much as twelve GETs. So peers pace themselves (`TurnScheduler`), read before they write if
+others have probably written, and read only some of the objects (`search`). Each process checks its own
 commits again later (`confirmation`).
 """
 

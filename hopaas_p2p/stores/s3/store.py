@@ -8,8 +8,8 @@ tested again, with a few requests, while a process writes and after the server w
 a second pool, or versioning, during a study. No number of requests proves the condition for good; the chain of commits
 reveals violations that the tests miss.
 
-Test keys are written where the policies let every worker write and remove; if an older or custom policy does not, they
-are written beside the snapshots or commits of the log that is to be written.
+Test keys are written where the policies let every worker write and remove. If an older or custom policy does not allow
+that, the keys are written beside the snapshots or commits of the log that is to be written.
 """
 
 from __future__ import annotations
