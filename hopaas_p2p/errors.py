@@ -1,6 +1,6 @@
 """The errors that this package raises: what happened, whether retrying helps, and what to do next.
 
-The caller can fix some of them, such as a wrong call, a wrong setting, or a study that does not exist. Others come from
+The caller can fix some errors, such as a wrong call, a wrong setting, or a study that does not exist. Others come from
 outside, such as a store that cannot be reached, or a lease that another peer took over. Content written by other peers
 never raises, because `apply` refuses and counts it.
 """

@@ -1,6 +1,6 @@
 """Notes and tags of studies and trials.
 
-Notes use optuna-dashboard's format, so it shows notes written here, and the reverse. A note is Markdown in pieces of
+Notes use optuna-dashboard's format, so each program shows the other's notes. A note is Markdown in pieces of
 2045 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version number
 that increases. An empty piece ends the note, so that nothing remains of a longer one that somebody else saves at the
 same time.

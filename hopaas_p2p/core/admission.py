@@ -77,7 +77,7 @@ def next_start(
     Args:
         state: the study.
         me: the peer's name, since a peer may have been asked to take no more trials. "" means any peer.
-        alive: what the peer knows about the owners of running trials. None means nothing; any of them may be dead.
+        alive: what the peer knows about the owners of running trials. None means nothing; any owner may be dead.
         skip: trials that the peer leaves to others for now. Paused ones are skipped only while the budget has room.
         no_new: why the peer begins no new configuration, such as "space" when its sampler is exhausted.
 

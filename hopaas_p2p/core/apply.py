@@ -2,9 +2,9 @@
 
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
 process is the writer, and never raises on content. A record is accepted, or refused with a reason that its writer finds
-in the verdict. `TRANSITIONS` defines a record's effects on a trial. The lease determines who may do it: owner and epoch
-must match the log's. If the store names authors, no author may write for another author's peer. A commit whose
-writer or owner belongs to another author is refused as a whole, and changes only the count of refusals.
+in the verdict. `TRANSITIONS` defines a record's effects on a trial. Owner and epoch of the lease
+determine which peer may write it. If the store names authors, no author may write for another author's peer. A commit
+whose writer or owner belongs to another author is refused as a whole, and changes only the count of refusals.
 
 The file has `apply`, then one function per kind of record, then their common steps. `validity` holds the
 rules for content that no record may have, whoever wrote it.
@@ -628,7 +628,7 @@ def _own_distributions(state: State, record: TrialSet | TrialCreate | Replicates
 
 
 def can_be_repeated(state: State, record: TrialCreate | Replicates, count: int) -> bool:
-    """Whether a configuration may get this many trials, each with its parameters and attributes in a snapshot."""
+    """Whether a configuration may get this many trials, each of which adds parameters and attributes to snapshots."""
     texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
     weight = sum(texts) + sum([len(name) + 8 for name in record.params])  # roughly their bytes
     fits = 1 <= count <= MOST_REPLICATES and count * weight <= _MOST_COPIED

@@ -1,7 +1,7 @@
 """Encodes blocks of 1,024 trials as bytes, each compressed separately; they make up most of a snapshot.
 
 A block consists of columns; see `state.BlockColumns`. Reals are stored as planes of bytes, because the high bytes of
-neighbours mostly agree and compress well. A set of parameters or steps is an index into a table of those that occur.
+neighbours mostly agree and compress well. A set of parameters or steps is an index into a table of sets.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ def nonce_of(payload: bytes) -> str:
 def decode(payload: bytes) -> Commit | Garbage:
     """Decode a commit. Never raises on content.
 
-    A commit in a format that this version does not know is garbage too, because any peer may write one, and it must not
-    stop the others. Whether a store needs a newer version is recorded where only the store's owner writes, in
+    A commit in a format that this version does not know is garbage too, because any peer may write such a commit, which
+    must not stop other peers. Whether a store needs a newer version is recorded where only the store's owner writes, in
     `meta.json` or the schema's version.
     """
     if len(payload) > MAX_BYTES:

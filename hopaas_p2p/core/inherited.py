@@ -145,7 +145,7 @@ class _Steps:
 class StepValues(_Chained[int, float]):
     """Values by step; the last step, or the first one from a given step on, is found without scanning all of them.
 
-    Its own values take precedence over those of `older` trials, the newest first, each with a range of steps that
+    A trial's own values take precedence over those of `older` trials, the newest first, each with a range of steps that
     counts.
     """
 

@@ -65,7 +65,7 @@ def ttl_of(state: State, owner: str) -> float:
 def beat_value(peer: str, count: int, now_us: int) -> str:
     """A heartbeat that differs from all before it.
 
-    It contains the time for display; the rules only check that the beat changes.
+    A beat contains the time for display; the rules only check that the beat changes.
     """
     return f"{peer}:{count}:{now_us // 1_000_000}"
 
@@ -250,7 +250,7 @@ class OwnerMonitor:
     def doubted_until(self, state: State, owner: str, *, since: float, now: float) -> float | None:
         """The latest time by which this owner has shown a sign of life `since` this moment, or may lose its trials.
 
-        None if it has already shown a sign of life.
+        None if the owner has already shown a sign of life.
         """
         if self.detector.proven_alive(owner, since=since):
             return None

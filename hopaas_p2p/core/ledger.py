@@ -6,8 +6,8 @@ joined. An owner that measured the energy, ran several trials at once, or notice
 correct amounts (`Used`). If an owner died, an observer records how long it saw the owner alive.
 
 All amounts are whole numbers, so that they can be moved from one account to another without a remainder. The cost of a
-running trial is booked as *running*. It then becomes *complete*, *pruned* or *failed*, *lost* if the trial's peer died,
-or *given back* until another peer ends the trial.
+running trial is booked as *running*. This cost then becomes *complete*, *pruned* or *failed*, *lost* if the trial's
+peer died, or *given back* until another peer ends the trial.
 
 Limits are judged when a record is applied, from the log up to that record. This module reads no clock. A time is
 reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends no
@@ -43,7 +43,7 @@ unit.
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 30_000
-"""GPUs or cores of one peer. This times the longest lease, in thousandths, is below `_MOST`."""
+"""GPUs or cores of one peer. This number times the longest lease, in thousandths, is below `_MOST`."""
 _MOST_WATTS: Final = 100_000
 Devices = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_DEVICES)]
 Watts = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_WATTS)]

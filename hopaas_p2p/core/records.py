@@ -1,7 +1,7 @@
 """The content of a log: one struct per kind of record, and the Commit that carries records.
 
-A record is a fact or a request, published by one peer to all. It has no authority of its own: `apply.apply` decides its
-effect, identically on every peer. Records stay in a log forever, so a field is never renamed, reordered or reused; new
+A record is a fact or a request, published by one peer to all. The function `apply.apply` decides the effect of a
+record, identically on every peer. Records stay in a log forever, so a field is never renamed, reordered or reused; new
 fields go to the end with a default.
 """
 

@@ -104,7 +104,7 @@ def dump(state: State) -> bytes:
 def digest(state: State) -> str:
     """A fingerprint of the whole State: equal for any two peers at the same lsn.
 
-    It is computed before compression, because versions of zlib produce different bytes.
+    The digest is computed before compression, because versions of zlib produce different bytes.
     """
     header = _header(state)
     header.chain = None  # the study does not depend on its log's sum

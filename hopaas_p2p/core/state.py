@@ -260,7 +260,7 @@ class ClosedBlock(Protocol):
 class Trials(Sequence[Trial]):
     """The trials of a study, by number, in a sequence of blocks; closed blocks take some hundred bytes per trial.
 
-    A trial of an open block remains the same object while the block is open. Those of a closed block are created when
+    A trial of an open block remains the same object while the block is open. Trials of a closed block are created when
     they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
     first.
 

@@ -101,7 +101,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Wait for other joins, so that of two studies of the same name, one's token does not go to the other's host."""
+    """Let one process join a study at a time, so that no token goes to the host of another study of the same name."""
     lock = joined_folder().with_suffix(".lock")
     try:
         lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -46,7 +46,8 @@ def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = 
 def client_context(file: str = "", *, alpn: str = "http/1.1", check_hostname: bool = True) -> ssl.SSLContext:
     """A context that verifies a server by the authorities in this file, by default those of `authorities()`.
 
-    It is shared: do not change it, and do not pass it to a library that does, such as urllib3 (see `new_context`).
+    The context is shared. Do not change it, and do not pass it to a library that does, such as urllib3; see
+    `new_context`.
 
     Raises:
         ConfigurationError: the file does not exist, or contains no authorities.

@@ -148,7 +148,7 @@ class Peer:
         self.copies_made = 0
         """How often this process was forked, or its storage pickled; another process may then also run its trials."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Storages of this process that share this peer: closing the last one closes the peer."""
+        """Storages of this process that share this peer, which is closed with the last of them."""
         self.forgotten: deque[Any] = deque()
         """Weak references to trials that were collected before they were ended, for a job to release."""
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
@@ -209,7 +209,8 @@ class Peer:
     def adopted(self) -> set[str]:
         """The other peers for which this process sends beats.
 
-        It does so only while the trials that it continues run, because their peers may be dead and have left others.
+        It does so only while the trials that it continues run, because those peers may be dead, and may have left other
+        trials.
         """
         owners = set()
         for one in list(self._adopted):  # another thread may be adopting one
@@ -571,7 +572,7 @@ class Peer:
             return log.session.owners.resting(log.session.state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
-        """None if this owner has shown a sign of life after `since`; see `OwnerMonitor.doubted_until`."""
+        """See `OwnerMonitor.doubted_until`; None also for an owner for which this process itself sends beats."""
         if owner in self._beaten_for:
             return None
         return log.session.owners.doubted_until(log.state, owner, since=since, now=self.clock())
@@ -639,7 +640,7 @@ class Peer:
     def _run_errands(self, now: float) -> float:
         """Release forgotten trials, send others' spooled commits, answer a rescue, and end the logs of deleted studies.
 
-        A process that deletes a study removes it from the list, then ends its log. It may die before the second step.
+        A process that deletes a study removes it from the list, then ends its log, and may die before the second step.
         """
         self.release_forgotten()
         self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)

@@ -320,7 +320,7 @@ class LogSession(Generic[S]):
         self.in_flight = [*self.in_flight, sent]
 
     def ready(self, now: float) -> tuple[bool, bool, float]:
-        """The work that is due now even if no caller waits for it. This creates no commit.
+        """The work that is due now even if no caller waits for it. No commit is created.
 
         Returns whether an exchange is due, whether one is due if there is anything new, and when to call again.
         """

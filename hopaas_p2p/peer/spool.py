@@ -72,7 +72,7 @@ class SpoolSender:
             trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
             path, why = self._write(uuid, log, commits, "unconfirmed" if placed else "unsent", trials)
             if path is not None and placed:
-                self.forget(session)  # it contains everything in its other files
+                self.forget(session)  # the new file contains everything in the session's other files
             elif path is not None:
                 session.spooled[path] = ends
                 session.kept = undecided
@@ -279,7 +279,7 @@ class SpoolSender:
                     log.pull(began)
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
-        """Append again those of these acknowledged commits that the log has lost; return how many it cannot accept.
+        """Append acknowledged commits again that the log has lost; return how many of them it cannot accept.
 
         The log can accept a commit if it has, up to the commit's old place, what the writer had read. Everything that
         the commit refers to is then there, under the same numbers. The log must also have no later commit of the
@@ -327,7 +327,7 @@ def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
     """Why the log did not count the values in this end of a trial of `owner`; None if it counted them.
 
     `tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts the
-    result that arrived first, and the sender of the other one learns here that it was dropped.
+    result that arrived first, and the sender of the later result learns here that it was dropped.
     """
     if record.state is not TrialState.COMPLETE or record.values is None or record.number >= len(state.trials):
         return None

@@ -1,9 +1,9 @@
 """Checks a worker's snapshot, which a peer of another author compares with the log.
 
 A joiner trusts a snapshot as it trusts the log, so a forged one would mislead every peer that joins from it. A peer
-whose turn it is to write a snapshot therefore first checks other authors' snapshots for which nobody has vouched. It
-loads one, applies the commits from there up to its own position, and compares the two states. The store keeps the
-result.
+whose turn it is to write a snapshot therefore first checks other authors' snapshots for which nobody has vouched. The
+peer loads such a snapshot, applies the commits from there up to its own position, and compares the two states. The
+store keeps the result.
 """
 
 from __future__ import annotations

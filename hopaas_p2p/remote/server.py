@@ -150,7 +150,7 @@ class Service:
             came.set()
 
     def end_waits(self) -> None:
-        """Answer all who wait for news, now and from now on, because this server is about to stop."""
+        """Answer all callers that wait for news, now and from now on, because this server is about to stop."""
         self._ending = True
         for log in list(self._news):
             self._tell(log)

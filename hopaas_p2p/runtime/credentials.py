@@ -446,7 +446,7 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, 
     """Check that this user's keys may sign requests to these servers of a bucket.
 
     Raises:
-        ConfigurationError: only a joined study names one of them, or vouches for it.
+        ConfigurationError: only a joined study names one of the servers, or vouches for it.
 
     """
     joined = _joined_at(servers, env)

@@ -1,7 +1,7 @@
 """Which process this is, and what happens when it forks and when it ends.
 
 This is the one module that tells Python what to do at a fork. The locks of all logs are held during the fork, so that
-the child finds every state consistent. They are taken in one order, before any other lock, because a thread that
+the child finds every state consistent. These locks are taken in one order, before any other lock, because a thread that
 reports holds its log's lock and may then need others. Peers send or spool their records when the process ends, even in
 a child of `multiprocessing`, which does not run `atexit`.
 
@@ -50,8 +50,9 @@ def call_in_child(hook: Callable[[], object]) -> None:
 class once(Generic[T]):  # noqa: N801  # as `property`
     """`functools.cached_property` without the lock that it has in Python 3.11, but no longer in 3.12.
 
-    That lock is shared by all objects. A forked child waits for it forever if a thread of its parent was computing the
-    value for any of them. Here, two threads may both compute the value; both get the one that is stored first.
+    The lock of 3.11 is shared by all objects. A forked child waits for it forever if a thread of its parent was
+    computing the value for any of them. Here, two threads may both compute the value; both get the one that is stored
+    first.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:

@@ -1,4 +1,4 @@
-"""Settings from options, the environment and files. The first of these wins:
+"""Settings from options, the environment and files. The first source that has a value wins:
 
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 

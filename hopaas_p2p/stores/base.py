@@ -1,6 +1,6 @@
 """The contract of a store: what every back end promises, and what callers must not expect.
 
-A store holds logs, snapshots, beats and artifacts. It orders commits and keeps them, and knows nothing of their
+A store holds logs, snapshots, beats and artifacts. A store orders and keeps commits, and knows nothing of their
 content. Each log is used by one thread at a time.
 
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
@@ -80,7 +80,7 @@ class Placed(Struct, frozen=True, gc=False):
     """A commit, with its place in the history that its writer has read."""
 
     lsn: int
-    """Its place in that history; 0 if it was still in flight."""
+    """The commit's place in that history; 0 if the commit was still in flight."""
     before: int | None
     """The sum of the log before it; None if unknown."""
     commit: Outgoing
@@ -212,7 +212,7 @@ class Log(ABC):
         return set()
 
     def put_block(self, name: str, data: bytes) -> None:
-        """Store a block. Its name contains a hash of its bytes."""
+        """Store a block, whose name contains a hash of its bytes."""
 
     def put_snapshot_head(self, lsn: int, head: bytes) -> None:
         """Store the head of a snapshot whose blocks exist, and keep the two before it."""

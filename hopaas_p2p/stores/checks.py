@@ -62,7 +62,7 @@ Check = Callable[[Any], Any]
 
 
 def _own(store: Store, part: str) -> Check | None:
-    """This kind of store's check of that name, if it has one."""
+    """The check of that name for this kind of store, if there is one."""
     with contextlib.suppress(ModuleNotFoundError):
         module = importlib.import_module(f"{type(store).__module__.rpartition('.')[0]}.checks")
         return getattr(module, part, None)

@@ -1,4 +1,4 @@
-"""A store in this process's memory, for tests and for trying things out. It ends with the process.
+"""A store in this process's memory, for tests and for trying things out. The store ends with the process.
 
 A fork copies it: parent and child then have two independent stores.
 """

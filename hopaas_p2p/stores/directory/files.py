@@ -1,10 +1,10 @@
 """Objects in a directory: names that are write-once on every file system with symbolic links, network ones included.
 
 A small object is the text of a symbolic link that is never followed, in base64 after `hopaas:`. `symlink()` is one call
-to a file server. It creates the name with all of its text or not at all, and exactly one of several callers that create
-the same name succeeds. `readlink()` reads the text. A larger object (over 3 kB, on XFS 750 bytes) is a file, which is
-written and synced first; a link beside it then names the file. Where a symbolic link may be seen half made, as on
-GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Neither call
+to a file server. The call creates the name with all of its text or not at all, and exactly one of several callers that
+create the same name succeeds. `readlink()` reads the text. A larger object (over 3 kB, on XFS 750 bytes) is a file,
+which is written and synced first; a link beside it then names the file. Where a symbolic link may be seen half made, as
+on GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Neither call
 replaces a name that the other has created.
 
 Objects that may be replaced (packs, snapshots, artifacts) are regular files, written completely under another name and

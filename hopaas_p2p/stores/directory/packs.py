@@ -1,7 +1,7 @@
 """Packs: 256 commits in one regular file, so that no folder ever holds thousands of small files.
 
 The commits of a range, lsns 1 to 256, 257 to 512 and so on, begin as single objects in a folder of that range. The
-writer of the last one also writes the pack; minutes later the whole folder is removed. So a range is always open (a
+writer of the last commit also writes the pack; minutes later the whole folder is removed. So a range is always open (a
 folder), packed (both) or closed (a pack). A reader that finds no folder looks for the pack, and a writer looks for the
 pack before it creates a missing folder, so correctness does not depend on when a folder is removed.
 

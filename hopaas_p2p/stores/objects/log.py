@@ -57,7 +57,7 @@ SPAN: Final = SNAPSHOT_EVERY
 TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; further ones are read again
-_SUMS: Final = 256  # sums kept, up to as many recent commits; most callers of a server have read up to one of these
+_SUMS: Final = 256  # sums kept, of the log up to recent commits; most callers of a server have read up to one of them
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
@@ -165,8 +165,8 @@ class History:
         there = None if before is None else codec.following(before, payload)
         if known is not None and there is not None and known != there:
             raise BrokenChain(
-                f"this log has two histories: the sum up to commit {since} was {codec.shown(known)} for a peer, and now is "
-                f"{codec.shown(there)}. {_ADVICE}"
+                f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, which is "
+                f"now {codec.shown(there)}. {_ADVICE}"
             )
         return woke
 

@@ -1,10 +1,10 @@
 """Removes logins from a server, even if their holders try to prevent it.
 
-A login may have open transactions that lock what has to change, and prepared ones that outlive its sessions. It may
-have rights and objects in any database of the server, which prevent its role from being dropped. So it is shut out
-first. It loses its right to log in, which nobody else can block, and then its rows and grants, in a short transaction
-that is retried while it is blocked. What is left does no harm; it is removed as far as possible, and the rest is
-reported.
+A login may have open transactions that lock what has to change, and prepared ones that outlive its sessions. A login
+may also have rights and objects in any database of the server, which prevent its role from being dropped. So the login
+is shut out first. It loses its right to log in, which no other session can block, and then its rows and grants, in a
+short transaction that is retried while it is blocked. What is left does no harm; it is removed as far as possible, and
+the rest is reported.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ _SECURE_FUNCTIONS: Final = """
         LOOP EXECUTE 'ALTER FUNCTION ' || f.name || ' SET search_path = pg_catalog, pg_temp ' || f.rights; END LOOP;
     END $$
 """
-"""All functions look up names only where callers cannot create any. Those that peers may call run as the schema's
+"""All functions look up names only where callers cannot create any. Functions that peers may call run as the schema's
 owner, and do not wait for a lock longer than a peer's call may take."""
 _RESTORE_COMMIT: Final = """
     WITH peer AS (
@@ -66,7 +66,7 @@ _RESTORE_COMMIT: Final = """
     SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s
     FROM hopaas.logs WHERE uuid = %(uuid)s ON CONFLICT (log, lsn) DO NOTHING
 """
-"""Inserts a commit as it was when it was backed up. Its peer belongs to the author of the earliest commit that has the
+"""Inserts a commit as it was when it was backed up. A peer belongs to the author of the earliest commit that has the
 peer as its writer, in whatever order logs are restored."""
 _MARK: Final = re.compile(r"^-- == (?:migration (\d+)|functions) ==$", re.MULTILINE)
 

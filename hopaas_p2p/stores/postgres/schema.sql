@@ -432,7 +432,7 @@ LANGUAGE sql AS $$
     WHERE l.uuid = p_log AND b.name = ANY (p_names)
 $$;
 
--- Keep a block. Its name contains its hash, so nobody can put other bytes under a name that honest peers will use.
+-- Keep a block. A block's name contains its hash, so nobody can put other bytes under a name that honest peers will use.
 CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');

@@ -122,8 +122,8 @@ class PostgresLog(Log):
 class PostgresStore(Store):
     """Logs, snapshots and beats in the schema `hopaas` of a database. Connects at the first call.
 
-    It has one connection, used by one thread at a time. After the server has refused a secret, the same error is raised
-    for a minute without another attempt.
+    A store has one connection, used by one thread at a time. After the server has refused a secret, the same error is
+    raised for a minute without another attempt.
 
     Raises:
         ConfigurationError: the URL cannot be used, or asks for a connection that others could read.

@@ -3,7 +3,8 @@
 libpq waits for a reply without a limit. A hanging server, or a route that drops packets, does not close the connection,
 and the kernel does not give up either while the other machine's kernel answers. So one thread of this process checks
 the connections in use, and shuts a socket down when no byte has crossed it during several checks; libpq then reports a
-closed connection. This sends no query and changes no setting of the session, so it also works through a pooler.
+closed connection. The thread sends no query and changes no setting of the session, so the watchdog also works through a
+pooler.
 
 A large reply over a slow link may take any time, as long as bytes move. Linux reports the bytes that moved over TCP;
 elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.

@@ -1,7 +1,7 @@
 """Cleans up a bucket: removes commits that a snapshot replaces, and the remains of deleted studies.
 
-This is optional, and never runs by itself; without it, a study can be replayed from its first commit forever. The order
-of the steps makes it safe. The boundary is advanced before objects are removed, and a peer that slept checks the
+A clean-up is optional, and never runs by itself; without it, a study can be replayed from its first commit forever. The
+order of the steps makes it safe. The boundary is advanced before objects are removed, and a peer that slept checks the
 boundary before it accepts a free key as the end of the log. Only objects that the server has held for a day, by its own
 clock, are removed, because a peer that was awake has read them.
 """

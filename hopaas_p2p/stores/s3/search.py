@@ -17,7 +17,7 @@ WIDEST: Final = 16
 """The maximum number of concurrent GETs."""
 _FAR: Final = 2.0 * MOST  # expected commits beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds of these, after which it reads windows, and requests the end with the last
+_RUSH: Final = 8  # rounds of such reads, after which it reads windows, the last with the end
 _LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen; a log may outgrow a distant peer
 _SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; determined, like the next two, in
 _SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
