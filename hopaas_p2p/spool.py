@@ -150,7 +150,7 @@ def set_aside(path: Path, suffix: str = ASIDE) -> Path:
 
 
 def sent(path: Path, spooled: Spooled, store: str) -> None:
-    """Record that the store at this URL has this file's content, which is sent later to the file's own URL, if another.
+    """Record that the store at this URL has this file's content. Another URL in the file gets the content later.
 
     The store at this URL may be somebody's copy, in a folder that was cloned or under an invitation.
     """

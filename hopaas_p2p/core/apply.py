@@ -227,7 +227,7 @@ def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
 
 
 def _elects_another(state: State, key: str, text: str, commit: Commit) -> bool:
-    """Whether this attribute makes a peer the exporter that is not the commit's owner, and might not export."""
+    """Whether this attribute names an exporter other than the commit's owner; that peer might never export."""
     if not key.startswith(EXPORTER):
         return False
     named, before = (json.loads(one).get("peer") for one in (text, state.system.get(key, "{}")))
@@ -428,7 +428,7 @@ def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Com
 
 
 def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
-    """End a trial as COMPLETE, PRUNED or FAIL. A late COMPLETE result is kept; see `_keep_late`."""
+    """End a trial as COMPLETE, PRUNED or FAIL. `_keep_late` keeps a late result."""
     if record.state not in _ENDS or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")

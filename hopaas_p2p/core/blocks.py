@@ -49,7 +49,7 @@ class _Metrics(msgspec.Struct, array_like=True):
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(BlockColumns).decode
 _WHOLE: Final = ("epochs", "owner", "param_set", "step_set", "widths")
-"""Columns of whole numbers. Where all trials have the same value, it is stored once."""
+"""Columns of whole numbers. If all trials have the same value, the value is stored once."""
 _decode_metrics: Final = msgspec.msgpack.Decoder(_Metrics).decode
 _COMMON: Final = Rare()
 _RARE: Final = Rare.__struct_fields__

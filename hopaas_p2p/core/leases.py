@@ -129,7 +129,7 @@ class FailureDetector:
         self._unread = heard
 
     def watches(self, owner: str) -> bool:
-        """Whether this owner was among those of the last look."""
+        """Whether the last look included this owner."""
         return owner in self._seen
 
     def beat(self, owner: str) -> str | None:

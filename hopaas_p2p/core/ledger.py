@@ -125,7 +125,7 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     top: Amount
     """Epochs that its trial has now."""
     from_zero: bool
-    """Whether its steps begin with 0."""
+    """Whether the trial's steps begin with 0."""
     stored: Time = 0
     """When the store received the commit that started the lease, by the store's clock; 0 if the store has no clock."""
     used: Used | None = None

@@ -1,4 +1,4 @@
-"""Which trials a trial descends from, and with which parameters each step of its training was made.
+"""Finds the trials that a trial descends from, and the parameters with which each step of its training was made.
 
 In a population a member continues from another one's checkpoint, so a trial's final model was trained by several trials
 with different parameters. A path through these trials, from the first step to the last, is a schedule of parameters.

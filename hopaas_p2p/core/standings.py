@@ -34,9 +34,9 @@ class RungStanding(NamedTuple):
     promoted: int = 0
     """The number of rungs from which it has continued; it pauses at the next rung."""
     waits: bool = False
-    """Whether it waits to continue at the highest rung that it has reached."""
+    """Whether the configuration waits to continue at the highest rung that it has reached."""
     over: bool = False
-    """Whether it is complete, or has failed for good."""
+    """Whether the configuration is complete, or has failed for good."""
     end: float | None = None
     """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
@@ -65,7 +65,7 @@ class TrialChain(msgspec.Struct, gc=False):
     """
 
     values: Worth = ()
-    """What its finished trials reported at the rungs."""
+    """What the configuration's finished trials reported at the rungs."""
     promoted: int = 0
     """The number of rungs from which it has continued."""
     paused: int = -1
@@ -94,4 +94,4 @@ class TrialChain(msgspec.Struct, gc=False):
     live: tuple[int, ...] = ()
     """Its waiting and running trials."""
     counted: bool = False
-    """Whether it takes a place in the budget now."""
+    """Whether the configuration takes a place in the budget now."""

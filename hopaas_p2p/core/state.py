@@ -57,7 +57,7 @@ class Move(NamedTuple):
     """What a record may do to a trial in some state."""
 
     needs: Literal["", "lease", "epoch"]
-    """What it requires: nothing, that it comes from the owner of the current lease, or that it names the current epoch.
+    """What the record needs: nothing, that the current lease's owner wrote it, or that it names the current epoch.
     """
     to: tuple[TrialState, ...]
     """The states that the trial may enter."""
@@ -154,11 +154,11 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     retried_by: Natural | None = None
     late_of: Natural | None = None
     checkpoints: Annotated[tuple[Checkpoint, ...], msgspec.Meta(max_length=CHECKPOINTS_KEPT)] = ()
-    """Where it may be resumed, the newest last."""
+    """The checkpoints from which the trial may be resumed, the newest last."""
     history: Sequence[PastLease] = ()
     """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
-    """Whether it stopped at a rung, and may be continued."""
+    """Whether the trial stopped at a rung, and may be continued."""
     continues: Natural | None = None
     """The paused trial that it continues."""
     resumed: Step | None = None
@@ -226,7 +226,7 @@ class BlockColumns(msgspec.Struct, array_like=True):
     param_sets: list[tuple[str, ...]]
     """The different sets of parameters, in the order in which their values are listed."""
     param_set: Sequence[Natural]
-    """For each trial, the index of its set."""
+    """For each trial, the index of its set of parameters."""
     params: Any  # the reals: bytes, or an array
     """The values of all trials, one after another."""
     step_sets: list[tuple[Step, ...]]
@@ -554,7 +554,7 @@ class State(LogState):
         """The trials changed since `configurations` last processed changes."""
 
         self.configurations = NEVER_PAUSING
-        """How its trials pause. Derived from the trials: not in digests or snapshots."""
+        """How the study's trials pause. Derived from the trials, so not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study: no digest, no snapshot."""

@@ -41,7 +41,7 @@ _LIKE_A_FILE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """The content of an invitation. `seal` gives the string, `Invitation.parse` reads it."""
+    """The content of an invitation. `seal` returns the string, and `Invitation.parse` reads it."""
 
     store: str
     """The store's URL, without a login."""

@@ -728,7 +728,7 @@ class Peer:
             _log.warning("%s", error)
 
     def _tend(self, log: LogClient[Any]) -> float:
-        """A log's job: exchange for callers and notify them, do what is due; return the seconds until the next run."""
+        """A log's job: make exchanges for callers, and do what is due. Returns the seconds until the next run."""
         with log.lock:
             waiting = log.waiting.copy()
         if waiting:

@@ -411,7 +411,7 @@ class LogSession(Generic[S]):
                 continue
             if lsn > head + 1 or (before != chain and before is not None and chain is not None):
                 # it does not follow what was read: the state stays as it was before it, and nothing more is sent
-                seen = f"commit {lsn} comes after commit {head}, and those between are missing"
+                seen = f"commit {lsn} comes after commit {head}, but the commits between are missing"
                 if lsn == head + 1:
                     seen = f"up to commit {head} this process read the sum {shown(chain)}, but commit {lsn} follows "
                     seen += shown(before)

@@ -573,7 +573,7 @@ _OF_THE_MONITOR: Final = {
 
 
 def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The contents of the file for this part of the monitor, see `_OF_THE_MONITOR`; raises like `token`.
+    """The contents of the file for this part of the monitor (see `_OF_THE_MONITOR`); raises like `token`.
 
     There are three parts: the token that a metrics scraper must present, the key that a browser must present, and the
     settings for the sign-in provider, with the monitor's secret.

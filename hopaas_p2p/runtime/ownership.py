@@ -162,7 +162,7 @@ def who_could_move(path: Path) -> str | None:
 
 
 def doubt(found: os.stat_result, path: Path, *, owners: set[int] | None = None) -> str | None:
-    """Why somebody else may have written here; None if only one of these owners can, by default this user."""
+    """Why somebody other than `owners`, by default this user, may have written here; None if nobody else can."""
     owners = owners or {os.geteuid()}
     if found.st_uid not in owners:
         return f"{path} belongs to {_user(found.st_uid)}"

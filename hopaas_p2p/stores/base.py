@@ -222,7 +222,7 @@ class Log(ABC):
         """Remove the log and its snapshots for good."""
 
     def erase(self) -> None:
-        """Remove a log that no other peer has seen, without a trace where that is possible."""
+        """Remove a log that no other peer has seen, if possible without a trace."""
         self.destroy()
 
     # --- for a server, which checks what its callers claim ---

@@ -53,7 +53,7 @@ def examine(store: Store) -> Iterator[Finding]:
 
 
 def way_to(store: Store) -> Generator[Finding, None, bool]:
-    """The findings about the route to a store, which is a cheap check; returns whether it was reached."""
+    """The findings about the route to a store, from a cheap check; returns whether the store was reached."""
     return (yield from _guarded("way", _own(store, "way") or _reach, store))
 
 

@@ -1,6 +1,6 @@
 """A store in this process's memory, for tests and for trying things out. The store ends with the process.
 
-A fork copies it: parent and child then have two independent stores.
+After a fork, parent and child have two independent stores.
 """
 
 from __future__ import annotations

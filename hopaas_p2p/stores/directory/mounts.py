@@ -30,7 +30,7 @@ class Mount(NamedTuple):
     source: str
     options: tuple[str, ...]
     point: str = ""
-    """Where it is mounted."""
+    """The path where the file system is mounted."""
 
     @property
     def shared(self) -> bool:

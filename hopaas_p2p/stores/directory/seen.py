@@ -28,7 +28,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
     uuid: str
     mount: tuple[str, str]
-    """Where its file system was mounted, and the type of that file system."""
+    """The mount point of the store's file system, and the type of that file system."""
 
 
 def remember(path: Path, uuid: str) -> None:

@@ -39,9 +39,9 @@ class Sight(NamedTuple):
 
     writer: str | None
     modified: float
-    """When it was written, by the server's clock."""
+    """When the commit was written, by the server's clock."""
     seen: float
-    """When it was seen, by this machine's monotonic clock."""
+    """When the commit was seen, by this machine's monotonic clock."""
 
 
 class CrowdScheduler(WriteScheduler):

@@ -105,7 +105,7 @@ class WatchedSocket:
         self.close = self._socket.close
         """Closes only our descriptor; libpq ends the connection."""
         self.given_up = False
-        """Whether it was shut down because no byte moved."""
+        """Whether the socket was shut down because no byte moved."""
         self._moved: int | None = None
         self._looks = 0
 

@@ -129,7 +129,7 @@ class Bucket:
             key: the object's key, below the store's root; None for the bucket.
             what: what the request does, for messages.
             fine: statuses that the caller expects, besides success.
-            query, headers, body: those of the request.
+            query, headers, body: the parts of the request.
             bulk: whether it transfers a file, and may be sent again.
             stream: whether the caller reads the body.
 

@@ -63,7 +63,7 @@ def refusal(
 
     Args:
         address: the bucket's address.
-        status, code: those of the answer.
+        status, code: the HTTP status, and the code in the answer's body.
         what: what the request should do.
         conditional: whether it was a write with a condition.
         known: whether this process has used the bucket, so that a missing bucket counts as temporary. A server that

@@ -136,7 +136,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
         return
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
-    files = store.objects.details(f"artifacts/{uuid}/")  # removed first: after an interruption, the rest can be found
+    files = store.objects.details(f"artifacts/{uuid}/")  # first, so that the rest is found after an interruption
     yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
     yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
 

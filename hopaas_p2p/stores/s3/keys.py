@@ -226,7 +226,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
 
 
 def _keys_of(said: dict[str, Any] | str) -> Keys | None:
-    """The keys in a service's answer, which is JSON if it is text; None if there are none."""
+    """The keys in a service's answer, which is a dictionary or JSON text; None if the answer contains none."""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(said) if isinstance(said, str) else said
         key, secret, end = found["AccessKeyId"], found["SecretAccessKey"], None
