@@ -240,7 +240,7 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
 
 
 def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
-    """Whether this is for the store at this URL with these studies."""
+    """Whether these commits are for the store at this URL with these studies."""
     return spooled.study in studies or _LOGIN.sub("://", store) == _LOGIN.sub("://", spooled.store)
 
 

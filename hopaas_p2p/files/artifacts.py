@@ -338,8 +338,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
 
 
 def within(target: Path, size: int | None) -> Progress:
-    """A callback that raises StoreCorrupt if a download exceeds the size in the file's description, unless that is
-    None.
+    """A callback that raises StoreCorrupt if a download exceeds `size`, unless that is None.
 
     It looks at the size of `target` and does not count bytes, because a download that breaks off may begin again.
     """

@@ -54,7 +54,7 @@ from hopaas_p2p.peer.outbox import MAX_RECORDS, MAX_TEXT, Draft, InFlight, Pendi
 from hopaas_p2p.peer.vouching import judge_doubtful
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, ExchangeResult, Log, Outgoing, Placed, snapshot_due
 
-FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
+FLUSH_INTERVAL: Final = 1.0  # reports are collected for at least this many seconds before they are sent
 IDLE: Final = 60.0  # seconds after which an idle session is checked again
 _NEVER: Final = -1e9
 """A time that is long past on any monotonic clock."""
@@ -739,7 +739,7 @@ class LogClient(Generic[S]):
             self.log.destroy()
 
     def withdraw(self) -> None:
-        """Withdraw an unconfirmed start of a trial, because this process ends, and no other would run the trial."""
+        """Withdraw an unconfirmed start of a trial: this process ends, and no other would run the trial."""
         with self.lock:
             in_flight = self.session.in_flight[:1]
         for sent in in_flight:

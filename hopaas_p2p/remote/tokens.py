@@ -39,7 +39,7 @@ class TokenStatus(NamedTuple):
 
     valid: bool
     expires: float | None = None
-    """When it expires, in seconds since 1970 by this machine's clock; None for never."""
+    """When the token expires, in seconds since 1970 by this machine's clock; None for never."""
 
 
 class TokenCache:

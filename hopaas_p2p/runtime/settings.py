@@ -110,8 +110,8 @@ class Setting(NamedTuple):
     """Whether a settings file may contain it; secrets and short-lived values are not allowed there."""
     secret: bool = False
     untrusted: Literal["no", "inside", "yes"] = "no"
-    """Whether it counts in an untrusted `./hopaas.toml`. Settings that say where data is sent to or read from do not;
-    with "inside", a directory in the file's own folder does."""
+    """Whether the setting counts in an untrusted `./hopaas.toml`. Settings that say where data is sent to or read from
+    do not; with "inside", a directory in the file's own folder does."""
 
 
 SETTINGS: Final[dict[str, Setting]] = {

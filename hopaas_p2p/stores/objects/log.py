@@ -550,8 +550,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         return bool(mine)
 
     def _decide(self, lsn: int, outgoing: Outgoing, deadline: float) -> tuple[Entry, bool]:
-        """Try to write this commit at this lsn until it is known which one is there; return that, and whether it is
-        new.
+        """Try to write this commit at this lsn until it is known which one is there; return it, and whether a
+        request of this call is known to have written it.
         """
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None

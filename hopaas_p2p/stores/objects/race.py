@@ -52,7 +52,7 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
         prefix: the prefix of the keys, which are removed at the end if that is allowed.
         keys: how many keys to write.
         writers: concurrent writers per key.
-        look: whether to read what is there at the end.
+        look: whether to read each key after all writes, and compare the bytes.
 
     Raises:
         Denied: this user may not write there.
