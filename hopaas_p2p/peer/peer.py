@@ -813,7 +813,7 @@ class Peer:
             with translated():
                 still = owners.still_due(log.state, due, self.store.beats(of))
             pending = self.put(log, *still) if still else None
-            while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
+            while pending is not None and pending.verdicts is None:  # a refusal means that another peer was first
                 self._exchange(log)
 
     # --- the end, and what cannot be sent ---
