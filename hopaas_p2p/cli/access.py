@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin init`, `user …`, `token …`, `grant`, `revoke`, `unlock`: who may use a store, and for what."""
+"""Access to a store: `hopaas-p2p admin init`, `user …`, `token …`, `grants`, `grant`, `revoke` and `unlock`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, 
 def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 
-    URL is the database's URL with its owner's login, e.g. postgresql://owner@db.example.org/tuning; --store may give it
-    instead. Repeating the command does no harm.
+    URL is the database's URL with its owner's login, such as postgresql://owner@db.example.org/tuning. You can give it
+    with --store instead. Repeating the command does no harm.
     """
     chosen = url or session.store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
@@ -50,9 +50,9 @@ def user() -> None:
 
 @user.command("add", study="none")
 @click.argument("username", metavar="NAME")
-@click.option("--administrator", is_flag=True, help="In a directory or bucket: allow everything.")
+@click.option("--administrator", is_flag=True, help="Allow everything (in a directory or bucket only).")
 def user_add(session: CliSession, username: str, administrator: bool) -> None:
-    """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
+    """Create a user. Next, create a token for the user: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, administrator=administrator)
     cure = session.again(f"admin token create {username}")
     session.done({"user": username}, f"{username} may use this store. Next: {cure}")
@@ -80,9 +80,9 @@ def token() -> None:
 
 @token.command("create", study="none")
 @click.argument("user")
-@click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which it is valid.")
-@click.option("--label", help="A note, such as where it is used.")
-@click.option("--connections", type=int, help="Maximum processes at once. [default: a quarter of the server's]")
+@click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which the token is valid.")
+@click.option("--label", help="A note, such as where the token is used.")
+@click.option("--connections", type=int, help="Processes at once. [default: a quarter of the server's, <= 256]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 
@@ -95,15 +95,15 @@ def token_create(session: CliSession, user: str, days: int, label: str | None, c
     data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
     session.show(data, lambda: output.print_lines([secret]))
     output.say(
-        f"{made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere and not shown "
-        "again: keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
+        f"The token {made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere and "
+        "not shown again, so keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to the file's path."
     )
 
 
 @token.command("list", study="none")
 @click.option("--user", help="List the tokens of this user only.")
 def token_list(session: CliSession, user: str | None) -> None:
-    """List tokens: user, label, when created, when they expire, when last used."""
+    """List tokens. Each has a user, a label, and the times of its creation, expiry and last use."""
     rows = [one._asdict() for one in access.tokens(session.store_url, user=user)]
     columns: Columns = {"token": "name", "user": "user", "label": "label", "created": "created", "expires": "expires"}
     in_use: Columns = {"last used": "last_used", "in use": lambda row: f"{row['sessions']}/{row['connections']}"}
@@ -120,7 +120,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 
 @command(study="argument")
 def grants(session: CliSession) -> None:
-    """List who may do what in STUDY: user, role, when granted, and by whom. Everyone with a grant may run this."""
+    """List the grants for STUDY. Each has a user, a role, a time and an author. Everyone with a grant may run this."""
     rows = [one._asdict() for one in access.grants(session.store_url, session.study_name)]
     _show(session, rows, {"user": "user", "role": "role", "granted": "granted", "by": "granted_by"})
 

@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin …`: whole stores, who may use them, and results waiting on this machine."""
+"""`hopaas-p2p admin …`: commands for whole stores, for access to them, and for this machine's spool."""
 
 from __future__ import annotations
 

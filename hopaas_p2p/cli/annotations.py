@@ -14,7 +14,7 @@ from hopaas_p2p.cli.options import CliSession
 
 
 def add_annotations(group: Group, whose: str, target: Callable[..., Any] | None = None) -> None:
-    """Add the commands to a group. `target` adds the trial's number, if the commands are for trials."""
+    """Add both commands to a group. `target` adds the trial's number, if the commands are for trials."""
     named: dict[str, Any] = {"study": "option" if target else "argument"}
     target = target or (lambda function: function)
 

@@ -25,7 +25,7 @@ def artifact() -> None:
 @artifact.command()
 @click.argument("files", nargs=-1, required=True, type=EXISTING)
 @_trial
-@click.option("--as", "filename", metavar="NAME", help="Store it under this name. [default: its own]")
+@click.option("--as", "filename", metavar="NAME", help="Store the file under this name. [default: its own]")
 def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None) -> None:
     """Store files and print their ids."""
     if filename is not None and len(files) > 1:
@@ -55,7 +55,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
 @artifact.command()
 @_trial
 def ls(session: CliSession, trial: int | None) -> None:
-    """List the files of a study and its trials. Other commands take the shortened ids; --json prints whole ones."""
+    """List the files of a study and its trials. Other commands accept the shortened ids; --json prints whole ones."""
     found = session.study().artifacts().list(trial)
     short_ids = {one.id: short_id(one) for one in found}
     columns: Columns = {

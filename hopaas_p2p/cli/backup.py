@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin backup` and `restore`: one file per store, and back."""
+"""`hopaas-p2p admin backup` and `restore`, which write a store to one file and read it back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
     On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. Only you
-    can read FILE. For a directory or bucket it also contains the users, and their tokens as hashes.
+    can read FILE. A backup of a directory or bucket also contains the users, and their tokens as hashes.
 
     \b
     hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
@@ -50,7 +50,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
 def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to the state that was backed up.
 
-    Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. After an
+    A STORE that holds anything else, or in which peers are alive, is refused, so nothing is overwritten. After an
     interruption, run the command again. A database must have been prepared with `hopaas-p2p admin init`, and needs an
     administrator's login; grant access to the studies again afterwards.
 

@@ -43,11 +43,11 @@ def show(session: CliSession) -> None:
 @config.command("trust", study="none", store=False)
 @click.argument("file", required=False, default=HERE, type=FILE)
 def trust_file(session: CliSession, file: Path) -> None:
-    """Trust a hopaas.toml at this path with its present content; by default the one in this directory.
+    """Trust FILE (by default ./hopaas.toml) with its present content.
 
-    Until then it can set the study, names and numbers, and a store in its own folder, but no other store or host, no
-    file and no place for artifacts: it may have come with somebody else's repository. Trust it again after you change
-    it. This is recorded next to your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
+    An untrusted hopaas.toml, which may have come with somebody else's repository, can set the study, names and numbers,
+    and a store in its own folder, but no other store or host, no file and no place for artifacts. Trust the file again
+    after you change it. Trust is recorded next to your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
     """
     values = {name: redacted(value) for name, value in trust(file).items()}
     said = ", ".join(f"{name} = {one if one.isprintable() else repr(one)}" for name, one in values.items())

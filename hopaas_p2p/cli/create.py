@@ -1,4 +1,4 @@
-"""`hopaas-p2p study create`: from options, or from a W&B sweep."""
+"""`hopaas-p2p study create` and `set`: a study from options or from a W&B sweep, and changes to it."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ search_options = together(
     click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds."),
     click.option("--fidelity", metavar="POLICY", help=pauses.HELP),
 )
-"""How a study is searched; see `method_of`."""
+"""The options for the search method, which `method_of` reads."""
 
 
 def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The search settings from these options, else from a sweep: arguments of `open_study`."""
+    """The search settings from these options, or else from a sweep, as arguments of `open_study`."""
     described = described or {}
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
@@ -53,7 +53,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=click.Path(path_type=Path), metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="Maximum starts of a trial if its peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="Maximum starts per trial if its peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
@@ -72,9 +72,9 @@ def create(
 ) -> None:
     """Create a study, and its store if the store is a directory.
 
-    Options take precedence over a sweep. By default, there is one objective, which is minimized; all peers use the
-    sampler for many peers and the median pruner, and proposals that have been tried before are avoided. --learn-from
-    starts from the results of a study in this store, of its newest ones (auto), or from a file of `export --prior`.
+    Options take precedence over a sweep. By default, one objective is minimized with a sampler made for many peers and
+    the median pruner, and proposals that have been tried before are avoided. --learn-from starts from the results of a
+    study in this store, of the store's newest studies (auto), or from a file that `study export --prior` wrote.
 
     \b
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
@@ -112,12 +112,12 @@ def create(
 
 
 def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
-    """The sources that `--learn-from` names: studies of the store, or else files; "auto" stands alone."""
+    """The studies of the store, or else files, that `--learn-from` names; or "auto", which must be the only source."""
     from hopaas_p2p.search.priors import Prior
 
     if "auto" in given:
         if len(given) > 1:
-            raise click.UsageError("--learn-from auto chooses the studies itself: leave out the others, or auto.")
+            raise click.UsageError("--learn-from auto chooses the studies itself. Leave out auto or the others.")
         return "auto"
     names = storage.study_names()
     return [one if one in names or not Path(one).exists() else Prior.from_file(one) for one in given]
@@ -126,7 +126,7 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
 def _to_learn_from(session: CliSession, made: Study) -> list[str]:
     """A line with the studies that this one could learn from, and the command for it.
 
-    Empty in a bucket, where looking at each study costs several requests.
+    Empty with several objectives, and in a bucket, where looking at each study costs several requests.
     """
     from hopaas_p2p.study.learning import auto
     from hopaas_p2p.translate import to_record
@@ -143,7 +143,7 @@ def _to_learn_from(session: CliSession, made: Study) -> list[str]:
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
 @space_option
 @search_options
-@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="Learn from these instead.")
+@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="Learn from these sources instead.")
 def set_(
     session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
 ) -> None:

@@ -18,7 +18,7 @@ from hopaas_p2p.runtime import extras
 @click.argument("named", required=False, metavar="[STORE]", callback=store_named)
 @click.option("--host", default="127.0.0.1", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, help="The port to listen on.")
-@click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
+@click.option("--allow-actions/--read-only", "actions", help="Let people change studies within their grants.")
 @click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", help="How people sign in.")
 @click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="The host name that a proxy uses.")
 @click.option("--base-path", metavar="PATH", help="The path at which a proxy serves the dashboard.")
@@ -27,7 +27,7 @@ from hopaas_p2p.runtime import extras
 def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_path: str | None, **given: Any) -> None:
     """Watch studies in a browser: which trials run, where, and how well.
 
-    It reads the store as a peer does and needs nothing else; a viewer's token is enough.
+    The dashboard reads the store as a peer does and needs nothing else; a viewer's token is enough.
     The printed address contains a key; requests without the key are refused.
 
     \b
@@ -41,7 +41,7 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     if with_optuna and auth != "none":
         raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
     if with_optuna and port == 65535:
-        raise click.UsageError("--optuna uses the next port, and this is the last. Choose another --port.")
+        raise click.UsageError("--optuna uses the port after --port, and 65535 is the last. Choose a lower --port.")
     for store in filter(None, [named, session.given["store"]]):
         if redacted(store) != store:
             cure = "set AWS_PROFILE" if store.startswith("s3:") else "set HOPAAS_TOKEN_FILE, or PGPASSFILE"

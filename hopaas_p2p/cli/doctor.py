@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
 
 _MOST_LISTED: Final = 100_000  # lsns in JSON
-_NO_LIST: Final = "The list of studies is damaged. Copy one: hopaas-p2p doctor STORE --rescue --study NAME --to NEW"
+_NO_LIST: Final = "The list of studies is damaged. To copy one: hopaas-p2p doctor STORE --rescue --study NAME --to NEW"
 
 
 @command(study="option")
 @click.argument("url", required=False)  # does not name it: messages say "run doctor URL", at a stranger's host, too
-@click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
+@click.option("--meet", metavar="WORD", help="Test the store together with another node that runs this command now.")
 @click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")
 @click.option(
@@ -49,7 +49,7 @@ def doctor(
 ) -> int:
     """Check a store from this node, and say how to fix what fails.
 
-    First it checks the connection: name, proxy and certificate, with the days until expiry. Then the store:
+    It first checks the connection (name, proxy, and certificate with the days until expiry), and then the store:
     version, token, file system, clock, race, a write and a read, and every study's log and snapshot. It writes a
     scratch log and removes it, and exits with 1 if a check failed.
 
@@ -88,7 +88,7 @@ def doctor(
 
 
 def _spooled(store: Store) -> Iterator[Finding]:
-    """Commits of a study's log that this machine's spool has and the log lacks."""
+    """One finding for each study whose log lacks commits that are in this machine's spool."""
     with contextlib.suppress(HopaasError):  # unreadable logs were reported before
         for uuid, name in rescue.names_of(store)[0].items() if any(spool.histories()) else ():
             kept = rescue.damage(store, uuid) if any(spool.histories(uuid)) else None
@@ -148,16 +148,16 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 
 
 def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
-    """The findings, one line each."""
+    """What was rescued and what was lost, in lines for people."""
     if handed_over:
         yield f"{output.count(len(handed_over), 'replica')} received from live peers"
     yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"
     if found.covered:
-        yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}, so nothing in them is lost"
+        yield f"nothing in {rescue.in_words(found.covered)} is lost, because a snapshot or a live peer covers it"
     if found.lost:
         yield (
-            f"lost: {rescue.in_words(found.lost)}. The attribute {rescue.MARK!r} marks "
-            f"{output.count(len(found.uncertain), 'trial')} after them, {len(found.unknown)} of them without parameters"
+            f"lost commits: {rescue.in_words(found.lost)}. The attribute {rescue.MARK!r} marks "
+            f"{output.count(len(found.uncertain), 'later trial')}, {len(found.unknown)} of them without parameters"
         )
     if found.histories > 1:
         yield f"merged from {found.histories} histories of the log"

@@ -15,9 +15,9 @@ from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
 @command(study="argument")
 @role_option
-@click.option("--days", type=click.IntRange(1, 366), default=7, help="Days for which it is valid.")
+@click.option("--days", type=click.IntRange(1, 366), default=7, help="Days for which the invitation is valid.")
 @click.option("--site", metavar="NAME", help="The name of the guest's site, under which its peers are shown.")
-@click.option("--via", metavar="URL", help="The store's address for guests, if it differs, such as that of a server.")
+@click.option("--via", metavar="URL", help="The store's address for guests, such as a server's. [default: the store's]")
 def invite(session: CliSession, **given: Any) -> None:
     """Print one string that lets somebody join STUDY with one command.
 
@@ -26,9 +26,9 @@ def invite(session: CliSession, **given: Any) -> None:
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
     On Postgres, and for a store that is served (--via https://…), it contains a new token for a guest who may use only
-    this study and cannot create others. Guests with the same --site, or none, are one user, and can act in each other's
-    names. On Postgres you need an administrator's login. `admin token revoke` revokes the token. For a bucket or a
-    directory that guests reach themselves, it only names the study; they need their own keys or permissions.
+    this study and cannot create others. Guests with the same --site, or none, are one user and can act in each other's
+    name. On Postgres you need an administrator's login. `admin token revoke` revokes the token. For a bucket or a
+    directory that guests reach themselves, the string only names the study; they need their own keys or permissions.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
@@ -38,7 +38,7 @@ def invite(session: CliSession, **given: Any) -> None:
     session.show({"invitation": secret, **data}, lambda: output.print_lines([secret]))
     if made.token_name:
         end = session.again(f"admin token revoke {made.token_name}")
-        about = f"It is a secret, shown this once: send it as you would a password. To revoke it: {end}"
+        about = f"It is a secret and is shown only once, so send it as you would a password. To revoke it: {end}"
     else:
         about = f"It contains no secret: guests need their own access to {said.store}."
     output.say(f"An invitation to {said.study}, valid until {output.utc_time(expires)}. {about}")

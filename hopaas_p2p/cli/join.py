@@ -1,4 +1,4 @@
-"""`hopaas-p2p join`: from an invitation to running trials, however this node reaches the store."""
+"""`hopaas-p2p join`: joins a study with an invitation, finds a route to its store, and runs trials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 VIA: Final = ("auto", "direct", "folder")
-"""How jobs reach a store; auto starts a relay on the login node for those that need one."""
+"""How jobs reach a store; `auto` also starts a relay on the login node, for jobs that need one."""
 _LONGEST: Final = 1 << 16
 _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joined
 
@@ -37,7 +37,7 @@ _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joi
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")
 @click.option("--via", type=click.Choice(VIA), help="How jobs reach the store. [default: as last time, or auto]")
 @click.option("--login-node", metavar="HOST", help="This node's name on compute nodes. [default: its own]")
-@click.option("--leave", metavar="[NAME]", is_flag=False, flag_value="", help="Undo a join: remove its files here.")
+@click.option("--leave", metavar="[NAME]", is_flag=False, flag_value="", help="Leave a study: remove its files here.")
 @job_options
 @worker_options
 def join(
@@ -56,14 +56,14 @@ def join(
     hopaas-p2p join north.invitation -- python train.py --lr {lr} --depth {depth}
     hopaas-p2p join --submit slurm --jobs 20 -- python train.py --lr {lr} --depth {depth}
 
-    The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
-    it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with this
-    site's route to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
-    node. From then on you need no invitation, and in every directory without a configured store, all commands use this
-    study until you leave it: hopaas-p2p join --leave NAME.
+    The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret, so never
+    give it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with
+    this site's route to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the
+    login node. From then on you need no invitation, and in every directory without a configured store, all commands use
+    this study until you leave it: hopaas-p2p join --leave NAME.
 
-    With --submit it writes the batch script, shows it and submits it, as `submit` does; --via auto starts a relay here
-    for jobs that need one. Everything else works as in `worker`.
+    With --submit, this command writes the batch script, shows it and submits it, as `submit` does; --via auto starts a
+    relay here for jobs that need one. Everything else works as in `worker`.
     """  # noqa: D301  # click's mark for lines that stay as they are
     before = joined_names()
     if leave is not None:
@@ -115,7 +115,7 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
 
 
 def _membership(file: str | None, *, site: str) -> Membership:
-    """The joined study: from the invitation, or from before."""
+    """The study of this invitation or, without one, the study that was joined before."""
     if text := _read(file):
         return memberships.accept(Invitation.parse(text), site=site)
     known = joined_names()

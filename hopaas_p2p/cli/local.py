@@ -1,4 +1,4 @@
-"""`hopaas-p2p serve local` and `mcp`: one peer for programs in other languages, and for agents."""
+"""`hopaas-p2p serve local` and `serve mcp`: one peer for programs in other languages, and for agents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S",
 
 @command(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
-@click.option("--key-file", metavar="FILE", help="The key. [default: local.key in ~/.local/state/hopaas-p2p]")
+@click.option("--key-file", metavar="FILE", help="The key's file. [default: local.key in ~/.local/state/hopaas-p2p]")
 @_silence
 def local(session: CliSession, listen: str, key_file: str | None, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
@@ -53,7 +53,7 @@ def local(session: CliSession, listen: str, key_file: str | None, silence: float
 def mcp(session: CliSession, allow_actions: bool, silence: float) -> None:
     """Let an agent look at studies, and with --allow-actions run trials, through the Model Context Protocol.
 
-    The agent's program starts it, and speaks to it over stdio. It needs the package mcp.
+    The agent's program starts this command and talks to it over stdio. The Python package mcp must be installed.
     """
     from hopaas_p2p.ports.mcp import server
 
@@ -108,5 +108,5 @@ def _key(given: str | None) -> tuple[Path, str]:
         with explained(f"the key file {file} cannot be created"):
             write_private(file, key + "\n")
     if not key:
-        raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
+        raise ConfigurationError(f"the key file {file} is empty; remove it, and a new key will be created")
     return file, key

@@ -1,4 +1,4 @@
-"""Common to all commands: store, study and `--json`, and closing the store when the command ends."""
+"""What all commands share: the options for store, study and `--json`, and closing the store at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXISTING: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 space_option = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
-role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What its holder may do.")
+role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What the holder may do.")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -81,7 +81,7 @@ class CliSession:
         return value
 
     def again(self, words: str) -> str:
-        """A command line for the same store: with --store, if this command was given it."""
+        """A command line for the same store, with --store if this command was given that option."""
         store = self.given["store"]
         return f"hopaas-p2p {words}" + (f" --store {shlex.quote(redacted(store))}" if store else "")
 
@@ -155,7 +155,7 @@ def check_new(target: Path, *, force: bool) -> None:
 
 
 def store_named(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Note that the user names this store (`credentials.named`); the callback of an argument that is one."""
+    """Note that the user names this store (`credentials.named`). The callback of arguments that are stores."""
     credentials.named(value or "")
     return value
 
@@ -185,7 +185,7 @@ class CommandAfterDashes(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
-        missing = click.UsageError("There is no command. It goes after --, as in: -- python train.py", ctx)
+        missing = click.UsageError("No command given. Put it after --, as in: -- python train.py", ctx)
         try:
             rest = super().parse_args(ctx, args[:at])
         except click.UsageError as error:
@@ -206,12 +206,12 @@ class CommandAfterDashes(click.Command):
 def command(
     title: str | None = None, *, study: Literal["none", "option", "argument"] = "option", store: bool = True, **how: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Like `click.command`, with the shared options, for which the function gets a CliSession.
+    """Like `click.command`, with the shared options; the function gets them as a CliSession.
 
     Args:
-        title: its name, by default that of the function.
+        title: the command's name, by default the function's.
         study: how the study is named: not at all, by `--study`, or by an argument (`--study` works too).
-        store: whether it takes `--store`.
+        store: whether the command takes `--store`.
         how: further arguments of `click.command`.
 
     """

@@ -1,4 +1,4 @@
-"""Output: JSON for programs, short tables for people. Untrusted text is stripped of control characters."""
+"""Output: JSON for programs, short tables for people. Control characters in untrusted text are made visible."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLOURS: Final = {word: colour for colour, words in _BY_COLOUR.items() for word
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text without terminal control characters; on one line unless `lines`."""
+    """The text with control characters made visible; on one line unless `lines`."""
     return visible(text, keep="\n\t") if lines else visible(" ".join(text.split()))
 
 
@@ -46,7 +46,7 @@ def shell_word(text: str) -> str:
 
 
 quiet = False
-"""Whether the running command was given --quiet; for all of its threads."""
+"""Whether the running command was given --quiet; all of its threads read this."""
 
 
 def say(message: str, *, always: bool = False) -> None:
@@ -112,7 +112,7 @@ def time_in(column: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def size(count: int | None) -> str:
-    """Bytes with three digits at most and a unit."""
+    """A number of bytes, with up to three digits and a unit."""
     if count is None:
         return "-"
     value = float(count)
@@ -179,7 +179,7 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
 
 
 def print_facts(found: dict[str, str | list[str]]) -> None:
-    """Print names, capitalised, and values, one per line, without empty ones; on a terminal, long ones are wrapped."""
+    """Print a line per name (capitalised) and value. Omit empty values; on a terminal, wrap long ones."""
     facts = {name: one if isinstance(one, str) else "\n".join(one) for name, one in found.items() if one}
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0

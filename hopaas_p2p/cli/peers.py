@@ -15,7 +15,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
-"""How many idle peers' heartbeats are read, those of the last to join: in a bucket each costs a request."""
+"""For how many idle peers, the last to join, heartbeats are read; in a bucket each costs a request."""
 
 
 @click.group(cls=Group)

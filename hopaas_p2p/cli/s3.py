@@ -27,12 +27,12 @@ def _address(session: CliSession) -> Address:
 
 @command(study="none")
 @click.option("--dry-run", is_flag=True, help="Only list the objects to be removed.")
-@click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep younger objects.")
+@click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep objects younger than this.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
-    """Remove old commits that snapshots replace, and the remains of deleted studies in a bucket.
+    """Remove from a bucket old commits that snapshots replace, and the remains of deleted studies.
 
     This is never needed for correctness. Afterwards, studies cannot be replayed from their first commit. Peers that
-    were suspended for longer notice this and rejoin.
+    were suspended for longer than --keep notice this and rejoin.
     """
     _address(session)
     session.settings.publish()
@@ -54,7 +54,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 
 @command("s3-policy")
 @role_option
-@click.option("--all-studies", is_flag=True, help="For every study, including future ones.")
+@click.option("--all-studies", is_flag=True, help="Allow every study, including future ones.")
 @click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, if `doctor` recommends it.")
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy that lets a key of the bucket work on a study.

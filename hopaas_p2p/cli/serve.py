@@ -1,4 +1,4 @@
-"""`hopaas-p2p serve …`: access to a store through HTTPS, a folder or a login node; programs on this machine; agents."""
+"""`hopaas-p2p serve …`: serves a store over HTTPS, a folder or a relay, and serves local programs and agents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_addr
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
-_SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
+_SWITCH: Final = 0.0005  # seconds; the event loop and the store's thread take turns at every request
 
 
 @click.group(cls=Group)
@@ -41,7 +41,7 @@ def serve() -> None:
 @click.argument("store")
 @click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
 @click.option("--tls-cert", type=FILE, help="The certificate with its chain, PEM.")
-@click.option("--tls-key", type=FILE, help="Its key, PEM. Both files are read again when they change.")
+@click.option("--tls-key", type=FILE, help="The certificate's key, PEM. Both files are reread when they change.")
 @click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve only TLS proxies in this network.")
 @click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
 @click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
@@ -63,9 +63,9 @@ def serve_https(
     Peers use https://HOST as their store, with their token. For a database, give the URL without a login: the database
     checks each token itself. For a directory or bucket, this server checks them against the lists of `admin user`,
     `token` and `grant`. People who can write to the store directly bypass it. After SIGTERM it answers pending
-    requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines.
-    Several may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set
-    X-Forwarded-For and X-Forwarded-Proto.
+    requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for monitoring.
+    Several servers may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has
+    to set X-Forwarded-For and X-Forwarded-Proto.
     """
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
@@ -100,9 +100,9 @@ def serve_https(
 def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     """Serve STORE through FOLDER, for nodes that reach only a directory shared with this node.
 
-    Runs until it is stopped, on a node that reaches both, such as a login node. Peers use folder:///path/of/FOLDER as
-    their store, and act with the rights of this process's login. It may be stopped, killed and restarted at any time,
-    and two may run at once: commits stay in FOLDER until the store has them.
+    Run this on a node that reaches both, such as a login node. Peers use folder:///path/of/FOLDER as their store, and
+    act with the rights of this process's login. The command runs until it is stopped. You can stop, kill and restart it
+    at any time, or run it twice at once, because commits stay in FOLDER until the store has them.
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -120,7 +120,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
         return made.carried
 
     carried = asyncio.run(run())
-    session.done({"carried": carried}, f"Stopped. Carried {output.count(carried, 'commit')}.")
+    session.done({"carried": carried}, f"Stopped. Forwarded {output.count(carried, 'commit')}.")
 
 
 def _ending(again: Callable[[], object] = int) -> asyncio.Event:
@@ -146,8 +146,8 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
 def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that can reach only this node.
 
-    It is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable only by
-    you: on compute nodes, export HTTPS_PROXY=$(cat FILE). TLS runs end to end through it.
+    The relay is an HTTP proxy. Its login is created at the first start and kept in the login file, readable only by
+    you. On compute nodes, run export HTTPS_PROXY=$(cat FILE). TLS runs end to end through the relay.
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -167,7 +167,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
         await ending.wait()
         await relay.close()
         data = {"carried": relay.carried, "refused": relay.refused}
-        session.done(data, f"Stopped. Carried {relay.carried} connections, refused {relay.refused}.")
+        session.done(data, f"Stopped. Forwarded {relay.carried} connections, refused {relay.refused}.")
 
     asyncio.run(run())
 

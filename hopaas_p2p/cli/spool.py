@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def spool() -> None:
     """List, send and carry results that could not reach their store.
 
-    They are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in
-    a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it is sent.
-    A result sent under another URL is also kept for its own URL, for 30 days.
+    The results are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes
+    part in a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it
+    is sent. A result sent to another URL of its store is also kept for its own URL, for 30 days.
     """
 
 
@@ -60,8 +60,8 @@ def list_(session: CliSession) -> None:
 def export(session: CliSession, target: Path, force: bool) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p admin spool send FILE.
 
-    They also stay in the spool; each counts once, whichever copy arrives first. Only you can read the file. It also
-    contains the commits that peers kept of a log with two histories, for `doctor --rescue` on the other machine.
+    The results also stay in the spool. Each counts once, whichever copy arrives first. Only you can read the file. It
+    also contains the commits that peers kept of a log with two histories, for `doctor --rescue` on the other machine.
     """
     check_new(target, force=force)
     everything = waiting.export(target)
@@ -77,8 +77,8 @@ def send(session: CliSession, source: Path | None) -> int:
 
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
     the store their peer used. If the peer wrote to a directory or bucket itself, they cannot be sent through a server.
-    Without --store, other results are sent to their peer's URL. If some cannot be sent, the exit code shows why: 69,
-    for example. FILE is not removed; sending it twice does no harm. The result of a trial that another process has
+    Without --store, other results are sent to their peer's URL. If some cannot be sent, the exit code shows why (such
+    as 69). FILE is not removed; sending it twice does no harm. The result of a trial that another process has
     ended meanwhile is sent but not counted, and this command reports it. Records that only an owner may write, such as
     a stop of the study, are left out of FILE. Histories in FILE are kept in this machine's spool, where `hopaas-p2p
     doctor STORE --rescue` finds them.

@@ -31,7 +31,7 @@ _POLICY: Final[dict[str, tuple[object, str]]] = {
     "progress_timeout": (None, "stops a trial after {} s without a report"),
     "interrupted": ("fail", "interrupted trials {}"),
 }
-"""The default value, and a description."""
+"""For each field of a policy: its default value, and a description."""
 _ROWS: Final = 12
 """The longest list that `show` prints. A population may have thousands of rungs."""
 
@@ -140,7 +140,7 @@ def show(session: CliSession, as_audit: bool) -> None:
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
     """The lines of `show`, most important first. Absent values and defaults are omitted.
 
-    They fit on a screen: long lists are cut. --json has everything.
+    Long lists are cut, so that the lines fit on a screen; --json has everything.
     """
     from hopaas_p2p.cli import summary
 
@@ -159,7 +159,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
         "state": data["state"],
         "best": _best(data),
         "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()),
-        "silent": [*silent, "(another peer takes their trials over within twice the ttl of leases:", f" {worker})"]
+        "silent": [*silent, "(a live peer takes their trials over within twice the ttl of leases:", f" {worker})"]
         if silent
         else "",
         "trials": f"{data['trials']} ({counts or 'none yet'})",

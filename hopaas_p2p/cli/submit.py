@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment; with -P, a module in the job's directory is not taken for one of ours."""
+"""This program, in this environment; -P keeps modules in the job's directory from shadowing ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
@@ -129,7 +129,7 @@ def submit_joined(
     """Submit the jobs of a joined study, which find their own route to the store, on their nodes."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
-        credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
+        credentials.may_sign(servers_of(joined.store))  # in a pod, the bucket would pass for one that the user named
     values, verb = joined.values, "worker"
     files = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
     if values.get("via") == "folder":
@@ -150,10 +150,10 @@ def submit_joined(
 def _submit(
     session: CliSession, system: str, job: batch.BatchJob, given: dict[str, Any], secret: dict[str, str]
 ) -> None:
-    """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
+    """Write the files, show them, and submit them. `given` holds the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
         raise click.UsageError("the worker reads the job's time limit from --time; leave out --time-limit")
-    with contextlib.suppress(Denied, StoreUnreachable):  # the worker looks again, and may reach more than this machine
+    with contextlib.suppress(Denied, StoreUnreachable):  # the worker checks again, and may reach more than this machine
         commands.check(job.command, session.study().space)
     job = job._replace(
         options=_as_words(given),
@@ -233,6 +233,6 @@ def _run(words: Sequence[str], *passed: str, text: str = "", by_hand: str = "") 
     env = credentials.environment(*passed)
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
-        why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
+        why = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise ConfigurationError(f"{words[0]} failed: {why}. Fix this and run the command again{by_hand}")
     return done.stdout

@@ -40,13 +40,13 @@ def export(
 
     A .study file contains the study's whole log and its files; `study import` reads it. csv, the default on stdout, is
     for spreadsheets, parquet for data frames. URL is an Optuna storage, sqlite:///x.db or postgresql://…; .journal is
-    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes a prior for other
-    studies, without results: configurations and their ranks, for `study create --learn-from FILE`.
+    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes a prior for
+    `study create --learn-from FILE`, which has configurations and their ranks, but no results.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
-    experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
-    WANDB_MODE=offline it writes files for `wandb sync`, to WANDB_DIR. There is one run for the study and one per trial:
-    parameters, values, states, files, metrics and reports. Run it as often as you like: data that are already there are
+    experiment. With --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT);
+    WANDB_MODE=offline writes files for `wandb sync` to WANDB_DIR. The study gets one run, and each trial one, with
+    parameters, values, states, files, metrics and reports. You can repeat the command: data that are already there are
     not sent again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
 
     \b
@@ -127,10 +127,10 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file comes from `study export` or `admin backup`, or is CSV if the study exists. Trials imported from the same
-    study before are not added again, except from CSV. RUNNING trials become WAITING, and are run by the next peer that
-    asks. Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from
-    its trials; use --space to set another one.
+    The file comes from `study export` or `admin backup`; CSV can be added only to an existing study. Trials imported
+    from the same study before are not added again, except from CSV. RUNNING trials become WAITING, and are run by the
+    next peer that asks. Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the
+    search space from its trials; use --space to set another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study
@@ -183,8 +183,8 @@ def copy(
 ) -> None:
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
-    FROM and TO are directories or URLs. Without --study or --all, FROM must hold one study. Repeating the command
-    copies only the trials that have finished since. FROM is not changed, and others may continue to work there.
+    FROM and TO are directories or URLs. Without --study or --all, FROM must hold exactly one study. Repeating the
+    command copies only the trials that have finished since. FROM is not changed, and others may continue to work there.
     Checkpoints are not copied.
 
     \b

@@ -52,7 +52,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
     help="The order. By objective, the best come first; use value.NAME if the name is also another order.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
-@click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
+@click.option("--all", "every", is_flag=True, help="List every trial, also with rungs or a population.")
 def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | None, every: bool) -> None:
     """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
     from hopaas_p2p import notes
@@ -98,8 +98,9 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
 
 
 def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[str, Any]]:
-    """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on a
-    front come first. Trials without a value are last. An objective with the name of another order is `value.NAME`.
+    """The rows in ascending order; by an objective, the best first, and infeasible trials behind the others. By value,
+    the trials on a front come first. Trials without a value are last. An objective with the name of another order is
+    `value.NAME`.
     """
     directions = () if state.define is None else state.define.directions
     named = [f"value.{one}" if one in _ORDERS and len(directions) > 1 else one for one in objectives(state)]

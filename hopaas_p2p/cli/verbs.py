@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def _verb(function: Callable[..., Any]) -> click.Command:
-    """A command about the trial of a ticket."""
+    """Make a command about the trial of a ticket."""
     ticket = click.option("--ticket", metavar="TICKET", help="The output of `trial ask`. [default: HOPAAS_TICKET]")
     return command(study="none", context_settings={"ignore_unknown_options": True})(ticket(function))  # -0.5 is a value
 
@@ -105,9 +105,9 @@ Ask = Callable[..., Reply]
 def _asking(
     session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
 ) -> Iterator[Ask]:
-    """A way to send requests about the ticket's trial. --store overrides the ticket's store, because paths differ.
+    """A way to send requests about the ticket's trial. --store overrides the ticket's store, as its path may differ.
 
-    Under a worker the ticket is the worker's socket, and no store is opened: the worker's own pruner decides. `end`
+    Under a worker the ticket is the worker's socket, and no store is opened, because the worker's pruner decides. `end`
     makes the record of the result, so that it can be spooled if the store is unreachable.
     """
     found = session.settings.get("ticket", text)
@@ -137,7 +137,7 @@ def _number(text: str) -> float:
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Also exit like should-prune.")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
-    """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
+    """Report an intermediate value of the ticket's trial. Without a worker, it is in the store when this returns."""
     reported = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
@@ -202,7 +202,7 @@ def tell(
     """End the ticket's trial: with its value (one per objective), or as pruned or failed.
 
     If another peer took the trial over, the result is kept as a separate trial, and the exit code is 11. If the store
-    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code shows why: 69, for example.
+    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code shows why (such as 69).
     """
     from hopaas_p2p.ports.ticket import ending
 
@@ -225,7 +225,8 @@ def tell(
 def renew(session: CliSession, ticket: str | None) -> None:
     """Renew the lease of the ticket's trial.
 
-    Otherwise another peer may take it over after the --ttl of `ask`. Exits with 11 if another peer has taken it over.
+    After --ttl seconds (an option of `ask`) without a command, another peer may take the trial over. Exits with 11 if
+    one has.
     """
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("renew")["trial"]

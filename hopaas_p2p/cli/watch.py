@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _ROWS: Final = 12  # running trials shown
-_LAST_ALERTS: Final = 300.0  # seconds for which the alerts of a study that is done are offered to their receiver
+_LAST_ALERTS: Final = 300.0  # seconds for which pending alerts are retried after the study is done
 
 
 @command(study="argument")
@@ -33,13 +33,13 @@ _LAST_ALERTS: Final = 300.0  # seconds for which the alerts of a study that is d
 def watch(session: CliSession, interval: float, timeout: float | None, once: bool, alert: bool) -> int:
     """Follow a study until it is done.
 
-    On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
-    as JSON. Exits with 0 when the study is done, and with 1 if the time was up first. A budget such as until.target=0.1
-    ends a study at a condition.
+    On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed (with --json,
+    as JSON). Exits with 0 when the study is done, and with 1 if --timeout has passed first. A budget such as
+    until.target=0.1 ends a study at a condition.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
-    80 % of the budget is used, a trial is the new best, or the study ends. While the receiver does not accept it, it is
-    posted again; after the end of the study, until --timeout or for five minutes. The exit code is then 1.
+    80 % of the budget is used, a trial is the new best, or the study ends. A message that the receiver does not accept
+    is posted again; after the end of the study, until --timeout or for five minutes, and then the exit code is 1.
     """
     study = session.study()
     until, before = None if timeout is None else time.monotonic() + timeout, ""
@@ -84,7 +84,7 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
 
 
 def _pause(study: Study, seconds: float) -> None:
-    """Wait until there is something new, if the store announces it, or for `seconds`."""
+    """Wait for `seconds`, or until the store announces a commit, if it can."""
     over, peer = time.monotonic() + seconds, study.storage.peer
     with contextlib.suppress(HopaasError):
         if peer.hear(study.handle.log, seconds):
@@ -128,7 +128,7 @@ def _look(study: Study) -> dict[str, Any]:
 
 
 def sentence(look: dict[str, Any]) -> str:
-    """The result of a look, on one line."""
+    """The study as it was looked at, on one line."""
     words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
     counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"

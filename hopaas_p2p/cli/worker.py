@@ -25,7 +25,7 @@ worker_options = together(
     click.option("--site", help="The name of this site. [default: HOPAAS_SITE, cluster or domain]"),
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of your own for output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
-    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential for the command. Repeat."),
+    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential for the command. Repeatable."),
 )
 """The options of all commands that run trials."""
 
@@ -49,8 +49,8 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
     The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the
     seed of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric
-    placeholder may stand anywhere in the command; a string only if it consists of ASCII letters, digits and
-    ._+,:=@%/-, otherwise the command must read it from those variables. In a word with spaces, such as that of
+    placeholder may stand anywhere in the command. A string may do so only if it consists of ASCII letters, digits and
+    ._+,:=@%/-; otherwise the command must read it from those variables. In a word with spaces, such as that of
     sh -c, put a string between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,

@@ -35,8 +35,8 @@ IN_POD: Final = "/etc/hopaas"
 _UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
 """Characters in a name that a batch system interprets, however they are written."""
 _ESCAPED: Final = {"slurm": ('"', r"\""), "condor": ("$", "$(DOLLAR)"), "kubernetes": ("$", "$$")}
-"""A character that a batch system would interpret, and what to write instead: for Slurm, between double quotes;
-$ENV(NAME) would put a secret into an HTCondor job's description, and Kubernetes expands $(NAME)."""
+"""Per batch system, a character that it would interpret, and what to write instead. Slurm's is for text between double
+quotes. HTCondor would expand $ENV(NAME), perhaps to a secret, in a job's description; Kubernetes expands $(NAME)."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
@@ -49,11 +49,11 @@ class BatchJob(NamedTuple):
     command: tuple[str, ...]
     """The command of a trial."""
     worker: tuple[str, ...]
-    """The program and subcommand that run it: `hopaas-p2p join` or `worker`, without options."""
+    """The program and subcommand that run the command (`hopaas-p2p join` or `worker`), without options."""
     options: tuple[str, ...] = ()
-    """Options for it."""
+    """Options for the worker."""
     environment: dict[str, str] = {}
-    """The settings that it needs, none of them secret."""
+    """The settings that the worker needs, none of them secret."""
     folder: Path = Path("hopaas-jobs")
     """The folder for the script and the jobs' output."""
     jobs: int = 1
@@ -144,5 +144,5 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
 
 
 def _yaml(value: object) -> str:
-    """The value in YAML, which JSON is, except that it writes an emoji as two surrogates."""
+    """The value in YAML: JSON, but with an emoji written as one escape instead of two surrogates."""
     return json.dumps(value, ensure_ascii=False).encode("ascii", "backslashreplace").decode()

@@ -2,7 +2,7 @@
 
 It runs in its own process group, so that a signal reaches all processes that it starts, and no others. Its output goes
 to a log file; the end of the output is kept in memory, for the result and for the reason of a failure. The group ends
-with this process, however that dies: a guard outside both waits for the end of a pipe.
+with this process, however this process dies, because a guard outside both waits for the end of a pipe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hopaas_p2p.runtime.interrupts import REASON_CHARACTERS, REASON_LINES
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line with the result may hold more than its value
 _OUTPUT: Final = 1 << 16  # bytes kept of both streams together, from the beginning of a line
 # A shell in its own session, which works on every platform. Unlike PR_SET_PDEATHSIG it reaches the whole group, and
-# srun and mpirun get a SIGTERM, on which they end their remote processes. Batch systems signal it, too.
+# srun and mpirun get a SIGTERM, on which they end their remote processes. Batch systems may signal the guard, too.
 _GUARD: Final = """
 trap '' HUP INT QUIT TERM USR1 USR2
 read group || exit
@@ -38,7 +38,7 @@ class Child(subprocess.Popen[bytes]):
     """A running command in this environment. Its output is appended to `log`, a file descriptor, which this object
     closes.
 
-    It runs on these cores, or on all of this process's cores if none are given.
+    The command runs on these cores, or on all of this process's cores if none are given.
 
     Raises:
         DoesNotFit: an argument or a variable, or all of them together, exceed the system's limit.
@@ -109,13 +109,13 @@ class Child(subprocess.Popen[bytes]):
                     self._log.write(data)
 
     def wait_for(self, seconds: float) -> int | None:
-        """Its exit code, negative for a signal; None if it is still running after `seconds`."""
+        """The command's exit code, negative for a signal; None if it is still running after `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(seconds)
         return None
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to it and to all processes that it started."""
+        """Send a signal to the command and to all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -124,7 +124,7 @@ class Child(subprocess.Popen[bytes]):
             self._guard.kill()
 
     def close(self) -> None:
-        """Read the rest of its output, and end processes that it left behind."""
+        """Read the rest of the output, and end processes that the command left behind."""
         self.signal_all(signal.SIGKILL)
         self._dismiss_guard()
         for reader in self._readers:
@@ -138,12 +138,12 @@ class Child(subprocess.Popen[bytes]):
 
     @property
     def last_line(self) -> str:
-        """The last line of its output."""
+        """The last line of the command's standard output."""
         return (bytes(self._tails[0]).decode(errors="replace").strip().splitlines() or [""])[-1]
 
     @property
     def printed(self) -> Any:
-        """The result, if the last line of its output is a JSON object with `value` or `values`; otherwise None."""
+        """The result, if `last_line` is a JSON object with `value` or `values`; otherwise None."""
         try:
             said = json.loads(self.last_line)
         except (ValueError, RecursionError):
@@ -152,12 +152,12 @@ class Child(subprocess.Popen[bytes]):
 
     @property
     def output(self) -> bytes:
-        """The last 64 kB of its output on both streams, in order of arrival, from the beginning of a line."""
+        """The last 64 KiB of output on both streams, in order of arrival, from the beginning of a line."""
         end = bytes(self._output[-_OUTPUT:])
         return end[end.find(b"\n") + 1 :] if len(end) == _OUTPUT else end
 
     def failure(self, code: int) -> str:
-        """Why it failed, for people: its exit status, and the last lines of its errors."""
+        """Why the command failed, for people: its exit status, and the last lines of its standard error."""
         lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-REASON_LINES:]
         text = "\n".join(line[:500] for line in lines)[-REASON_CHARACTERS:]
         hint = "; did it run out of memory?" if code == -signal.SIGKILL else ""

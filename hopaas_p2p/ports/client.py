@@ -1,7 +1,7 @@
-"""The child's side of `hopaas-p2p worker`: only the standard library, meant to be copied into a project.
+"""The child's side of `hopaas-p2p worker`. It needs only the standard library, and may be copied into a project.
 
-The protocol, for other languages: connect to the Unix socket that HOPAAS_TICKET names, write one JSON object per line,
-read one JSON object per line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
+In another language, connect to the Unix socket that HOPAAS_TICKET names, write one JSON object per line, and read one
+JSON object per line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
 """
 
 import json
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def request(path: str, said: dict[str, Any]) -> dict[str, Any]:
-    """The reply of the worker at this socket. Raises OSError or ValueError if the worker is gone, or is none."""
+    """The reply of the worker at this socket. Raises OSError or ValueError if no worker answers there."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)  # a new connection, because a signal handler may interrupt another request
         connection.sendall(json.dumps(said, default=float).encode() + b"\n")  # numpy's numbers, too
         with connection.makefile("rb") as replies:
             reply = json.loads(replies.readline(1 << 20) or b'{"ok": false, "error": "the worker is gone"}')
     if not isinstance(reply, dict):
-        raise OSError("its reply is not a JSON object")
+        raise OSError("the worker's reply is not a JSON object")
     return reply
 
 
@@ -35,7 +35,7 @@ class Trial:
         """Send a request: report, log, should-prune, tell, checkpoint, renew or release. Returns the reply.
 
         Raises:
-            RuntimeError: the worker refused it, for the reason given, or has ended.
+            RuntimeError: the worker refused the request, for the reason given, or has ended.
 
         """
         try:
@@ -51,11 +51,11 @@ class Trial:
         return bool(self.ask("report", value=value, step=step)["prune"])
 
     def log(self, step: int, /, **metrics: float) -> None:
-        """Log further metrics of this step: they are shown and exported, but do not affect pruning."""
+        """Log further metrics of this step, which are shown and exported, but do not affect pruning."""
         self.ask("log", step=step, metrics=metrics)
 
     def tell(self, *values: float, state: str | None = None, reason: str | None = None) -> None:
-        """Send the result, or state="pruned" or "fail". It is safe when this returns."""
+        """Send the result, or state="pruned" or "fail". It is in the store, or on disk, when this returns."""
         self.ask("tell", values=values, state=state, reason=reason)
 
     def checkpoint(self, path: str | os.PathLike[str], step: int) -> None:

@@ -1,11 +1,10 @@
 """The command of a trial: which parameters go into its words, and which reach it only through its environment.
 
 A program may pass its words to a shell, an interpreter, or another host, and no list of such programs is complete. So a
-number always goes into a word, but a string only if no shell or interpreter could take any part of it for code.
-Languages
-differ: Perl runs `eval+v49.50`. A word with spaces or brackets is more than a name or an option and may be a program;
-it takes any text that is not a name only between quotes, which nothing in the text can end. Every parameter is in
-HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
+number always goes into a word, but a string only if no shell or interpreter could take any part of it for code (Perl,
+for example, runs `eval+v49.50`). A word with spaces or brackets is more than a name or an option and may be a program,
+so a text that is not a name is allowed in it only between quotes, which nothing in the text can end. Every parameter is
+in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     POST /v1/VERB for the others: see `LocalPeer.answer`.
 
 An error is {"ok": false, "error": "…", "code": N} with the exit code of the command line. Requests carry the key as
-`Authorization: Bearer KEY`. Below /api/ it speaks the REST interface of Hopaas; see `hopaas_rest`.
+`Authorization: Bearer KEY`. Below /api/, the server has the REST interface of Hopaas; see `hopaas_rest`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
     """Serves a LocalPeer until `shutdown`.
 
     Args:
-        peer: answers.
+        peer: answers the requests.
         address: (host, port) on loopback.
-        key: what requests must carry.
+        key: the key that requests must carry.
 
     Raises:
         ConfigurationError: the address is in use.
@@ -67,7 +67,7 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where clients reach it."""
+        """The URL at which clients reach this server."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, body: bytes) -> None:
         if self.server.due.pop(self.connection, None) is None:
             return  # closed, so the body may be incomplete
-        # so that a page in a browser cannot use it
+        # so that a page in a browser cannot use this server
         if self.headers.get("Origin") is not None or self.headers.get("Host", "").rpartition(":")[0] not in _LOOPBACK:
             self._answer(403, b"this server answers programs on this machine only\n", "text/plain")
         elif self.path.startswith("/api/"):

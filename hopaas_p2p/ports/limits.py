@@ -1,8 +1,8 @@
 """How long this job may still run, according to the user or the batch system.
 
 A limit is a duration from now. Slurm gives the end by a clock that is synchronised with the node's (munge refuses
-credentials otherwise). HTCondor gives durations, and the start by the submit machine's clock, which may be wrong: the
-start is taken from the job ad's file, which this node wrote when the job began.
+credentials otherwise). HTCondor gives durations, and the start by the submit machine's clock, which may be wrong, so
+the start is taken from the job ad's file, which this node wrote when the job began.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One peer that runs trials for clients that send JSON: shared by the local HTTP server and the MCP server."""
+"""One peer that runs trials for clients that send JSON, for the local HTTP server and the MCP server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SILENCE: Final = 3600.0
 """A trial is returned after this many seconds without a request about it."""
 LARGEST_ANSWER: Final = 3800
-"""The most characters of an answer, because an agent reads all of them."""
+"""The maximum length of an answer in characters, because an agent reads all of them."""
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
 _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
@@ -53,7 +53,7 @@ class LocalPeer:
     Args:
         storage: the open store.
         actions: whether requests that change something are allowed.
-        silence: seconds.
+        silence: the seconds without a request after which a trial is returned.
         clock: monotonic seconds; a test passes its own.
 
     """
@@ -153,7 +153,7 @@ class LocalPeer:
         )
 
     def importances(self, study: str) -> Reply:
-        """Say which parameters matter, as shares that add up to 1."""
+        """Show how much each parameter matters, as shares that add up to 1."""
         opened = self._study(study)
         state = opened.state
         found = importance(state, self._table(opened, state))
@@ -163,11 +163,11 @@ class LocalPeer:
     # --- trials of clients ---
 
     def ask(self, study: str) -> Reply:
-        """Start a trial: its number and the parameters to train with. It is returned if you are silent for an hour."""
+        """Start a trial, and get its number and parameters. If you are silent for an hour, it is returned."""
         return self.start(self._study(study, changes=True))
 
     def start(self, study: Study, user_attrs: Mapping[str, Any] = MappingProxyType({})) -> Reply:
-        """Start a trial of this study. Later requests with its name use this object, with its sampler and pruner."""
+        """Start a trial of this study. Later requests about its name use this object."""
         self._check_allowed()
         self._studies[study.name] = study
         trial = study.ask()
@@ -184,8 +184,8 @@ class LocalPeer:
         """Carry out one of VERBS about a trial that was started here.
 
         Raises:
-            NotYourTrial: it was not requested here, or was returned meanwhile.
-            HopaasError: the store refused it.
+            NotYourTrial: the trial was not started here, or was returned meanwhile.
+            HopaasError: the store refused the request.
 
         """
         self._check_allowed()
@@ -212,7 +212,7 @@ class LocalPeer:
         return self.request(study, trial, "report", value=value, step=step)
 
     def log(self, study: str, trial: int, metrics: dict[str, float], step: int) -> Reply:
-        """Log other metrics of a step, such as {"auc": 0.9}: they are shown, but do not affect pruning."""
+        """Log other metrics of a step, such as {"auc": 0.9}, which are shown, but do not affect pruning."""
         return self.request(study, trial, "log", metrics=metrics, step=step)
 
     def tell(
@@ -227,11 +227,11 @@ class LocalPeer:
         return self.request(study, trial, "tell", values=values, state=state, reason=reason)
 
     def release(self, study: str, trial: int, reason: str | None = None) -> Reply:
-        """Return a trial that you asked for and cannot finish: another peer runs it."""
+        """Return a trial that you asked for and cannot finish, so that another peer runs it."""
         return self.request(study, trial, "release", reason=reason)
 
     def expire(self) -> list[int]:
-        """Return trials whose clients were silent for too long; gives their numbers."""
+        """Release the trials whose clients were silent for too long; returns their numbers."""
         now = self._clock()
         silent = [(key, one) for key, one in list(self._open.items()) if now - one.heard_at > self._silence]
         for key, verbs in silent:
@@ -271,7 +271,7 @@ class LocalPeer:
 
     def _check_allowed(self) -> None:
         if not self._actions:
-            raise Denied("this server is read-only: start `serve mcp` with --allow-actions")
+            raise Denied("this server is read-only: start `hopaas-p2p serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:
         """The trials of a study with this state, as a table."""

@@ -1,4 +1,4 @@
-"""The connection between a trial's command and its worker: a Unix socket, one JSON object per line, one reply per line.
+"""The connection between a trial's command and its worker: a Unix socket with one request or reply in JSON per line.
 
 The requests are those of `verbs`. The socket is in a private directory (0700). Its path is short, because the system
 allows 107 characters.
@@ -44,7 +44,7 @@ class TrialSocketServer:
             stack.pop_all()  # `close` does that
 
     def close(self) -> None:
-        """Stop answering. Finishes a request in progress first."""
+        """Stop answering, once a request in progress is finished."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -76,11 +76,11 @@ class TrialSocketServer:
 
 
 def _private_directory() -> Path:
-    """A new directory that only this user may enter, with a short path: batch systems set TMPDIR to long ones."""
+    """A new directory that only this user may enter, with a short path (some batch systems set TMPDIR to long ones)."""
     for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108
         if base and len(base) + 24 <= _LONGEST_PATH and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="hopaas-", dir=base))
-    raise InvalidInput("no temporary directory has a path short enough for a socket; set TMPDIR, such as to /tmp")
+    raise InvalidInput("no temporary directory has a path short enough for a socket; set TMPDIR, for example to /tmp")
 
 
 def request(ticket: str, verb: str, /, **said: Any) -> Reply:

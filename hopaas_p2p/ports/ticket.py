@@ -1,12 +1,12 @@
-"""A trial that is passed from command to command: `ask` starts it, and its output is all that `tell` needs.
+"""A trial that is passed from command to command: `ask` starts it, and the output of `ask` is all that `tell` needs.
 
 A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with its
-user's token: one from somebody else, which could send a token to their store, is refused.
+user's token, so that a ticket from somebody else, which could send the token to another store, is refused.
 
 Between two commands no process sends heartbeats, so `ask` is a separate peer that requested a longer silence
-(`peer_ttl`); each later command is a sign of life. It acts for the owner: its records are in the owner's name, and if
-another peer took the trial over, the epoch is outdated, and the log refuses them. If the store is unreachable, the end
-of a trial is kept in the spool, so a ticket names its study by uuid, too.
+(`peer_ttl`); each later command is a sign of life. A command acts for the owner and writes records in the owner's name;
+if another peer has taken the trial over, their epoch is outdated, and they are refused. If the store is unreachable,
+the end of a trial is kept in the spool, so a ticket names its study by uuid, too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Ticket(NamedTuple):
     uuid: str
     """The study's uuid, because names may be reused."""
     seal: str = ""
-    """Shows that this user made it; see `credentials.seal`."""
+    """Shows that this user made the ticket; see `credentials.seal`."""
 
     def __str__(self) -> str:
         return spell(_PREFIX, msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1]))
@@ -79,7 +79,7 @@ class Ticket(NamedTuple):
             return ticket
         except (ValueError, msgspec.MsgspecError):
             shown = shortened(text, 24)
-            raise InvalidInput(f"{shown!r} is not a ticket, or only a part; use all that `trial ask` printed") from None
+            raise InvalidInput(f"{shown!r} is not a whole ticket; use all that `trial ask` printed") from None
 
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
@@ -120,7 +120,7 @@ def carry(
 
     Raises:
         ConfigurationError: the ticket is not this user's, and the user has not named its store.
-        NoSuchStudy: its study was deleted, even if another one has its name now.
+        NoSuchStudy: the ticket's study was deleted, even if another one has its name now.
         LeaseLost: another peer took the trial over; a complete `end` is kept as a separate trial.
         NotYourTrial: the trial is finished already.
         StoreUnreachable: the store did not answer within `patience`.

@@ -66,7 +66,7 @@ def parsed(body: bytes) -> Reply:
 
 
 def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply:
-    """The reply to a request in JSON, or an error reply: a carrier continues whatever the request was."""
+    """The reply to a request in JSON, or an error reply, so that no request ends its carrier."""
     try:
         return {"ok": True, **carry_out(_checked(parsed(body)))}
     except (HopaasError, ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
@@ -111,7 +111,7 @@ class TrialVerbs:
         """When the program last sent a request, by the carrier's clock."""
 
     def close(self) -> None:
-        """Accept no more requests. Finishes a request in progress first."""
+        """Accept no more requests, once a request in progress is finished."""
         with self._lock:
             self._closed = True
 
@@ -119,7 +119,7 @@ class TrialVerbs:
         """Carry out one request.
 
         Raises:
-            HopaasError: the store refused it, or the trial is over.
+            HopaasError: the store refused the request, or the trial is over.
             KeyError, TypeError, ValueError: the request is malformed.
 
         """

@@ -65,7 +65,7 @@ FAILED: Final = 1
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
-_ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts it checks for signals and the time limit
+_ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts the worker checks for signals and the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
 LOOK: Final = 0.2  # seconds between checks for signals and requests
 _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
@@ -95,7 +95,7 @@ def _interruption(number: int) -> str:
 
 
 def _as_folder(name: str) -> str:
-    """A study's name as that of a folder, another for each name."""
+    """A study's name as a folder's name, a different one for each study."""
     plain = re.sub(r"[^\w.-]", "_", name)[:55]  # file systems take 255 bytes, and a character may have four
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
@@ -114,7 +114,7 @@ class Worker:
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
         logs: directory for the commands' output, one file per trial; it is made private to this user.
-        keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
+        keep_output: whether the last 64 KiB of a failed command's output go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
         no_wait: exit when no trial can start now, even if one may later.
         say: called with lines for people.
@@ -158,7 +158,7 @@ class Worker:
         self._offered = False
         """Whether the next Ctrl-C ends the commands at once."""
         self.reason = ""
-        """Why it left, what it waited for last, or how the last trial failed."""
+        """Why the worker left, what it waited for last, or how the last trial failed."""
         self._keep_output, self._outputs_kept = keep_output, 0
         self._lock = threading.Lock()
         self._running = 0
@@ -168,7 +168,7 @@ class Worker:
         self.ran: list[tuple[int, str]] = []
         """The number and outcome of each trial."""
         study.storage.peer.store_wait = _ASK_TIMEOUT
-        withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
+        withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to the command
         if withheld:
             names = " ".join(f"--pass {name}" for name in withheld)
             self._say(f"the command does not get these credentials unless you add: {names}")
@@ -245,7 +245,7 @@ class Worker:
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
 
     def _has_its_trials(self) -> bool:
-        """Whether all its trials have run, or are running."""
+        """Whether `max_trials` trials have run, or are running."""
         return self._max_trials is not None and len(self.ran) + self._running >= self._max_trials
 
     def _back_off(self, state: str) -> None:
@@ -300,7 +300,7 @@ class Worker:
                 self._say(line)
 
     def _leave(self, error: NoWork | StoreUnreachable) -> int | None:
-        """The exit code, unless this worker waits: for its store, or for a trial that may come."""
+        """The exit code; None if this worker waits for its store, or for a trial that may come."""
         if isinstance(error, StoreUnreachable):
             self._say_each_minute("away", f"{str(error).rstrip('.')}. Waiting for the store.")
         elif error.waits and not self._no_wait:
@@ -317,7 +317,8 @@ class Worker:
         Imported trials do not count: they ran elsewhere, and anybody who may queue trials can claim any duration.
 
         Raises:
-            ConfigurationError: it would not even fit into a whole job, and there are no checkpoints to continue from.
+            ConfigurationError: a trial would not even fit into a whole job, and there are no checkpoints to continue
+            from.
 
         """
         if self._deadline is None:
@@ -411,7 +412,7 @@ class Worker:
         """Wait for the command to end, passing on signals and requests. Returns why it was made to end, if it was."""
         passed_on = killed = 0
         end: _Ending | None = None
-        asked: _Ending | None = None  # what a request to stop the trial comes to, after the grace
+        asked: _Ending | None = None  # how a trial that was asked to stop ends after the grace
         while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:

@@ -35,7 +35,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     frozen: FrozenTrial
     lease: Lease
     writer: str
-    """The peer that sent what `frozen` holds. Another peer must send it all again, since it cannot know what has left.
+    """The peer that sent what `frozen` holds. Another peer must send it all again, since it cannot know what was sent.
     """
     copies_made: int
     """`Peer.copies_made` when it started: if that has risen since, another process may also be running it."""
@@ -47,7 +47,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """Whether it came from another process, which will end it."""
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
-    """The distributions of `frozen`, whose properties to read them cost as much as a write."""
+    """The distributions of `frozen`. Reading them through its properties would cost as much as a write."""
     draft: Draft
     """What was last set on it; unsent as long as the session has it."""
     resumed_from: int | None = None
@@ -103,7 +103,7 @@ class FrozenTrialCache:
         """Numbers of the trials that changed since the last `catch_up`; see `LogSession.cursor`."""
         self._refused = () if allow_pickles else pickle_prefixes()
         self._over = over
-        """Called for each trial of this process that is over according to the log: another process may have ended it.
+        """Called for each trial of this process that the log shows as ended, perhaps by another process.
         """
         self._first_id = first_id(study_id)
         self._state: State | None = None

@@ -96,7 +96,7 @@ class AskedTrial(weakref.ref[Any]):
 
 
 class StudyHandle:
-    """See the module. Methods may be called from any thread, and take trials' numbers."""
+    """One study, as this process takes part in it. Methods may be called from any thread, and take trials' numbers."""
 
     def __init__(self, peer: Peer, uuid: str, study_id: int, name: str, options: StorageOptions) -> None:
         self.peer = peer
@@ -117,7 +117,7 @@ class StudyHandle:
         """A separate name in the log for the person on whose behalf this process writes; None: it writes for the peer.
         """
         self._known: dict[str, BaseDistribution] = {}
-        """Distributions that are their parameters' first in the log."""
+        """Distributions that are the first of their parameters in the log."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
         """Queued ends of trials, each of which its thread will await with the next exchange."""
         self._idle_since: float | None = None
@@ -383,7 +383,7 @@ class StudyHandle:
     def take_over(
         self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None = None
     ) -> None:
-        """End a trial of another peer, as an operator: durable when this returns.
+        """End a trial of another peer, as an operator. The end is durable when this returns.
 
         Raises:
             Denied: only an owner of the study may do that.
@@ -425,7 +425,7 @@ class StudyHandle:
         return owned
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
-        """Queue everything ever set on this trial: it is uncertain what the log has, and duplicates do no harm."""
+        """Queue everything ever set on this trial, because it is uncertain what the log has. Duplicates do no harm."""
         owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
@@ -673,7 +673,7 @@ class StudyHandle:
         *,
         defer: bool = False,
     ) -> None:
-        """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
+        """End a trial of this process, or a WAITING one. Without `defer`, the end is in the store or on disk on return.
 
         Args:
             number: the trial's number.
@@ -757,11 +757,11 @@ class StudyHandle:
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is stored without %s: another peer defined another kind first", number, names)
+            _log.warning("trial %d is stored without %s: another peer defined a different kind first", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
-        """The trial no longer belongs to this process: the log's version counts."""
+        """Note that the trial no longer belongs to this process, so that the log's version counts."""
         with self.log.lock:
             owned = self.view.owned.pop(number, None)
             if owned is not None:

@@ -88,7 +88,7 @@ def new_frozen(
     system_attrs: dict[str, Any],
     reports: dict[int, float],
 ) -> StoredTrial:
-    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one.
+    """A FrozenTrial of these very objects, without the checks of `__init__`, which cost as much as the rest.
 
     Times are those of the log.
     """
@@ -227,7 +227,7 @@ def announces_parameters(key: str) -> bool:
 
 
 def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
-    """A Trial's own view of its data: the pruner and its properties read this, not the storage."""
+    """A Trial's own view of its data, which the pruner and the trial's properties read instead of the storage."""
     return trial._cached_frozen_trial
 
 

@@ -12,7 +12,7 @@ from hopaas_p2p.storage.handle import StudyHandle
 
 
 class StudyReader:
-    """See `search.known.TrialReader`. Not safe for use by several threads at once."""
+    """A `search.known.TrialReader` of one study. Not safe for use by several threads at once."""
 
     def __init__(self, handle: StudyHandle) -> None:
         self._handle = handle

@@ -29,7 +29,7 @@ NO_WORK: Final = {
 
 
 class AlreadyFinished(UpdateFinishedTrialError, ValueError):
-    """The trial is over. Optuna's storages raise the one, and its `Study.tell` the other."""
+    """The trial is over. Optuna's storages raise UpdateFinishedTrialError, and its `Study.tell` ValueError."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"Trial#{number} has already finished and can not be updated.")

@@ -58,7 +58,7 @@ from hopaas_p2p.translate import attributes, checked_step, created, directions_o
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
-"""In units of `Store.freshness`: heartbeats, and so reclaims, are seen up to that long plus an eighth of a ttl late."""
+"""In units of `Store.freshness`. Heartbeats are seen late by up to one such unit plus an eighth of a ttl."""
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
@@ -98,8 +98,8 @@ def open_storage(
         allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Use this only among people you trust:
             everyone with write access to the study can then run code in every peer that uses that sampler.
         create: whether a directory that is not a store yet becomes one.
-        acts_for: uuids of peers whose running trials this process continues, as a shell ticket does. It then writes on
-            their behalf, and does not introduce itself.
+        acts_for: uuids of peers whose running trials this process continues, as a shell ticket does. The process then
+            writes on their behalf, and does not introduce itself.
         peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl; at most 30 days.
         on_behalf_of: the person for whom a service acts, recorded in the log beside the service's own login. The
             service claims this; the store does not vouch for it.
@@ -212,13 +212,13 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage, in its order: studies ---
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Like Optuna's. Waits for two exchanges. Also raises InvalidInput for a name that no study may have."""
+        """Implements Optuna's method, in two exchanges. Raises InvalidInput for a name that no study may have."""
         names = tuple([direction.name.lower() for direction in directions])
         name = _NO_NAME + secrets.token_hex(16) if study_name is None else study_name
         return self.define_study(StudyDefine(name, names, self.options.policy))
 
     def delete_study(self, study_id: int) -> None:
-        """Like Optuna's. Other peers learn of it at their next call; ids are not used again.
+        """Implements Optuna's method. Other peers learn of it at their next call; ids are not used again.
 
         Raises:
             Denied: only an owner of the study may delete it.
@@ -233,7 +233,7 @@ class Storage(BaseStorage):
         self._destroy(listing.uuid)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Like Optuna's. Durable when it returns; waits `store_wait` for the store.
+        """Implements Optuna's method. Durable when it returns; waits `store_wait` for the store.
 
         Raises:
             InvalidInput: not JSON, or above 1 MiB.
@@ -245,12 +245,12 @@ class Storage(BaseStorage):
         self.handle(study_id).say(said, within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Like Optuna's; see `set_study_user_attr`."""
+        """Implements Optuna's method like `set_study_user_attr`."""
         text = self._system_json(str(key), value, directions=len(self.get_study_directions(study_id)))
         self.handle(study_id).say(StudySet(system={str(key): text}), within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """As Optuna's."""
+        """Implements Optuna's method."""
         found = self.find_study(study_name)
         if found is None:
             see = f"see: hopaas-p2p study list{store_option(self.url)}"
@@ -265,24 +265,24 @@ class Storage(BaseStorage):
         return None if listing is None else listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         return self._listing(study_id).name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         handle = self.handle(study_id)
         return directions_of(handle.state if handle.state.define is not None else self.state(study_id), handle.name)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Like Optuna's. Values from other writers that are not JSON are returned unchanged."""
+        """Implements Optuna's method. Values from other writers that are not JSON are returned unchanged."""
         return attributes(self.state(study_id).user)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Like Optuna's; see `get_study_user_attrs`."""
+        """Implements Optuna's method like `get_study_user_attrs`."""
         return attributes(self.state(study_id).system)
 
     def get_all_studies(self) -> list[internals.FrozenStudy]:
-        """Like Optuna's, except studies that this user may not read."""
+        """Implements Optuna's method, without studies that this user may not read."""
         return self.frozen_studies(self.listings())
 
     def listings(self) -> list[Listing]:
@@ -302,8 +302,8 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage: trials ---
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Like Optuna's; one exchange. NoWork when the study starts no trial: its budget is used up, or it is paused,
-        stopped or failing.
+        """Implements Optuna's method, in one exchange. Raises NoWork when the study starts no trial, because its budget
+        is used up, or it is paused, stopped or failing.
 
         Waits for an unreachable store for `store_wait`; see `open_storage`.
         """
@@ -324,7 +324,7 @@ class Storage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Implements Optuna's method. Sent with the next exchange; NotYourTrial for another peer's trial."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             suggestion[1].params[param_name] = float(param_value_internal)
@@ -333,15 +333,15 @@ class Storage(BaseStorage):
         handle.set_param(number, param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         return first_id(study_id) + self.handle(study_id).existing(trial_number).number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         return self.locate(trial_id)[1]
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Like Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
+        """Implements Optuna's method, in one exchange. WAITING releases a trial. A lost lease is logged as a warning.
 
         Raises:
             NotYourTrial: another peer runs the trial.
@@ -363,20 +363,20 @@ class Storage(BaseStorage):
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Implements Optuna's method. Sent with the next exchange; NotYourTrial for another peer's trial."""
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Like Optuna's; leaves with the next exchange. InvalidInput for values that are not JSON, or above 1 MiB."""
+        """Implements Optuna's method. Sent with the next exchange; InvalidInput if not JSON, or above 1 MiB."""
         self._set_attribute(trial_id, "user", key, value, to_json(key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Like Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
+        """Implements Optuna's method like `set_trial_user_attr`. ConfigurationError for pickles, unless allowed."""
         self._set_attribute(trial_id, "system", key, value, self._system_json(str(key), value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Like Optuna's. A finished trial is shared with all readers."""
+        """Implements Optuna's method. A finished trial is shared with all readers."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             return suggestion[0]
@@ -386,7 +386,7 @@ class Storage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Like Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
+        """Implements Optuna's method. The list is new; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
         if states == _WAITING and not state.waiting:  # as in every ask of Optuna's
@@ -397,7 +397,7 @@ class Storage(BaseStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         states = (state,) if isinstance(state, TrialState) else state
         handle = self.handle(study_id)
         handle.refresh()
@@ -407,7 +407,7 @@ class Storage(BaseStorage):
             return sum(handle.state.counts[one.value] for one in set(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """Like Optuna's."""
+        """Implements Optuna's method."""
         handle = self.handle(study_id)
         handle.refresh()
         with handle.lock:
@@ -420,7 +420,7 @@ class Storage(BaseStorage):
         return best
 
     def remove_session(self) -> None:
-        """Optuna calls this at the end of `optimize`: it makes sure that reports and attributes are in the store."""
+        """Send reports and attributes to the store. Optuna calls this at the end of `optimize`."""
         try:
             self.flush()
         except StoreUnreachable:
@@ -431,7 +431,7 @@ class Storage(BaseStorage):
     # --- beyond Optuna: the storage ---
 
     def flush(self) -> None:
-        """Send queued records. Blocks until the store has it, or raises `StoreUnreachable`."""
+        """Send queued records. Blocks until the store has them, or raises `StoreUnreachable`."""
         self.peer.flush()
 
     def close(self) -> None:
@@ -443,7 +443,7 @@ class Storage(BaseStorage):
             self.peer.close()
 
     def on_behalf_of(self, person: str) -> Storage:
-        """This storage, for a person on whose behalf a service writes: the same replicas, and the log names the person.
+        """This storage, with the same replicas, for a person on whose behalf a service writes and whom the log names.
 
         The service vouches for the name; the store does not. Writes go through this process's peer, so they appear at
         once in every replica that the process shows. Close it like any other storage.

@@ -36,12 +36,12 @@ BudgetGiven = int | str | Budget
 class StudyPolicy(NamedTuple):
     """How a study treats trials whose peers die, fail or report nothing, and repeated configurations.
 
-    None: not given, so the study's own value counts, or the default when it is created. If the study exists, given
-    values must match it, except `repeats` and `replicates`, which then apply to this process.
+    A field that is None takes the study's own value, or the default when the study is created. If the study exists,
+    given values must match its own, except `repeats` and `replicates`, which then apply to this process.
     """
 
     attempts: int | None = None
-    """How often one set of parameters may be started when its peers die or are pre-empted; by default 3."""
+    """How often one set of parameters may be started when its peers die; by default 3."""
     max_failures: int | None = None
     """Failures in a row, over all processes, that end the campaign. By default never."""
     lease_ttl: float | None = None
@@ -179,8 +179,8 @@ def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> No
 
 
 def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budget | None:
-    """The new budget for a caller that gave this one; None: unchanged, since this is the original or the current
-    budget.
+    """The new budget for a caller that gave this one; None if it is unchanged, because the original or the current
+    budget was given.
 
     Raises:
         DefinitionMismatch: no limit would be larger, or some would be smaller.

@@ -1,8 +1,9 @@
-"""How a study is searched: sampler, pruner, repeats, replicates, rungs or a population. The log defines it for all
+"""A study's search method: sampler, pruner, repeats, replicates, rungs or a population. The log defines it for all
 peers.
 
-It is set at creation and changed by owners. A process may use other settings: those that it gave when it opened the
-study apply to it alone, are announced once, and appear in its introduction, where the monitor finds them.
+The method is set at creation and changed by owners. A process may use other settings, which it gives when it opens the
+study. They apply to that process alone, are announced once, and appear in its introduction, where the monitor finds
+them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MOST_VALUES: Final = 1_000_000
 
 
 class SearchMethod(NamedTuple):
-    """The search method that a study's log, or one process, specifies. None: not specified."""
+    """The search method that a study's log, or one process, specifies; unspecified parts are None."""
 
     sampler: registry.Method | None = None
     pruner: registry.Method | None = None

@@ -36,7 +36,7 @@ class ProgressLog:
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
         self._own: list[tuple[float, int]] = []
-        """The trials that this call has ended and that have not ended in the log yet, (value, number)."""
+        """The trials that this call has ended and that have not ended in the log yet, as (value, number)."""
 
     def __enter__(self) -> ProgressLog:
         if not _log.hasHandlers() and not self._quiet:
@@ -59,7 +59,7 @@ class ProgressLog:
         return _log.isEnabledFor(logging.INFO) and not self._quiet
 
     def ended(self, number: int, state: str, values: Sequence[float] | None, reason: str | None) -> None:
-        """A trial of this call ended in this state, or PAUSED."""
+        """Log that a trial of this call ended in this state, or PAUSED."""
         if not self.enabled:
             return
         if values is None:
@@ -73,13 +73,13 @@ class ProgressLog:
             _log.info("study %r: %s", self._name, self._standing())
 
     def waiting(self, why: str) -> None:
-        """No trial can start at present: logged at once, and then once per minute."""
+        """Log that no trial can start at present, at once and then once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
             _log.info("waiting for study %r: %s", self._name, why)
 
     def stopped(self, why: str) -> None:
-        """Why this call starts no more trials."""
+        """Log why this call starts no more trials."""
         if self.enabled:
             _log.info("left study %r: %s; %s", self._name, why, self._standing())
 

@@ -1,4 +1,4 @@
-"""Chooses the parameters of a process's next trial: before the ask, if the sampler can, and avoiding repeats.
+"""Chooses the parameters of a process's next trial, before the ask if the sampler can, and avoids repeats.
 
 A suggestion that equals a configuration in the log is drawn again. The sampler's next draw is its next best; if that
 was tried, too, a neighbour is taken. All samplers are treated alike, except those that enumerate a space themselves.
@@ -48,7 +48,7 @@ _ENUMERATING: Final = (optuna.samplers.GridSampler, optuna.samplers.BruteForceSa
 
 
 class Proposer:
-    """See the module. Methods may be called from any thread.
+    """Chooses the parameters of this process's next trial. Methods may be called from any thread.
 
     Args:
         storage, handle: those of the study.
@@ -127,7 +127,7 @@ class Proposer:
     def check_points_left(self) -> None:
         """Raise NoWork if the sampler enumerates points, and all of them have been started.
 
-        Also if known values are reused and nothing in the space is new.
+        Also raise it if known values are reused and nothing in the space is new.
         """
         sampler, handle = self._study.sampler, self._handle
         if self._searcher.repeats != "reuse" and not isinstance(sampler, _ENUMERATING):
@@ -313,7 +313,7 @@ class Proposer:
         return True
 
     def _nothing_new(self, why: str) -> NoWork:
-        """Rungs promote only by quota until the log shows which configuration is the last, so a budget must do that."""
+        """The error if nothing new is left. It suggests a budget, which shows rungs that nothing new will come."""
         state = self._handle.state
         if state.configurations.waiting():
             why += f"; to continue the best of those that wait at rungs, set the budget to {state.used()}"
@@ -363,5 +363,5 @@ _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
 
 
 def _has_result(trial: LoggedTrial) -> bool:
-    """Whether its values are final: those of a trial waiting at a rung are not."""
+    """Whether a trial has final values, which a trial waiting at a rung has not."""
     return trial.values is not None and trial.state in (COMPLETE, PRUNED) and not trial.paused

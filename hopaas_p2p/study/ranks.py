@@ -57,8 +57,8 @@ _decode: Final = msgspec.msgpack.Decoder().decode
 class Ranks:
     """The processes of one training run; this one is `rank` of `size`. A process by itself is rank 0 of 1.
 
-    Values consist of numbers, strings, bytes, lists and mappings. No pickles: a launcher's channel is open to anybody
-    who can reach its port.
+    Values consist of numbers, strings, bytes, lists and mappings. Pickles are not used, because a launcher's
+    channel is open to anybody who can reach its port.
     """
 
     rank = 0
@@ -97,9 +97,9 @@ class Ranks:
             time.sleep(_BREATH)
 
     def meet(self) -> bool:
-        """Whether every rank calls this: checked once, by `optimize`.
+        """Whether every rank calls this method, which `optimize` does once.
 
-        The first rank waits for the others for a while.
+        The first rank waits 30 s for the others.
         """
         return True
 
@@ -202,7 +202,7 @@ class _StoreRanks(Ranks):
 
 
 class MpiRanks(Ranks):
-    """The ranks of an mpi4py communicator, which this duplicates: every rank must construct it."""
+    """The ranks of an mpi4py communicator. Every rank must construct this, because it duplicates the communicator."""
 
     def __init__(self, world: Any) -> None:
         self._ours = world.Dup()
@@ -229,9 +229,9 @@ def ranks() -> Ranks:
 
 
 class RankedTrial:
-    """A trial on one of several ranks: everything that `Trial` has, computed on the first rank and sent to all.
+    """A trial on one of several ranks. It has all that `Trial` has, computed on the first rank and sent to the others.
 
-    Every rank makes the same calls in the same order, from the constructor on. Each costs a message, and raises on
+    Every rank makes the same calls in the same order, from the constructor on. Each call costs a message, and raises on
     every rank what it raises on the first; `number` and `params` cost none.
 
     Args:
@@ -328,10 +328,10 @@ _END: Final = "the end of a trial"
 
 @contextlib.contextmanager
 def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]) -> Iterator[Objective]:
-    """On the first rank: the objective to run there, which takes the others along; they are notified of the end.
+    """The objective to run on the first rank, which makes the others run it, too; they are notified of the end.
 
-    An error known only to this rank ends its process: the others may be blocked in a collective operation. If another
-    rank's end caused it, it calls `lose` with the trial's number and the error.
+    An error known only to this rank ends its process, as the others may be blocked in a collective operation. If
+    another rank's end caused it, it calls `lose` with the trial's number and the error.
     """
 
     def run(trial: Trial) -> Any:
@@ -355,7 +355,7 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
 
 
 def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
-    """On another rank: run the objective for each trial of the first one.
+    """On another rank, run the objective for each trial of the first rank.
 
     An error ends this process; before that, it calls `fail` with the trial's owner and number, and the reason.
     """
@@ -379,7 +379,7 @@ def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
 
 @contextlib.contextmanager
 def _in_step(finish: Callable[[], Any]) -> Iterator[None]:
-    """Call this after the block, unless an error has ended the block on this rank only."""
+    """Call `finish` after the block, unless an error has ended the block on this rank only."""
     try:
         yield
     except Exception as error:
@@ -395,7 +395,7 @@ def _is_on_all(error: Exception) -> bool:
 
 
 def together(devices: list[tuple[str, dict[str, str], list[str] | None]]) -> dict[str, str]:
-    """The devices of all ranks: a GPU that several ranks of a node see counts once."""
+    """The devices of all ranks. A GPU that several ranks of a node see counts once."""
     hosts = dict.fromkeys(host for host, _, _ in devices)
     total = {"gpus": 0.0, "cores": 0.0}
     for host in hosts:

@@ -1,4 +1,4 @@
-"""The parameters of a trial by step: in a population they change during training."""
+"""The parameters of a trial by step; in a population they change during training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Schedule(NamedTuple):
     """The parameters of each step of a training run. `at` replays it; `to_json` and `from_json` transfer it."""
 
     trial: int
-    """The trial that it leads to."""
+    """The number of the trial that the schedule leads to."""
     value: float | None
     """The final value of that trial, or else its last report."""
     entries: tuple[ScheduleEntry, ...]

@@ -147,7 +147,7 @@ def open_study(
     trackers: Sequence[Tracker] = (),
     policy: StudyPolicy = NO_POLICY,
 ) -> Study:
-    """Create the study, or join it if it exists: every process makes the same call.
+    """Create the study, or join it if it exists. Every process makes the same call.
 
     Args:
         store: a directory or URL that all processes can reach, or a storage from `open_storage`, which takes more
@@ -157,11 +157,11 @@ def open_study(
             it, the objective suggests parameters as it runs. A joiner may omit it.
         directions: "minimize", the default, or "maximize"; a list for several objectives.
         sampler: Optuna's or ours. The study stores its class and arguments, but no seed: a process that joins without
-            giving one uses the same. A process that gives a different one uses that, with a warning.
-        pruner: likewise. By default `hopaas_p2p.pruners.MedianPruner`.
-        budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`: the first limit
-            that is reached ends the study. None: no limit. If the study exists, a larger budget than its current one
-            raises it, unless somebody has lowered that one.
+            giving one uses the same. A process that gives a different one uses that, and logs the difference.
+        pruner: stored and used like the sampler. By default `hopaas_p2p.pruners.MedianPruner`.
+        budget: the exact number of COMPLETE + PRUNED trials over all processes; or a `hopaas_p2p.Budget`, whose first
+            limit that is reached ends the study. None means no limit. If the study exists, a larger budget raises its
+            current one, unless somebody has lowered that.
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
@@ -169,9 +169,10 @@ def open_study(
             `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. Their
             priors are stored in the new study, so they may be deleted. See `Study.learn_from`.
         create: whether to create a missing study; False: only join an existing one.
-        trackers: where else to show the study: those of `hopaas_p2p.trackers`. All peers may give
+        trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
-        policy: a `hopaas_p2p.StudyPolicy`: what happens to trials whose peers die, fail or report nothing, and to
+        policy: a `hopaas_p2p.StudyPolicy`, which says what happens to trials whose peers die, fail or report nothing,
+        and to
             repeated configurations.
 
     Raises:
@@ -262,7 +263,7 @@ class Loop:
     def run(self, jobs: int) -> None:
         """Run trials until the call ends, in this thread or in `jobs` threads.
 
-        The first error in one ends all of them.
+        The first error in a thread ends all of them.
         """
         study, errors = self._study, list[BaseException]()
 
@@ -343,7 +344,7 @@ class Loop:
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
     def _why_it_ends(self) -> str | None:
-        """Why this call starts no more trials, whatever work the study has; None: it continues, and begins one more."""
+        """Why this call starts no more trials, whatever work the study has; None if it begins one more."""
         if time.monotonic() >= self._deadline:
             return "the time is up"
         if self.why_stopped:
@@ -422,10 +423,10 @@ class Loop:
 class Study(optuna.Study):
     """A study, as this process sees and uses it. Get one from `open_study`. Methods may be called from any thread.
 
-    It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
-    terminators and the callbacks of `optuna_integration`. Only what differs from Optuna's class is described here.
-    A sampler or pruner assigned to it applies to this process, from its next trial on, whatever the study's are;
-    `search_with` changes them for all.
+    It is an `optuna.Study` and can be used wherever one is expected, such as in `optuna.visualization`, importance
+    evaluators, terminators and the callbacks of `optuna_integration`. Only what differs from Optuna's class is
+    described here. A sampler or pruner assigned to it applies to this process, from its next trial on, whatever the
+    study's are; `search_with` changes them for all peers.
     """
 
     def __init__(
@@ -487,8 +488,8 @@ class Study(optuna.Study):
         """Give a search space to a study that has none, such as an imported one; `worker` and `ask` use it.
 
         Raises:
-            InvalidInput: no study can be searched in it.
-            DefinitionMismatch: its definition has one, which does not change.
+            InvalidInput: no study can be searched in this space.
+            DefinitionMismatch: the study's definition has a space, which cannot change.
             Denied: this user may not write to the study.
 
         """
@@ -510,13 +511,13 @@ class Study(optuna.Study):
 
     @once
     def _defined_space(self) -> dict[str, BaseDistribution]:
-        """A definition never changes."""
+        """The search space in the definition, which never changes."""
         define = definition_of(self.state, self.name)
         return {name: to_optuna(one) for name, one in define.space.items()}
 
     @once
     def _proposer(self) -> Proposer | None:
-        """None without a search space: then the objective suggests parameters as it runs."""
+        """The proposer; None without a search space, because the objective then suggests parameters as it runs."""
         space = self._space
         return Proposer(self.storage, self.handle, self, self._searcher, space) if space else None
 
@@ -591,9 +592,9 @@ class Study(optuna.Study):
         return trial
 
     def _ask(self, *, within: float, through: bool = False) -> Trial:
-        """See `ask`, which waits for an unreachable store no longer than `within`.
+        """Like `ask`, but wait for an unreachable store no longer than `within`.
 
-        `through`: the sampler has no more points, so only existing trials can start.
+        With `through`, the sampler has no more points, so only existing trials can start.
         """
         self._prepare_to_ask()
         handle, proposer = self.handle, self._proposer
@@ -686,11 +687,11 @@ class Study(optuna.Study):
         *,
         reason: str | None = None,
     ) -> FrozenTrial:
-        """End a trial of this process, and return it as it ended: durable when this returns.
+        """End a trial of this process, and return it as it ended. The end is durable when this returns.
 
-        With a storage opened as `operator`, also a trial that another peer runs: the log records the operator, and the
-        owner learns at its next report or tell that it has lost the trial. A complete result from the owner is then
-        kept as a late one.
+        With a storage opened as `operator`, this also ends a trial that another peer runs. The log records the
+        operator, and the owner learns at its next report or tell that it has lost the trial. A complete result from the
+        owner is then kept as a late one.
 
         Args:
             trial: the trial that `ask` returned, or its number.
@@ -784,7 +785,7 @@ class Study(optuna.Study):
         At the end of the block, the value is the one given to `trial.tell(value)`, or else the last report.
         `trial.prune()` prunes. An exception fails the trial, is kept as the reason, and is raised again. SIGTERM,
         Ctrl-C and the cancellation of an asyncio task release the trial: it will be run again. An exception in a child
-        that was forked in the block does neither: the trial belongs to the parent.
+        that was forked in the block does neither, because the trial belongs to the parent.
         """
         with sigterm_raises():
             pid = os.getpid()
@@ -845,12 +846,12 @@ class Study(optuna.Study):
     ) -> None:
         """Run trials until the study has no more, or this call's `n_trials` or `timeout` (seconds) is reached.
 
-        Without `n_trials`, it gives up after 10 failures (or the study's `max_failures`) if no trial of this call has
-        succeeded.
+        Without `n_trials`, the call gives up after 10 failures (or the study's `max_failures`) if no trial of this call
+        has succeeded.
 
-        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, it
-        waits. It returns once there is no work and each owner of a running trial has since shown a sign of life, within
-        two thirds of the lease's ttl; while an owner is silent, it stays until that trial has been reclaimed and
+        A trial costs one exchange: its end is sent with the start of the next trial. While the study is paused, the
+        call waits. It returns once there is no work and each owner of a running trial has since shown a sign of life,
+        within two thirds of the lease's ttl; while an owner is silent, it stays until that trial has been reclaimed and
         retried, for at most twice the ttl. Progress, and the trials for which it waits, are logged to `hopaas_p2p` at
         level INFO; losing a lease is a warning.
 
@@ -870,7 +871,8 @@ class Study(optuna.Study):
             show_progress_bar: whether to show Optuna's progress bar for this call instead of log lines. Without
                 `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
                 lines remain.
-            on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
+            on: where to run the trials instead of in this process: an executor (anything with `submit`, as in
+            concurrent.futures,
                 submitit and dask.distributed), or a function that creates one. Each of its workers is a peer of its
                 own; see `hopaas_p2p.study.workers`.
             workers: how many workers to start on the executor. By default, as many as the executor reports.
@@ -878,7 +880,7 @@ class Study(optuna.Study):
         Raises:
             InvalidInput: an argument is wrong, such as an objective that cannot be called, or cannot be sent to the
                 executor. No trial is started.
-            NothingSucceeded: it gave up; raised so that a batch job does not seem to succeed.
+            NothingSucceeded: the call gave up; raised so that a batch job does not seem to succeed.
             WorkersLost: one worker after another ended without running a trial.
         """
         if not callable(func):
@@ -998,7 +1000,7 @@ class Study(optuna.Study):
         if os.getpid() != self._pid:
             self.__dict__.pop("_proposer", None)  # another thread may have been using it during the fork
         state, proposer = self.state, self._proposer
-        if state.system is not self._searcher.system:  # who watches asks for no trial
+        if state.system is not self._searcher.system:  # a watcher asks for no trial
             self._keep_to_method()
         try:
             if proposer is not None and next_start(state) is NEW:
@@ -1022,7 +1024,7 @@ class Study(optuna.Study):
         else:
             why = f"is {why}"
         raise StudyFinished(
-            f"The study {self.name!r} {why}: a trial queued now would never run. First run: hopaas-p2p {cure}{where}"
+            f"The study {self.name!r} {why}, so a trial queued now would never run. First run: hopaas-p2p {cure}{where}"
         )
 
     def pause(self) -> None:
@@ -1138,7 +1140,7 @@ class Study(optuna.Study):
         return replicates(self.state)
 
     def schedule(self, trial: int | None = None) -> Schedule:
-        """The parameters by step that led to a trial: in a population, across the trials that it copied.
+        """The parameters by step that led to a trial; in a population, including the steps of trials that it copied.
 
         Args:
             trial: its number. None: the best one or, before any is complete, the best of those that have run longest.

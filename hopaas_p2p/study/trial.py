@@ -48,10 +48,10 @@ class Trial(optuna.trial.Trial):
     """One evaluation of the objective, owned by this process while it runs.
 
     `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: their changes are sent with
-    the next exchange, or after a second at the latest.
+    the next exchange, or after the `linger` of `open_storage`.
 
-    It may be passed to a child process, by fork or pickle (a process pool, joblib, Dask): there it is the same trial,
-    under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
+    A trial may be passed to a child process, by fork or pickle (a process pool, joblib, Dask), where it is the same
+    trial, under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
     call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
     `tell`. A trial that a child asked for may be brought back and ended by the parent.
 
@@ -75,7 +75,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters so far, by name: a plain dictionary, as files and checkpoints take it."""
+        """The parameters so far, by name, in a plain dictionary."""
         return super().params or _NoParameters()
 
     def report(self, value: float, step: int) -> None:
@@ -91,7 +91,7 @@ class Trial(optuna.trial.Trial):
             raise InvalidInput(f"the reported value {shown(value)} is too large for a float") from None
 
     def set_constraint(self, key: str, value: float) -> None:
-        """Like Optuna's, which keeps the first value of a trial: here, of each attempt at it.
+        """Like Optuna's, but keep the first value of each attempt at the trial, instead of the trial's first.
 
         A retry, and the continuation of a paused trial, begin with the constraints of the earlier attempt.
         """
@@ -107,9 +107,9 @@ class Trial(optuna.trial.Trial):
     def log(self, step: int, /, **metrics: float) -> None:
         """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
-        They are shown and exported. Pruning uses only values sent by `report`. Never waits for the store: they leave
-        with the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a
-        trial up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
+        They are shown and exported. Pruning uses only values sent by `report`. This never waits for the store; metrics
+        are sent with the reports, at the next exchange. NaN and infinities are kept; names have up to 100 characters,
+        and a trial up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
 
         Raises:
             InvalidInput: a value is not a number, or a name is not allowed. The other metrics of the call are kept.

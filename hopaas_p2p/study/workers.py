@@ -6,7 +6,7 @@ study is over, and ends. The executor carries only one call per worker and its a
 through the study's log, like those of every peer.
 
 This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and releases a lost
-worker's trial at once: the future is over, so nobody has to wait for a lease to expire. When it is interrupted, it
+worker's trial at once. As the future is over, nobody has to wait for a lease to expire. When it is interrupted, it
 releases the trials of all workers, and asks them to take no more.
 
 One lost process breaks a ProcessPoolExecutor. Give `on=` a function that creates one, and it is created again.
@@ -83,7 +83,7 @@ def take_part(
 ) -> BaseException | None:
     """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it.
 
-    Returns the objective's error if that ended it, or the error with which it gave up.
+    Returns the objective's error if one ended the worker, or the error with which the worker gave up.
     """
     for name, value in env.items():
         os.environ.setdefault(name, value)

@@ -43,8 +43,8 @@ def test_every_block_runs_in_order(centre: Centre, squid: Squid, directory: Path
     assert "connects" in said
     assert "accepts ann" in said
     assert "checks failed" not in said
-    assert "Stopped. Carried" in _until_ended(directory, "folder")
-    assert "Stopped. Carried" in _until_ended(directory, "relay")
+    assert "Stopped. Forwarded" in _until_ended(directory, "folder")
+    assert "Stopped. Forwarded" in _until_ended(directory, "relay")
 
 
 def _until_ended(directory: Path, name: str) -> str:

@@ -167,7 +167,7 @@ def test_a_study_given_to_a_worker_as_a_word_has_a_hint(run: Callable[..., tuple
 def test_a_command_without_dashes_is_not_taken_for_a_study(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["worker", "python", "train.py"], ["submit"]):
         assert main.run(words) == 2
-        assert "There is no command. It goes after --, as in: -- python train.py" in capsys.readouterr().err
+        assert "No command given. Put it after --, as in: -- python train.py" in capsys.readouterr().err
 
 
 def test_a_study_with_too_many_failures_names_the_command_that_continues_it() -> None:

@@ -1,4 +1,4 @@
 #!/bin/sh
-# Written by hopaas-p2p: what the HTCondor job @name@ runs. `exec`, so that HTCondor's SIGTERM goes to the worker itself.
+# Written by hopaas-p2p for the HTCondor job @name@. `exec` makes HTCondor's SIGTERM go to the worker itself.
 @exports@
 exec @worker@
