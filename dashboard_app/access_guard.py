@@ -1,13 +1,14 @@
-"""Decides who may send this server a request, before any other code sees it. Covers pages, web sockets, metrics,
-uploads, and optuna-dashboard at its own port.
+"""Decides whether a request is allowed, before any other code sees it. Covers pages, web sockets, metrics, uploads,
+and optuna-dashboard at its own port.
 
 Other users of the node can reach its loopback address, and so can every web page in the user's browser. So, as Jupyter
 does, the server makes a random key when it starts. The address that it prints contains the key; a browser that opens it
 once gets a cookie and is redirected to the address without the key. A program sends `Authorization: Bearer KEY`. Where
 people sign in (`--auth oidc`), the sign-in takes the place of the key.
 
-`Host` must be a name of this server: a page of another site whose name was bound to our address ("DNS rebinding") sends
-its own name. `Origin` must be the requested host: other ports of this machine belong to other people's servers.
+`Host` must be a name of this server, because a page of another site whose name was bound to our address ("DNS
+rebinding") sends its own name. `Origin` must be the requested host, because other ports of this machine may belong to
+other people's servers.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _PAGE: Final = (
 _FORM: Final = (
     "<form><label>Key <input name=key type=password autocomplete=off autofocus></label> <button>Open</button></form>"
 )
-_NO_KEY: Final = "Open the address that <code>hopaas-p2p dashboard</code> printed when it started; it holds a key."
+_NO_KEY: Final = "Open the address that <code>hopaas-p2p dashboard</code> printed when it started; it contains the key."
 _HEADERS: Final = {
     "Connection": "close",
     "Cache-Control": "no-store",
@@ -125,7 +126,7 @@ class AccessGuard:
         name = _name(found["name"])
         if name in self._hosts:
             return True
-        with contextlib.suppress(ValueError):  # an address is no name that somebody could bind to another address
+        with contextlib.suppress(ValueError):  # an address, unlike a name, cannot be bound to another address
             return ipaddress.ip_address(name).is_loopback or not self._loopback_only
         return False
 
@@ -146,7 +147,7 @@ class AccessGuard:
 
 
 class AccessMiddleware:
-    """ASGI middleware: answers the requests that the guard refuses."""
+    """ASGI middleware that answers the requests that the guard refuses."""
 
     def __init__(self, app: ASGIApp, *, guard: AccessGuard, scrapes: Callable[[str], bool]) -> None:
         self._app = app
@@ -162,13 +163,13 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})  # RFC 6455; before it is accepted: a 403
+            await send({"type": "websocket.close", "code": 1008})  # RFC 6455; the client gets a 403
         else:
             await answer(scope, receive, send)
 
 
 def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
-    """WSGI middleware: answers the requests that the guard refuses."""
+    """WSGI middleware that answers the requests that the guard refuses."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         scope = {
@@ -193,7 +194,7 @@ def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
 
 
 def key_to_use(opts: DashboardOptions) -> str | None:
-    """The key of this process: from the file that HOPAAS_DASHBOARD_KEY_FILE names, else a new one; None with sign-in.
+    """The key of this process: from the file in HOPAAS_DASHBOARD_KEY_FILE, or else a new one; None with sign-in.
 
     Raises:
         ConfigurationError: the file cannot be read, or its key can be guessed.
@@ -217,7 +218,7 @@ def _same_origin(request: HTTPConnection, host: str) -> bool:
     origins, site = request.headers.getlist("origin"), request.headers.get("sec-fetch-site", "")
     if origins:
         return ",".join(origins).lower() in (f"http://{host}".lower(), f"https://{host}".lower())
-    if site in ("cross-site", "same-site"):  # the latter: another port of this machine, or a sibling of its domain
+    if site in ("cross-site", "same-site"):  # same-site is another port of this machine, or a sibling domain
         return request.scope.get("method") in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
     return True
 

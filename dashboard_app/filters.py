@@ -1,4 +1,4 @@
-"""The filter that the pages of a study share, as widgets; it is kept in the address, and travels with links."""
+"""The filter that the pages of a study share, as widgets. The filter is kept in the address, and so in links."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Frame:
-    """One study after commits 1..lsn. Shared by all sessions: nobody may change what it returns.
+    """One study after commits 1..lsn. All sessions share a frame, so nothing that it returns may be changed.
 
     `state` is the replica's own and advances while a frame is in use; columns are those of `lsn`.
     """
@@ -25,7 +25,7 @@ class Frame:
     def __init__(self, listing: Listing, state: State, before: Frame | None = None) -> None:
         self.uuid, self.study_id = listing.uuid, listing.study_id
         self.name = listing.name
-        """The text exactly as people wrote it: escape it."""
+        """The name exactly as people wrote it, which must be escaped."""
         self.state = state
         self.lsn = state.lsn
         self.columns: TrialTable = TrialTable.of(state, before.columns if before is not None else None)
@@ -46,6 +46,6 @@ class Frame:
         """The study's system attributes, decoded."""
         found: dict[str, Any] = dict(self.state.system)
         for key, text in found.items():
-            with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
+            with contextlib.suppress(ValueError):  # text that is not JSON is shown as it is
                 found[key] = json.loads(text)
         return found

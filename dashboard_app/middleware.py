@@ -1,8 +1,8 @@
 """The headers of every response, and the redirect after a sign-in.
 
 The policy forbids a browser to fetch anything from anywhere but this server, so a picture in somebody's note, or a name
-that is a script, cannot send anything out. Streamlit sends people who signed in to the first page. Here the browser
-keeps the requested address in a cookie meanwhile, and is redirected there.
+that is a script, cannot send anything out. Streamlit sends people who signed in to the first page. This middleware
+keeps the requested address in a cookie during the sign-in, and redirects the browser to it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _POLICY: Final = (
     "base-uri 'self'; frame-ancestors 'self'"
 )
 _COOKIE: Final = "hopaas_asked"
-_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")  # a path here: neither //host nor a control character
+_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")  # a path here, so neither //host nor a control character
 _HOST: Final = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
 
 class DashboardMiddleware:
-    """ASGI middleware; see the top of this file. `prefix` is the path that this server is served under."""
+    """ASGI middleware that adds these headers and redirects. `prefix` is the path under which this server is served."""
 
     def __init__(self, app: ASGIApp, *, prefix: str = "") -> None:
         self._app = app
@@ -54,7 +54,7 @@ class DashboardMiddleware:
         if path == f"{self._prefix}/auth/login":
             try:
                 page = urlsplit(request.headers.get("referer", ""))
-            except ValueError:  # of a program; no browser sends such a thing
+            except ValueError:  # from a program, because no browser sends such a header
                 return
             left = f"{page.path}?{page.query}" if page.query else page.path
             ours = page.netloc == request.headers.get("host", "") and f"{page.path}/".startswith(f"{self._prefix}/")

@@ -1,4 +1,4 @@
-"""How `hopaas-p2p dashboard` was started, for every session of this process to read."""
+"""The options with which `hopaas-p2p dashboard` was started, which every session of this process reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class DashboardOptions:
     """How the dashboard was started."""
 
     store: str = ""
-    """Its URL."""
+    """The store's URL."""
     host: str = "127.0.0.1"
     port: int = 8501
     actions: bool = False
@@ -20,9 +20,9 @@ class DashboardOptions:
     base_path: str = ""
     open_browser: bool = False
     optuna_port: int | None = None
-    """The address where optuna-dashboard shows the same storage; empty if it does not run."""
+    """The port where optuna-dashboard shows the same storage; None if it does not run."""
     optuna_address: str = ""
-    """The address that opens the dashboard in a browser."""
+    """The address that opens optuna-dashboard in a browser; empty if it does not run."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which a proxy serves this server, besides its own."""
 
@@ -37,7 +37,7 @@ _current = DashboardOptions()
 
 
 def use(options: DashboardOptions) -> None:
-    """Use these from now on."""
+    """Use these options from now on."""
     global _current
     _current = options
 

@@ -1,4 +1,4 @@
-"""optuna-dashboard next to this dashboard, on the same storage: `--optuna`. Read-only when this dashboard is."""
+"""optuna-dashboard on the storage of this dashboard, for `--optuna`. It is read-only if this dashboard is."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _asked: Final = contextvars.ContextVar[int | None]("study", default=None)
 
 
 class RequestedFiles:
-    """optuna-dashboard's artifact store: the files of the study that the request's path names, and of no other."""
+    """optuna-dashboard's artifact store, with only the files of the study that the request's path names."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -92,7 +92,7 @@ _AS_DOWNLOAD: Final = [
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "sandbox; default-src 'none'"),
 ]
-"""A peer's file is saved and never shown: as a page of this origin, its scripts could do what its user may."""
+"""Headers with which a peer's file is saved and never shown, because its scripts would act as this page's user."""
 
 
 def confined(app: Wsgi, *, actions: bool) -> Wsgi:
@@ -102,7 +102,7 @@ def confined(app: Wsgi, *, actions: bool) -> Wsgi:
         path = environ.get("PATH_INFO", "")
         if not actions and environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             start_response("403 Forbidden", [("Content-Type", "application/json")])
-            return [b'{"reason": "read-only: start it with --allow-actions to change things"}']
+            return [b'{"reason": "read-only: to allow changes, start the dashboard with --allow-actions"}']
         found = _STUDY_OF_PATH.match(path)
         _asked.set(int(found[1]) if found is not None else None)  # each request is served in a thread of its own
 

@@ -19,7 +19,7 @@ from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.study import Study
 
-_LEASES: Final = 60  # that a page counts down
+_LEASES: Final = 60  # the most leases that a page counts down
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class PageContext:
 
     @property
     def may_act(self) -> bool:
-        """Whether to show controls that add to the study: server and grant allow it. The store decides in the end."""
+        """Whether to show controls that add to the study, as server and grant allow. The store checks each change."""
         return self.options.actions and self.role() in ("worker", "owner")
 
     @property
@@ -81,7 +81,7 @@ class PageContext:
     def may_administer(self) -> bool:
         """Whether this person may use the dashboard's own rights over users, tokens and grants.
 
-        Without sign-in, everyone who may act; with sign-in, the people named in HOPAAS_DASHBOARD_ADMINS.
+        Without sign-in, everyone who may act does; with sign-in, the people named in HOPAAS_DASHBOARD_ADMINS.
         """
         named_here = self.options.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
         return self.options.actions and time.time() < self.until and named_here
@@ -90,7 +90,7 @@ class PageContext:
         """The study, for writing. Writes go through the replica that is shown.
 
         Raises:
-            NoSuchStudy: it was deleted meanwhile.
+            NoSuchStudy: the study was deleted meanwhile.
             StoreUnreachable: the store does not answer.
 
         """
@@ -108,7 +108,7 @@ class PageContext:
                 raise Denied("This dashboard is read-only; start it with --allow-actions to change things.")
             if not self.may_act:
                 raise Denied(
-                    "You may not change this study: ask one of its owners for the role worker, or sign in again."
+                    "You may not change this study. Ask one of its owners for the role worker, or sign in again."
                 )
             do(self.study())
             self.cache.show_written(self.uuid)

@@ -1,9 +1,9 @@
-"""Draws a study again when its log has new commits, and only then.
+"""Draws a study again only when its log has new commits.
 
-The browser polls the version of what it shows; see `version_poll`. When that differs from the drawn version, an element
-in the body fires like a button of a fragment: the body is drawn again, and no other part of the page runs or is sent.
-Elements that only count time do so in the browser: `data-lease="ann"` (seconds left), `data-since="1700000000"` (how
-long ago), `data-for=…` (how long by now).
+The browser polls the version of what it shows; see `version_poll`. When the version differs from the drawn one, an
+element in the body fires like a button of a fragment. Then only the body is drawn again, and sent.
+Elements that only count time do so in the browser, by attributes: `data-lease="ann"` (seconds left),
+`data-since="1700000000"` (how long ago), `data-for=…` (how long by now).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def live(
     """Draw `body(page, frame)` now, and again whenever the study's lsn has changed.
 
     Args:
-        page: with a study.
-        body: runs as a fragment: a widget in it runs it alone.
-        more: small data sent with each poll, for values that change while the log does not: `{"leases": {"ann": 55.0}}`
+        page: a page with a study.
+        body: runs as a fragment, so that a widget in it reruns only the body.
+        more: small data sent with each poll, for values that change while the log does not; `{"leases": {"ann": 55.0}}`
             counts down in elements with `data-lease="ann"`.
-        key: distinguishes several on one page.
-        auto: False only offers a button when there is something new: for content that people read or scroll in.
-        age: False shows no "data as of"; for pages where another part shows it.
+        key: distinguishes several bodies on one page.
+        auto: False only offers a button when there is something new, for content that people read or scroll in.
+        age: False shows no "data as of", for pages where another part shows it.
 
     """
 
@@ -73,7 +73,7 @@ def follow(
     auto: bool = True,
     age: bool = True,
 ) -> None:
-    """Like `live`, for anything: `version` returns the newest version of what `draw` draws, from memory."""
+    """Like `live`, for any content. `version` returns the newest version of what `draw` draws, from memory."""
 
     def answer() -> dict[str, Any]:
         lag, trouble = freshness()

@@ -1,11 +1,11 @@
-"""The replicas that all browser sessions of a store read: one per study, kept fresh by one thread while it is viewed.
+"""The replicas that all browser sessions of a store read, one per study, kept fresh by a thread while it is viewed.
 
 A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
 is unreachable, sessions continue to show the last data, and how old they are.
 
 The replicas are those of an ordinary peer. A page writes through the replica that it shows, so the replica contains the
-change when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is
-enough.
+change when the write returns. A peer that only reads writes nothing and does not introduce itself, so a viewer's token
+is enough.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _UNREADABLE: Final = 60.0  # seconds after which a study that cannot be read is 
 _UNREACHABLE: Final = 5.0  # seconds between attempts to reach a store that does not answer
 _HEARTBEATS: Final = 5.0  # minimum seconds between reads of the peers' heartbeats
 _COLLECT: Final = 60.0  # seconds between garbage collections, which Streamlit would make after every run
-_FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
+_FREEZE_AFTER: Final = 2000  # trials read since the last freeze; 10,000 cost each collection 0.15 s
 
 
 class Freshness(NamedTuple):
@@ -56,7 +56,7 @@ class Freshness(NamedTuple):
 
 
 class CachedLog:
-    """One log: its replica, and the outcome of the last read."""
+    """The replica of one log, and the outcome of the last read."""
 
     def __init__(self, replica: LogClient[Any]) -> None:
         self.replica = replica
@@ -64,16 +64,16 @@ class CachedLog:
         self.pulled = -float("inf")
         self.trouble: str | None = None
         self.looked_at = False
-        """Whether the first attempt to read it has ended, successfully or not."""
+        """Whether the first attempt to read the log has ended, successfully or not."""
 
     @property
     def freshness(self) -> Freshness:
-        """How old it is."""
+        """How old this log's data are."""
         return Freshness(time.monotonic() - self.pulled, self.trouble)
 
 
 class CachedStudy(CachedLog):
-    """One study: the newest frame, and the state of its peers as last seen."""
+    """The newest frame of one study, and the state of its peers as last seen."""
 
     replica: LogClient[State]
 
@@ -83,7 +83,7 @@ class CachedStudy(CachedLog):
         self.frame: Frame | None = None
         self.viewed_until = 0.0
         self.deleted = self.heard_of = False
-        """Whether it was deleted; whether the store announces new commits."""
+        """Whether the study was deleted, and whether the store announces its new commits."""
         self.heartbeats_due = 0.0
 
     @property
@@ -104,7 +104,7 @@ class ReplicaCache:
 
     Args:
         url: the store.
-        threaded: whether a thread keeps it fresh; a test calls `tick` itself.
+        threaded: whether a thread keeps the replicas fresh; a test calls `tick` itself.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used.
@@ -138,7 +138,8 @@ class ReplicaCache:
         return sorted(self._peer.catalog.state.by_id.values(), key=lambda one: -one.study_id)
 
     def frame(self, uuid: str) -> Frame | None:
-        """The study as last seen; None if there is none, or it could not be read yet. Keeps it fresh for a while.
+        """The study as last seen; None if there is none, or it could not be read yet. Keeps the study fresh for a
+        while.
 
         Waits for the first read of the study, or for a moment if it was not kept fresh.
         """
@@ -190,10 +191,10 @@ class ReplicaCache:
             return self._storages[person]
 
     def study(self, listing: Listing, person: str = "") -> Study:
-        """The study to write to, by its id and never by its name: a namesake created later is another study.
+        """The study to write to, found by its id and not by its name, which a later study may have.
 
         Raises:
-            NoSuchStudy: it was deleted meanwhile.
+            NoSuchStudy: the study was deleted meanwhile.
             StoreUnreachable: the store does not answer.
 
         """
@@ -234,7 +235,7 @@ class ReplicaCache:
             self._collect_due = now + _COLLECT
             gc.collect()
             read = sum(len(one.frame.columns) for one in self._studies.values() if one.frame is not None)
-            if read >= self._frozen + _FREEZE_AFTER:  # they hold no cycles, and are freed when nothing refers to them
+            if read >= self._frozen + _FREEZE_AFTER:  # trials hold no cycles, and are freed without collections
                 self._frozen = read
                 gc.freeze()
         return _TICK
@@ -297,7 +298,7 @@ class ReplicaCache:
 
     @contextlib.contextmanager
     def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
-        """Record the outcome of a read of this log; a log that cannot be shown must not hide the others."""
+        """Record the outcome of a read of this log. A log that cannot be shown must not hide the others."""
         try:
             yield
             log.trouble, log.pulled = None, now

@@ -1,10 +1,10 @@
-"""What a person may do in a study. Grants decide, where the store has them; the store itself decides what the
-dashboard's own token may do.
+"""A person's rights in a study. They follow the grants, if the store has grants. The store itself checks the
+dashboard's own token.
 
 Without sign-in, everyone who has the key acts as the user whose token the dashboard has, with that user's grants. With
 sign-in, the provider's claim that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of the store, and
-that user's grants apply. A directory or a bucket has no grants: there, the people named in HOPAAS_DASHBOARD_OWNERS own
-every study, and others view.
+that user's grants apply. A directory or a bucket has no grants; the people named in HOPAAS_DASHBOARD_OWNERS own every
+study there, and others view.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def named(variable: str) -> set[str]:
 def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -> Role:
     """This person's role in this study. "none" hides even its existence.
 
-    May ask the store, at most every twenty seconds per study; while it does not answer, nobody has any rights.
+    Asks the store at most every twenty seconds per study. While the store does not answer, nobody may change anything.
     """
     if opts.auth == "none":  # the role of the user whose token the dashboard has; an administrator needs no grant
         address = getattr(cache.store, "address", None)

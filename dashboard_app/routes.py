@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus, and `/healthz` for the supervisor that restarts this process.
 
-`/metrics` names studies, so it needs a token of its own: a scraper sends it as a Bearer token, and the file that
-HOPAAS_METRICS_TOKEN_FILE names holds it. Without that file, `/metrics` needs the key (see `access_guard.py`) and is
+`/metrics` names studies, so it needs a separate token, in the file that HOPAAS_METRICS_TOKEN_FILE names. A scraper
+sends it as a Bearer token. Without that file, `/metrics` needs the key (see `access_guard.py`) and is
 closed where people sign in. `/healthz` reveals nothing about studies and is open.
 """
 

@@ -1,4 +1,4 @@
-"""The server: Streamlit's own, with our routes and settings, and no others."""
+"""Streamlit's own server, with our routes and settings."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from hopaas_p2p.errors import explained
 from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
-"""What Streamlit executes."""
+"""The script that Streamlit executes."""
 _LARGEST_UPLOAD: Final = 32  # MB; Streamlit holds it in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
-_SOON: Final = 0.5  # seconds from here until the port is open
+_SOON: Final = 0.5  # seconds after which the port is open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
 
@@ -49,7 +49,7 @@ def settings(opts: DashboardOptions) -> dict[str, Any]:
         "server.headless": True,  # the browser is opened here; Streamlit would ask for an e-mail address
         "server.fileWatcherType": "none",
         "server.runOnSave": False,
-        "runner.postScriptGC": False,  # the cache collects: after every run that would cost more than the run
+        "runner.postScriptGC": False,  # the cache collects garbage; after every run, it would cost more than the run
         "server.maxUploadSize": _LARGEST_UPLOAD,
         "server.enableWebsocketCompression": True,
         "browser.gatherUsageStats": False,
@@ -88,7 +88,7 @@ def serve(opts: DashboardOptions) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Streamlit would silently take the next free port, and the address given to others would be wrong."""
+    """Check that the port is free. Streamlit would silently take another one, so the printed address would be wrong."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,7 +112,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
             timer.start()
         yield
 
-    # Streamlit would also read `.streamlit/` in the current folder: one from a stranger's repository would decide who
+    # Streamlit would also read `.streamlit/` in the current folder, with which a stranger's repository could decide who
     # may sign in
     config.get_config_files = lambda file_name: []  # noqa: ARG005  # the name that it has there
     return App(

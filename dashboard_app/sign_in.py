@@ -1,4 +1,4 @@
-"""Who signed in, and for how long: the provider's claims, from a session or from a browser's cookie.
+"""Who signed in, and until when, by the provider's claims in a session or in a browser's cookie.
 
 Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. Here a sign-in is valid for
 HOPAAS_DASHBOARD_SIGN_IN seconds (twelve hours by default) after the provider issued it.
@@ -22,7 +22,7 @@ from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_N
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import credentials
 
-_LASTS: Final = 12 * 3600.0  # seconds: a working day; people who leave the organisation are locked out the next morning
+_LASTS: Final = 12 * 3600.0  # seconds; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
 _SECRET: Final = 32  # characters
 _LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)", re.IGNORECASE)
@@ -45,7 +45,7 @@ def shown(name: str) -> str:
 
 
 def signature(name: str) -> str:
-    """A person's name as the log keeps it. Only `sub` never passes to another person; other claims get a prefix."""
+    """A person's name as the log keeps it. Claims other than `sub` may pass to another person, so they get a prefix."""
     return name if claim() == _CLAIM or not name else f"{claim()}:{name}"
 
 
@@ -89,7 +89,7 @@ def person_of_cookies(cookies: Mapping[str, str], *, now: float) -> str:
 
 
 def provider() -> dict[str, Any]:
-    """Streamlit's settings for the provider: the section [auth] of the file that HOPAAS_OIDC_FILE names.
+    """Streamlit's settings for the provider, from the section [auth] of the file that HOPAAS_OIDC_FILE names.
 
     Raises:
         ConfigurationError: there is no such section, its secret can be guessed, it names a place without TLS, or
@@ -129,6 +129,6 @@ def _sections(auth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def hosts(auth: Mapping[str, Any]) -> list[str]:
-    """The hosts that the provider sends people back to: names of this server."""
+    """The hosts that the provider sends people back to, which are names of this server."""
     found = [urlsplit(str(one.get("redirect_uri", ""))).hostname for one in _sections(auth)]
     return [name for name in found if name]

@@ -1,4 +1,4 @@
-"""The look: colours by state, style, and small pieces of HTML in which every text from a store is escaped."""
+"""The look of the pages: colours by state, style, and HTML in which every text from a store is escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _STATIC: Final = Path(__file__).parent / "static"
 CONFIG: Final = str(_STATIC / "theme.toml")
 ICON: Final = str(_STATIC / "icon.svg")
-"""Our own icons: Streamlit fetches its icons from a third party's server."""
+"""Our own icon, because Streamlit fetches its icons from a third party's server."""
 _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
     "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
@@ -45,7 +45,7 @@ def apply() -> None:
 
 
 def error(trouble: object, *, icon: str | None = None) -> None:
-    """Say why something failed."""
+    """Show why something failed."""
     st.error(plain(trouble, longest=1000), icon=icon)
 
 
@@ -83,7 +83,7 @@ def nothing(text: str) -> None:
 def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
     """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes only data, no code.
 
-    ECharts draws strings in an option as text; a tooltip's `formatter` is HTML, so no name goes into one.
+    ECharts draws strings in an option as text, but a tooltip's `formatter` as HTML, so no name goes into one.
     """
     if chart is None:
         nothing(empty)
@@ -105,7 +105,7 @@ def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, vi
 
 
 def pill(word: str) -> Html:
-    """A state: shape, word and colour."""
+    """A state, shown by shape, word and colour."""
     symbol = _SYMBOLS.get(word, "")
     return Html(f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>')
 
@@ -138,7 +138,7 @@ def tag(text: str) -> Html:
 
 
 def tiles(found: Iterable[tuple[str, str, str]]) -> None:
-    """A row of numbers: (what it is, the number, a small line below)."""
+    """A row of tiles, each given as (what the number is, the number, a small line below)."""
     st.html(html.tiles(found))
 
 
@@ -148,7 +148,7 @@ def asked_to_stop(trial: Trial) -> Html:
 
 
 def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
-    """A small curve: an image, because inline SVG is stripped. `words` describe it."""
+    """A small curve, as an image because inline SVG is stripped. `words` describe it."""
     if len(values) < 2:
         return Html()
     width, height = (300, 40) if wide else (90, 22)
@@ -182,7 +182,7 @@ def table(
     of: int = 0,
     others: str = "more",
 ) -> None:
-    """A small table, or words if it is empty; see `analysis.html.table`. It counts the others `of` so many rows."""
+    """A small table, or words if it is empty; see `analysis.html.table`. `of` is the number of all rows."""
     if titled:
         heading(label)
     if not rows:

@@ -1,4 +1,4 @@
-"""The browser's address, read and written: every view of a page is a link that can be shared."""
+"""Reads and writes the browser's address, so that every view of a page is a link that can be shared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOME: Final = "studies"
 
 
 def given(name: str) -> str:
-    """A part of the address; empty when it is not there."""
+    """A part of the address; empty if the address lacks it."""
     return str(st.query_params.get(name, ""))
 
 

@@ -1,7 +1,7 @@
 """The poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
 
 A page issues a ticket; `GET …/version?ticket=…` answers with some 100 bytes, from memory, and does not run Streamlit. A
-ticket is 128 random bits, valid for its page's one question, and is forgotten soon after the last poll. Without a
+ticket is 128 random bits, valid only for its page's question, and is forgotten a while after the last poll. Without a
 ticket there is no answer, whether people sign in or not.
 """
 
@@ -21,10 +21,10 @@ from starlette.routing import Route
 Answer = Callable[[], dict[str, Any]]
 
 PATH: Final = "/version"
-_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll; a laptop's lid may be closed for a while
+_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, as a laptop may sleep for a while
 _MOST: Final = 10_000
 _answers: Final[dict[str, tuple[Answer, float]]] = {}
-"""Ticket -> the answer, and when it was last polled; the longest unused first."""
+"""Ticket -> the answer, and when it was last polled. The longest unused ticket comes first."""
 _lock: Final = threading.Lock()
 
 

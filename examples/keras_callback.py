@@ -1,4 +1,4 @@
-"""Train with Keras: report, be pruned, and go on where a pre-empted job stopped.
+"""Train with Keras, with reports, pruning, and continuation after a pre-empted job.
 
 Needs keras and scikit-learn. Start it as often as you like: python keras_callback.py ./campaign
 """

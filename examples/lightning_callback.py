@@ -1,4 +1,4 @@
-"""Train with Lightning: report, be pruned, and go on where a pre-empted job stopped.
+"""Train with Lightning, with reports, pruning, and continuation after a pre-empted job.
 
 Needs lightning and scikit-learn. Start it as often as you like: python lightning_callback.py ./campaign
 """

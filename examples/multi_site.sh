@@ -1,12 +1,12 @@
 #!/bin/sh
-# One study over several sites, each with a batch system of its own. They share nothing but the store.
+# Runs one study at several sites, each with its own batch system. The sites share only the store.
 #
 #     HOPAAS_STORE=postgresql://campaign@db.example.org/hopaas HOPAAS_STUDY=demo sh multi_site.sh north south
 #
-# A site is a host that you reach by ssh, with this directory in ~/hopaas. What is needed to log in to the store lies
-# on each site (PGPASSFILE, HOPAAS_TOKEN_FILE), never in a command. With REMOTE=local the sites run here, for a try.
+# A site is a host that you reach by ssh, with this directory in ~/hopaas. The credentials for the store are in files at
+# each site (PGPASSFILE, HOPAAS_TOKEN_FILE), never in a command. With REMOTE=local, all sites run on this machine.
 set -eu
-: "${HOPAAS_STORE:?where the study is}" "${HOPAAS_STUDY:?which study}"
+: "${HOPAAS_STORE:?set it to the store}" "${HOPAAS_STUDY:?set it to the study}"
 
 for site in "$@"; do
     work="hopaas-p2p worker --site $site -- python train.py --lr {lr} --depth {depth} ${MORE:-}"

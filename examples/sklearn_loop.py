@@ -1,4 +1,4 @@
-"""A loop with scikit-learn: run it as often as you like, on as many machines as see the directory.
+"""Tunes a scikit-learn model. Run it as often as you like, on all machines that can access the directory.
 
 Install scikit-learn first. Then:
 

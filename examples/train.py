@@ -1,10 +1,10 @@
-"""A training as a batch job runs it: it reports after every epoch, saves itself when the job has to end, and goes on.
+"""Training in a batch job: it reports after every epoch, saves a checkpoint when the job has to end, and continues.
 
     hopaas-p2p study create demo -s ./campaign --budget 40 --space 'lr=float(1e-3,1,log)' --space 'depth=int(1,9)'
     hopaas-p2p worker -s ./campaign --study demo -- python train.py --lr {lr} --depth {depth}
 
-It fits a polynomial of degree `depth` to noisy points of a sine by gradient descent, in plain Python. What matters is
-the frame around it; replace `Model` by your own.
+It fits a polynomial of degree `depth` to noisy points of a sine by gradient descent, in plain Python. To use the
+script for your own training, replace `Model`.
 """
 
 import argparse
@@ -62,15 +62,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--depth", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long an epoch takes at least")
+    parser.add_argument("--seconds", type=float, default=0.0, help="the minimum duration of an epoch")
     given = parser.parse_args()
 
     trial, model = Trial(), Model(given.depth)
-    if "HOPAAS_CHECKPOINT" in os.environ:  # an earlier try was interrupted: go on from there
+    if "HOPAAS_CHECKPOINT" in os.environ:  # an earlier attempt was interrupted; continue from its checkpoint
         model.load(Path(os.environ["HOPAAS_CHECKPOINT"]))
         print("going on after epoch", model.epoch, flush=True)
 
-    leave: list[int] = []  # the signals that came: save at the end of the epoch, not in the middle of it
+    leave: list[int] = []  # received signals; the checkpoint is saved at the end of the epoch
     for name in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(name, lambda number, _frame: leave.append(number))
 
@@ -85,7 +85,7 @@ def main() -> None:
             model.save(file)
             trial.checkpoint(file, model.epoch)
             file.unlink()
-            sys.exit("the job has to end: saved after epoch " + str(model.epoch))
+            sys.exit("the job has to end; a checkpoint was saved after epoch " + str(model.epoch))
         if prune:
             trial.tell(state="pruned")
             return

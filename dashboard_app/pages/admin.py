@@ -1,4 +1,4 @@
-"""Admin: users, tokens and grants of a Postgres store."""
+"""The page Admin, with users, tokens and grants of a Postgres store."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def show(page: PageContext) -> None:
     theme.caption(f"The store is {page.cache.url}.")
     if not hasattr(page.cache.store, "call"):
         theme.nothing(
-            "Users are managed here for a Postgres store only. For a store behind serve https, use hopaas-p2p admin at "
-            "its server. For others, the file system or the bucket's policy decides who may read or write."
+            "This page manages users of Postgres stores only. For a store behind serve https, use hopaas-p2p admin on "
+            "its server. For other stores, the file system or the bucket's policy decides who may read or write."
         )
         return
     parts = {"People": _people, "Grants": _grants}
@@ -88,7 +88,7 @@ def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | No
     """Tokens, and forms to create and revoke them; without `users`, for the person who has signed in."""
     made = st.session_state.pop(_MADE, None)
     if made is not None:
-        st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
+        st.warning("This token is shown only now. Keep it in a file of mode 600, named by HOPAAS_TOKEN_FILE.")
         st.code(made.secret.reveal(), language=None, wrap_lines=True)
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Explore: how the parameters affect the objective."""
+"""The page Explore, which shows how the parameters affect the objective."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _body(frame: Frame, chosen: str) -> None:
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
     if not frame.columns.complete(objective).any():
-        theme.nothing("No trial is complete yet. Charts appear when the first one is.")
+        theme.nothing("No trial is complete yet. Charts appear after the first complete trial.")
         return
     _CHARTS[chosen](frame, objective, None if mask.all() else mask)
 
@@ -103,8 +103,8 @@ def _pareto(frame: Frame, _objective: int, shown: Mask | None) -> None:
 
 
 _BRUSH: Final = (
-    "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials on "
-    "every page, set a range in the filter."
+    "Drag along an axis to highlight the lines that pass there; click the axis to show all lines again. To choose "
+    "trials on every page, set a range in the filter."
 )
 _CHARTS: Final[dict[str, Callable[[Frame, int, Mask | None], None]]] = {
     "History": _history,

@@ -1,4 +1,4 @@
-"""Live: the current state, what runs where, and the latest events."""
+"""The page Live, with the current state, the running trials, and the latest events."""
 
 from __future__ import annotations
 

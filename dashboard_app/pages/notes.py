@@ -1,7 +1,7 @@
-"""Notes, tags and files of a study, and parts that a trial's page shows, too. Editable where actions are allowed.
+"""The page for notes, tags and files of a study, whose parts a trial's page also shows.
 
-A note is Markdown written by somebody else: HTML in it is shown as text, and pictures from elsewhere become links, so
-that opening a page reveals nothing to third parties.
+A note is Markdown written by somebody else, so HTML in it is shown as text, and pictures from elsewhere become links,
+so that opening a page reveals nothing to third parties.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def show(page: PageContext) -> None:
 
 
 def tame(markdown: str) -> str:
-    """A note made safe for Markdown: no pictures, which browsers would fetch from anywhere, and no directives.
+    """A note made safe for Markdown, without directives or pictures, which browsers would fetch from anywhere.
 
-    Formulas stay: KaTeX, which draws them, follows no links and loads nothing.
+    Formulas stay, because KaTeX, which draws them, follows no links and loads nothing.
     """
     return _IMAGE.sub("&#33;", markdown).replace(":material/", "\\:material/")
 

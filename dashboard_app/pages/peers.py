@@ -1,4 +1,4 @@
-"""Peers & sites: which peers take part, where, how busy they are, and whether they show signs of life."""
+"""The page Peers & sites: which peers take part, where, how busy they are, and whether they are alive."""
 
 from __future__ import annotations
 

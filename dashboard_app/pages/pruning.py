@@ -1,4 +1,4 @@
-"""Pruning: where trials were pruned and what that saved; with rungs or a population, where each trial stands."""
+"""The page Pruning: the learning curves and the savings or, with rungs or a population, where each trial stands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.spec.fidelity import in_words
 
 _ROWS: Final = 60
-_MOST_RUNGS: Final = 24  # that are shown, the highest ones: a population may have thousands
+_MOST_RUNGS: Final = 24  # the highest ones are shown, as a population may have thousands
 _VALUES: Final = 6  # at the highest rungs
 
 

@@ -1,7 +1,7 @@
-"""Steer: pause, stop, change the budget, stop or queue trials.
+"""The page Steer, to pause or stop a study, change its budget, and stop or queue trials.
 
-Every action here is a record in the study's log, addressed to the object that the person saw: a trial by its number and
-the epoch of its lease. Every page shows the outcome as the log records it.
+Every action on it is a record in the study's log, addressed to the object that the person saw, such as a trial by its
+number and the epoch of its lease. Every page shows the outcome as the log records it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from hopaas_p2p.peer.liveness import any_alive
 from hopaas_p2p.study import Study
 
 _OPEN: Final = "auto"
-_FIELDS: Final = 100  # of a form; a record can name thousands, with which a page would take minutes
-_LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
+_FIELDS: Final = 100  # of a form; with the thousands that a record can name, a page would take minutes
+_LARGEST: Final = (1 << 53) - 1  # larger integers are not exact in a browser
 
 
 def show(page: PageContext) -> None:
@@ -97,7 +97,7 @@ def _stop_study(page: PageContext) -> None:
 
 
 def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None:
-    """End the study, and ask the trials that still hold this lease to end."""
+    """End the study, and ask the trials that still hold these leases to end."""
 
     def end(number: int, epoch: int) -> None:
         with contextlib.suppress(InvalidInput):  # it has ended meanwhile
@@ -107,7 +107,7 @@ def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None
 
 
 def _each(*changes: Callable[[], Any]) -> None:
-    """Make all of these changes. Unanswered ones are sent later, so it raises only after the last one."""
+    """Make all of these changes. Unanswered ones are sent later, so an error is raised only after the last change."""
     trouble = None
     for change in changes:
         try:

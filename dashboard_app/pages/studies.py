@@ -1,4 +1,4 @@
-"""Studies: one card per study, or some of them compared."""
+"""The page Studies, with one card per study, or a comparison of some studies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _grid(page: PageContext) -> None:
         st.html(f'<div class="hp-cards">{"".join(html for _, _, html in found)}</div>')
     else:
         theme.nothing(
-            "No study yet. Create one: hopaas-p2p study create NAME --store "
+            "No study yet. To create one: hopaas-p2p study create NAME --store "
             f"{page.cache.url} --space 'x=float(0,1)', or run your program; the study then appears here."
         )
 

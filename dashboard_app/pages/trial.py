@@ -1,4 +1,4 @@
-"""Trial: one trial, from its parameters to its owners; or two to five side by side, and where they differ."""
+"""The page Trial, with one trial from its parameters to its owners, or two to five trials side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials: all of them in a table, filtered by the address, and as files; and the failures."""
+"""The page Trials, with a filtered table of all trials, which can be saved as CSV, and the failures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _table(_page: PageContext, frame: Frame) -> None:
     )  # fmt: skip
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
-    st.download_button(  # makes the file when it is asked for, not when the button is drawn
+    st.download_button(  # makes the file on a click, not when the button is drawn
         "These trials as CSV", data=partial(_csv, frame, numbers), file_name=f"{name}.csv", mime="text/csv",
         key="save-csv", on_click="ignore", icon=":material/download:",
     )  # fmt: skip

@@ -1,9 +1,9 @@
-// Asks every two seconds for the version of what the page shows, and has its body drawn again when that is another one.
-// Shows how old the data is, and counts times on. Texts are set as text, never as HTML. A hidden tab asks nothing.
+// Asks every two seconds for the version of what the page shows, and has its body drawn again when the version differs.
+// Shows how old the data are, and keeps times counting. Texts are set as text, never as HTML. A hidden tab asks nothing.
 const EVERY = 2000;
-const WORTH = 15; // seconds of lag that are worth a word
-const PATIENCE = 3 * EVERY; // after which a wish to be drawn again that came to nothing is said once more
-const SOON = 700; // after which a part looks again that could not be drawn because another one was
+const WORTH = 15; // seconds of lag from which the age is shown
+const PATIENCE = 3 * EVERY; // ms after which a redraw request without effect is sent again
+const SOON = 700; // ms after which a part tries again that had to wait for another part
 
 const words = (seconds) => {
   const s = Math.max(0, Math.round(seconds));
@@ -17,12 +17,12 @@ const write = (element, text) => {
 };
 const each = (name, action) => document.querySelectorAll(`[data-${name}]`).forEach((e) => action(e, e.dataset[name]));
 
-// Between a click on a link and the new page, Streamlit takes a trigger for a wish to stay on the old page, or shows
-// nothing any more. So none is sent while it is busy; and should it happen all the same, the page is loaded again.
-// Two parts of a page are drawn one after the other: of two wishes at once, Streamlit forgets one, or leaves old pieces.
-// The one that has to wait looks again soon: with the next regular look, in a study that changes all the time, the other
-// would always be first. Nor is any sent while somebody has a list open or holds something: a list of other options
-// closes, a slider slips.
+// Between a click on a link and the new page, Streamlit takes a trigger as a request to stay on the old page, or shows an
+// empty page. So no trigger is sent while Streamlit is busy; if the page breaks nevertheless, it is loaded again.
+// Two parts of a page are drawn one after the other, because Streamlit drops one of two simultaneous triggers, or leaves
+// old elements. The part that has to wait tries again soon; at its next regular poll, in a study that changes all the
+// time, the other part would always be first. No trigger is sent while somebody has a list open or holds a control,
+// because a redraw would close the list or move the slider.
 if (window.hopaasClicked === undefined) {
   window.hopaasClicked = window.hopaasAsked = -Infinity;
   window.hopaasHeld = false;
@@ -85,7 +85,7 @@ function start(parent) {
     if (document.hidden || stopped) return;
     try {
       const reply = await fetch(self.data.ask, { cache: "no-store", credentials: "same-origin" });
-      lost = reply.ok ? null : "This page is too old. Load it again.";
+      lost = reply.ok ? null : "This page has expired. Reload it.";
       if (reply.ok) {
         beat = await reply.json();
         came = performance.now();

@@ -1,1 +1,1 @@
-"""The pages' content, as plain functions from a State to tables and chart specifications. No Streamlit in here."""
+"""The pages' content, as plain functions from a State to tables and chart specifications. They import no Streamlit."""

@@ -18,7 +18,7 @@ from hopaas_p2p.core.state import State, Trial
 
 Event = tuple[float, int, str, str]
 """The time of an event by the reporting peer's clock (seconds since 1970); the trial's number; the kind: started,
-complete, best, pruned, fail, lost, returned or started; and a description."""
+complete, best, pruned, fail, lost or returned; and a description."""
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
@@ -27,9 +27,9 @@ _EVENTS: Final = 14
 def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
     """The study's pace at `now`, seconds since 1970, by the peers' clocks; None for unknown values.
 
-    `recent` counts the COMPLETE and PRUNED trials that ended in the last hour, `per_hour` is the same as a rate, even
-    if the work began less than an hour ago; `hours` is the total time that trials have run, as far as the log records
-    it, `left` trials and `eta` seconds to the budget at this pace.
+    `recent` counts the COMPLETE and PRUNED trials that ended in the last hour, and `per_hour` is their rate, even if
+    the work began less than an hour ago. `hours` is the total time that trials have run, as far as the log records it.
+    The budget is `left` trials away, or `eta` seconds at this pace.
     """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
@@ -56,7 +56,7 @@ def running(state: State) -> list[Trial]:
 
 
 def steps_of_a_trial(columns: TrialTable) -> int | None:
-    """The number of steps of a whole trial: the median over the complete ones; None if unknown."""
+    """The median number of steps of the complete trials; None if unknown."""
     whole = columns.steps[columns.is_(TrialState.COMPLETE) & (columns.steps > 0)]
     return int(np.median(whole)) if len(whole) else None
 
@@ -69,7 +69,7 @@ def events(state: State, columns: TrialTable) -> list[Event]:
     found: list[Event] = []
     for trial in _newest(state, columns.end):
         if is_last_lease(trial):
-            continue  # its end is the loss of its lease, see below
+            continue  # `_losses` lists the end of such a trial
         kind, text = trial.state.name.lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
         if trial.state is TrialState.COMPLETE:
             kind, more = ("best", ", the best so far") if trial.number in best else (kind, "")

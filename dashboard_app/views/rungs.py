@@ -15,7 +15,7 @@ _LINES: Final = {"members": (PLAIN, 2.0), "copied": ("#009E73", 1.5), "led to th
 
 
 def tree(state: State) -> Chart | None:
-    """A line per member of a population, epochs from left to right; a slanted one leads from a member to its copy."""
+    """A line per member of a population, epochs from left to right. A slanted line leads from a member to its copy."""
     population, trials, root = state.configurations.population, state.trials, state.configurations.root
     if population is None:
         return None
@@ -47,7 +47,7 @@ def tree(state: State) -> Chart | None:
         f"{len(rows):,} members, {len({member for _, member, _ in lines['copied']}):,} of which copied another member"
     )
     more = f"; the first {_MEMBERS} are drawn" if len(rows) > _MEMBERS else ""
-    caption = f"{said}{more}; a line from one member to another shows where it continued from the former's checkpoint"
+    caption = f"{said}{more}; a line from one member to another shows which checkpoint the latter continued from"
     shown = min(len(rows), _MEMBERS)
     x, y = ChartAxis("epochs", 0, zero=True), ChartAxis("member", 0, shown + 1, whole=True, down=True)
     return Chart("Family tree", layers, x, y, f"Family tree of {said}.", caption, height=120 + 18 * shown)

@@ -54,7 +54,7 @@ def first_line(note: str) -> str:
 
 
 def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
-    """Numbers to compare."""
+    """Numbers of a study, to compare it with others."""
     best = columns.best(0)
     return {
         "trials": len(columns),
@@ -65,7 +65,7 @@ def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
 
 
 def best_so_far(studies: Sequence[tuple[str, TrialTable]], *, along: Along = "number") -> Chart | None:
-    """One line per study. Time is counted from each study's first start, in hours, so that all begin together."""
+    """One line per study. Time is counted from each study's first start, in hours, so that all lines begin together."""
     layers, words = [], []
     for at, (name, columns) in enumerate(studies[:MOST_STUDIES]):
         x, complete = positions(columns, along), columns.complete()

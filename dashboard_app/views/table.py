@@ -70,7 +70,7 @@ def _param(column: Floats, one: Parameter) -> Any:
         codes[codes >= len(one.choices)] = -1
         return np.array([*one.choices, ""], dtype=object)[codes]
     whole = one.whole and bool((column == np.rint(column)).all()) and bool((np.abs(column) < 2**53).all())
-    return column.astype(np.int64) if whole else column  # a trial without it has NaN
+    return column.astype(np.int64) if whole else column  # a trial without the parameter has NaN
 
 
 def passing(
@@ -82,7 +82,7 @@ def passing(
     last: float | None = None,
     ranges: Collection[tuple[str, float, float]] = (),
 ) -> Mask:
-    """Which trials pass the filter that pages share; an empty part of it passes every trial.
+    """Which trials pass the filter that pages share. An empty part of the filter passes every trial.
 
     Args:
         columns: all trials.

@@ -1,12 +1,12 @@
-"""Fast simulation: a small conditional normalising flow learns a detector's response. Tuned by batch jobs.
+"""Trains a small conditional normalising flow on a detector's response (fast simulation), tuned by batch jobs.
 
     hopaas-p2p study create fastsim -s ./campaign --budget 50 --space 'lr=float(1e-4,1e-2,log)' \
         --space 'layers=int(2,6)' --space 'width=int(16,128,log)'
     hopaas-p2p worker -s ./campaign --study fastsim -- python train.py --lr {lr} --layers {layers} --width {width}
 
-The script makes its data: a particle of energy E and angle A gives a calorimeter's measured energy and a shower width,
-with noise that depends on both. The flow learns p(response | E, A); its loss is the mean negative log-likelihood of
-responses that it has not seen. Affine coupling as in RealNVP (Dinh et al., 2017), conditioned by concatenation.
+The script makes its own data: a particle of energy E and angle A gives a calorimeter's measured energy and a shower
+width, with noise that depends on both. The flow learns p(response | E, A); its loss is the mean negative log-likelihood
+of responses that it has not seen. Affine coupling as in RealNVP (Dinh et al., 2017), conditioned by concatenation.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from hopaas_p2p.ports.client import Trial
 
 
 def detector(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what is true of the particles, what the detector says): both of shape (number, 2)."""
+    """(energy and angle of the particles, the detector's response), both of shape (number, 2)."""
     draw = torch.Generator().manual_seed(seed)
     energy, angle = torch.rand(number, generator=draw), torch.rand(number, generator=draw)
     noise = torch.randn(number, 2, generator=draw)
@@ -33,7 +33,7 @@ def detector(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Flow(nn.Module):
-    """Layers of affine coupling; each moves one of the two numbers by what the other one and the condition say."""
+    """Layers of affine coupling. Each moves one of the two numbers as the other number and the condition determine."""
 
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def main() -> None:
             torch.save({"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, file)
             trial.checkpoint(file, epoch)
             file.unlink()
-            sys.exit(f"the job has to end: saved after epoch {epoch}")
+            sys.exit(f"the job has to end; a checkpoint was saved after epoch {epoch}")
         if prune:
             trial.tell(state="pruned")
             return

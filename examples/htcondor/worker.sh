@@ -1,3 +1,3 @@
 #!/bin/sh
-# What an HTCondor job runs. `exec`, so that HTCondor's SIGTERM goes to the worker itself.
+# The program of an HTCondor job. `exec` makes HTCondor's SIGTERM go to the worker itself.
 exec hopaas-p2p worker --time-limit auto --grace "${HOPAAS_GRACE:-300}" -- "$@"

@@ -3,15 +3,15 @@
 #   hopaas-p2p serve local
 #   Rscript train.R PORT KEY_FILE STUDY
 #
-# It asks for trials until the study has none left. Values are picked out of the JSON by hand; a real program would use
-# jsonlite.
+# It asks for trials until the study has none left. It reads values from the JSON by hand; a real program would
+# use jsonlite.
 
 arguments <- commandArgs(trailingOnly = TRUE)
 port <- as.integer(arguments[1])
 key <- readLines(arguments[2], n = 1, warn = FALSE)
 study <- arguments[3]
 
-# POST the body to /v1/VERB; the reply's JSON.
+# POSTs the body to /v1/VERB, and returns the JSON of the reply.
 post <- function(verb, ...) {
   body <- paste0("{", paste(sprintf('"study": "%s"', study), ..., sep = ", "), "}")
   connection <- socketConnection("127.0.0.1", port, blocking = TRUE, open = "r+b", timeout = 600)

@@ -4,8 +4,8 @@
 //   g++ -O1 -o train train.cpp
 //   ./train PORT KEY_FILE STUDY
 //
-// It asks for trials until the study has none left. Values are picked out of the JSON by hand; a real program would use
-// the JSON library that it has.
+// It asks for trials until the study has none left. It reads values from the JSON by hand; a real program would
+// use a JSON library.
 
 #include <arpa/inet.h>
 #include <sys/socket.h>
@@ -20,7 +20,7 @@
 static int port;
 static std::string key, study;
 
-// POST the body to /v1/VERB; the reply's JSON.
+// POSTs the body to /v1/VERB, and returns the JSON of the reply.
 static std::string post(const std::string& verb, const std::string& body) {
     int connection = socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in server{};

@@ -15,7 +15,7 @@
 hopaas-p2p worker --time-limit auto --grace "${HOPAAS_GRACE:-300}" -- "$@" &
 worker=$!
 
-# bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not requeue.
+# bash does not pass signals on by itself. TERM comes from scancel, or before a kill; the job is not requeued then.
 cancelled=
 trap 'kill -USR1 $worker 2>/dev/null' USR1
 trap 'cancelled=yes; kill -TERM $worker 2>/dev/null' TERM
@@ -24,7 +24,7 @@ while kill -0 $worker 2>/dev/null; do wait $worker; done  # a trap interrupts `w
 wait $worker
 code=$?
 
-# 75: the study is not done, but this job's time is up. Requeue it; another job continues the trial that it returned.
+# Exit code 75 means that the study is not done, but this job's time is up. The job is requeued.
 if [ "$code" -eq 75 ] && [ -z "$cancelled" ]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60  # Slurm ends this script

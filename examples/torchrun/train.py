@@ -1,4 +1,4 @@
-"""A training on several ranks: each rank calls the same lines, and one trial runs on all of them.
+"""Trains on several ranks. Each rank runs the same lines, and all ranks run one trial together.
 
 torchrun --nproc-per-node 4 examples/torchrun/train.py --store ./campaign
 """

@@ -1,4 +1,4 @@
-"""Posting alerts to a webhook: each condition once, when it becomes true.
+"""Posts alerts to a webhook, each condition once, when it becomes true.
 
 An alert that the receiver did not accept is posted again, with the same `id`.
 """
@@ -61,7 +61,7 @@ class AlertSender:
         """Post due alerts; returns the keys of the posted ones.
 
         Raises:
-            StoreUnreachable: nothing more was posted.
+            StoreUnreachable: the store did not answer, so nothing more was posted.
 
         """
         if time.monotonic() < self._retry_at:
@@ -86,9 +86,9 @@ class AlertSender:
         return sent
 
     def store_was_away(self) -> None:
-        """Measure the peers' silence from now on, because an unreachable store showed no sign of life of theirs."""
+        """Measure the peers' silence from now on, because an unreachable store showed no signs of life."""
         self._owners = FailureDetector()
-        self.owes = True  # perhaps: what is due could not be found out
+        self.owes = True  # perhaps, because it is not known what is due
 
     def _post(self, key: str, text: str) -> bool:
         study = self.study
@@ -116,7 +116,7 @@ def webhook(url: Secret) -> Send:
     """Delivers messages by POST, as JSON. The URL is a secret: most services accept posts from anyone who knows it.
 
     Raises:
-        ConfigurationError: it is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
+        ConfigurationError: this is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
 
     """
     if not _URL.fullmatch(url.reveal()):  # an error about another URL could show it

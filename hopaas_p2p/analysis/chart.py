@@ -20,13 +20,13 @@ Data = Mapping[str, Any]
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's colours, which colour-blind people can tell apart, for both themes; never the only distinction."""
+"""Okabe and Ito's colours for both themes, which colour-blind people can tell apart. Never the only distinction."""
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
-"""The most points of one chart; a larger set is sampled."""
+"""The maximum number of points in one chart; a larger set is sampled."""
 STEPS: Final = 120
-"""The most points of one curve among many."""
+"""The maximum number of points in one curve among many."""
 _LONGEST: Final = 40
 _DECADES: Final = 1000.0
 _OUTLIERS: Final = 0.05  # the fraction of the values that may count as such
@@ -142,7 +142,7 @@ def number(value: float | None) -> str:
 
 
 def wants_log(values: Floats) -> bool:
-    """Whether these values are easier to read on a log scale: all positive, and spanning three decades or more.
+    """Whether a log scale makes these values easier to read: all are positive, and they span three decades or more.
 
     The middle 90 % decide, so a single outlier does not matter.
     """
@@ -157,8 +157,8 @@ def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None =
     """The axis of these values, with a log scale where that shows more; and how many lie outside it, in words.
 
     Args:
-        name: what they are.
-        values: all of them.
+        name: what the values are.
+        values: all values.
         worst: the end at which a few outliers, three times the others' range away, may be left out so that they do not
             flatten the rest.
 

@@ -1,4 +1,4 @@
-"""The charts of a study and of a trial. Large data are sampled, and the caption notes it."""
+"""The charts of a study and of a trial. Large data sets are sampled, which the caption notes."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
 
 
 def importance(found: Importance) -> Chart | None:
-    """Which parameters matter, the most important one on top; None if that is unknown."""
+    """How much each parameter matters, the most important one on top; None if that is unknown."""
     if not found.shares:
         return None
     shares = found.shares[::-1]  # the first stands at the bottom

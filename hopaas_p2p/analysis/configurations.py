@@ -1,7 +1,7 @@
-"""A study with rungs or a population for people: one row per configuration, the counts at each rung, and what comes
+"""A study with rungs or a population, for display: one row per configuration, the counts at each rung, and what comes
 next.
 
-Pure: no I/O, no clock.
+The module uses no I/O and no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAI
 
 
 class ConfigurationRow(NamedTuple):
-    """One configuration: all its trials, as if they were one."""
+    """All trials of one configuration, as if they were one."""
 
     first: int
     """The number of its first trial, which identifies it."""
@@ -25,7 +25,7 @@ class ConfigurationRow(NamedTuple):
     state: str
     """running, paused, complete, pruned, fail or waiting."""
     newest: Trial
-    """The most informative trial: the one that runs, waits, or ended the configuration."""
+    """The most informative trial, which runs, waits, or ended the configuration."""
     epochs: int
     """The number of epochs for which it has been trained."""
     pauses_at: int | None

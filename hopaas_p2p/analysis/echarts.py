@@ -1,7 +1,8 @@
-"""A chart -> an option of ECharts, for the monitor.
+"""Turns a chart into an option of ECharts, for the monitor.
 
 Names from the store enter an option as text, which ECharts draws on a canvas or escapes; they are never part of a
-formatter, which would be HTML. Rows are sent as data frames: few bytes on the wire, and a table behind "Show data".
+formatter, which would be HTML. Rows are sent as data frames, which take few bytes and also serve as the table behind
+"Show data".
 """
 
 from __future__ import annotations
@@ -98,13 +99,13 @@ def _parallel(chart: Chart) -> Option:
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
-    """Rounded to five significant digits: enough for a screen, in few bytes."""
+    """The values with five significant digits, which suffice for a screen and take few bytes."""
     return [float(f"{value:.5g}") for value in values]
 
 
 def frame(data: Data) -> pd.DataFrame:
     """Columns for a chart, with only the precision that a screen needs: small integers and, if they suffice, four-byte
-    floats. Underscores in the names become spaces: tooltips show them.
+    floats. Underscores in the names become spaces, because tooltips show the names.
     """
     import pandas as pd
 

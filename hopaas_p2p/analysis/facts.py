@@ -1,4 +1,4 @@
-"""Numbers about a study, computed from its State. Pure: no I/O, no clock."""
+"""Numbers about a study, computed from its State alone, without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
 
 
 def retried(state: State) -> int:
-    """The number of FAIL trials that were run again: after a lost lease, or because they were returned or requeued."""
+    """The number of FAIL trials that were queued again, after a lost lease, a return or a requeue."""
     if not state.counts[FAIL]:
         return 0
     trials = list(state.trials)
@@ -117,13 +117,13 @@ def trial_row(
     dists: Mapping[str, Distribution] = _NOTHING,
     peer: Mapping[str, str] = _NOTHING,
 ) -> dict[str, Any]:
-    """A trial's data for people and programs: lists, JSON, files and widgets, each of which formats it in its own way.
+    """A trial's data for people and programs. Lists, JSON, files and widgets each format the data in their own way.
 
     Args:
-        number: its number.
+        number: the trial's number.
         trial: the trial, or the record that creates it elsewhere.
         dists: the study's distributions.
-        peer: its owner's introduction.
+        peer: the introduction of the trial's owner.
 
     """
     about = {**json.loads(trial.system.get(COPIED, "{}")), **peer}

@@ -18,7 +18,7 @@ _WHOLE: Final = 11  # characters of all words that stay on one line
 
 
 class Html(str):
-    """Text that is HTML; any other text is escaped before it enters HTML."""
+    """Text that is already HTML. Any other text is escaped before it enters HTML."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ def table(
     """A table; empty without rows. Columns of numbers are right-aligned.
 
     Args:
-        heads: get an initial capital, except those that are HTML, such as names from a study.
+        heads: the heads, which get an initial capital unless they are HTML, such as names from a study.
         rows: a cell per head.
         label: the description for screen readers.
         long: the head of a column that may wrap.
@@ -65,7 +65,7 @@ def table(
 
 
 def tiles(found: Iterable[tuple[str, str, str]]) -> Html:
-    """A row of numbers: (what it is, the number, a small line below)."""
+    """A row of tiles, each given as (what the number is, the number, a small line below)."""
     parts = []
     for what, value, more in found:
         longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider

@@ -1,4 +1,4 @@
-"""Parameter importance of a study, by Optuna's PED-ANOVA: what distinguishes the better trials from the others.
+"""Parameter importance of a study, by Optuna's PED-ANOVA, which looks for what distinguishes the better trials.
 
 Watanabe, Bansal, Hutter: PED-ANOVA (IJCAI 2023); for parameters that only some trials have, Conditional PED-ANOVA (KDD
 2026).
@@ -23,17 +23,17 @@ from hopaas_p2p.translate import external, to_optuna
 _FEWEST: Final = 10
 """With fewer complete trials, the shares are mere chance."""
 _MOST: Final = 10_000
-"""Of more trials, an even sample is taken: all would take seconds."""
+"""Of more trials, an even sample is taken, because all of them would take seconds."""
 _MOST_CHOICES: Final = 256
-"""A parameter with more is left out: Optuna makes a matrix of trials by choices."""
+"""A parameter with more choices is left out, because Optuna makes a matrix of trials by choices."""
 _MOST_PARAMETERS: Final = 100
-"""Only those that most trials have are compared: Optuna looks at all trials for each."""
+"""Optuna looks at all trials for each parameter, so only the parameters that most trials have are compared."""
 _one_at_a_time: Final = threading.Lock()
 """If two threads restored the process's warning filters, the second would leave the first one's in place for good."""
 
 
 class Importance(NamedTuple):
-    """Shares that add up to 1, largest first; or a note explaining why there are none."""
+    """Shares that add up to 1, largest first, with a note on how they were computed, or why there are none."""
 
     shares: tuple[tuple[str, float], ...]
     note: str

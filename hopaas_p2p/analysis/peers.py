@@ -1,4 +1,4 @@
-"""The peers of a study: one row per peer. Times are by each peer's own clock."""
+"""The peers of a study, one row per peer. Times are by each peer's own clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
     Args:
         state: the study.
         now: seconds since 1970.
-        signs: the known signs of life; a peer that runs nothing and shows none has left.
+        signs: the known signs of life. A peer that runs nothing and shows no sign has left.
 
     """
     ran: dict[str, list[Stretch]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Several trials of one configuration: their mean and its standard error."""
+"""The mean, and its standard error, of several trials of one configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hopaas_p2p.core.state import COMPLETE, State
 
 
 class ReplicateGroup(NamedTuple):
-    """The COMPLETE trials of one configuration; the first value of each, if there are several objectives.
+    """The COMPLETE trials of one configuration. With several objectives, the first value of each trial counts.
 
     A trial that received the values of another one, with `repeats="reuse"`, measures nothing and does not count.
     """

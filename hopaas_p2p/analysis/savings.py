@@ -1,4 +1,4 @@
-"""The savings by pruning: an estimate, because the pruned trials never ran to their end."""
+"""An estimate of what pruning saved, since the pruned trials never ran to their end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ESTIMATOR: Final = (
 
 
 class Savings(NamedTuple):
-    """See `ESTIMATOR`. All zero if no trial was pruned after a report, or no complete trial reported anything."""
+    """What pruning saved, by `ESTIMATOR`. Zero if no trial was pruned after a report, or no complete trial reported."""
 
     pruned: int = 0
     """The number of pruned trials that count."""

@@ -1,4 +1,4 @@
-"""A study's spending, the rest of its budget, and how long that will last: for `study show`, report and monitor."""
+"""A study's spending, the rest of its budget, and how long that will last, for `study show`, report and monitor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Amount(NamedTuple):
 
 
 class Spending(NamedTuple):
-    """See the module."""
+    """A study's spending, and what ends the study."""
 
     rows: list[dict[str, Any]]
     """By site, person and state: attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
@@ -44,11 +44,11 @@ class Spending(NamedTuple):
     until: list[str]
     """The other conditions that end the study, in words."""
     reached: str | None
-    """Which of them has"""
+    """The limit or condition that has ended the study; None if none has."""
 
 
 def spending(state: State) -> Spending:
-    """The spending recorded in the log. Reads the State only."""
+    """The spending recorded in the log. Reads only the State."""
     ledger = state.ledger
     booked: list[tuple[tuple[str, str, str], Cost]] = [*ledger.accounts.items()]
     for lease in list(ledger.open.values()):
@@ -85,7 +85,7 @@ def _pace(ledger: Ledger, what: str) -> float | None:
     total = 0.0
     for lease in list(ledger.open.values()):
         hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
-        if lease.heard <= lease.start and lease.used is None:  # it has not reported its use yet: count all its devices
+        if lease.heard <= lease.start and lease.used is None:  # no use is reported yet: count all its devices
             hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
         total += (euro(lease.site, cost, ledger.limits.prices) if what == "euro" else getattr(cost, what)) / hours
     return total or None

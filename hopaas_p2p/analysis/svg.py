@@ -1,4 +1,4 @@
-"""A chart -> SVG, for report and notebook: no script, no network, nothing to install.
+"""Turns a chart into SVG, for report and notebook, without scripts, network or other packages.
 
 Everything from the store is escaped where it is written. Text and lines take their colours from the page's style sheet,
 so that a chart is dark if the page is.
@@ -177,7 +177,7 @@ def _said(one: Series, at: int) -> str:
 
 
 def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
-    """Marks: each with a title if there are few, else one path."""
+    """Marks, each with a title if there are few, or else as one path."""
     look, radius = _look(one.symbol, one.colour), one.size * 0.55
     outlines = [(_outline(one.symbol, x, y, radius), at) for x, y, at in places]
     if len(places) > _FEW:

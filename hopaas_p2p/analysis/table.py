@@ -51,7 +51,7 @@ class Parameter(NamedTuple):
 
 
 class TrialTable:
-    """Grows with its study. Only one thread may use it while it is being updated.
+    """The trials of one study as columns, which grow with it. Only one thread may use a table during an update.
 
     A trial's row is its number. Columns have one entry per trial, and are valid until the next update.
     """
@@ -68,7 +68,7 @@ class TrialTable:
         "owner": (np.int64, -1),
         "infeasible": (np.bool_, False),
     }
-    """Name -> the column's type, and its value for a trial that has none."""
+    """Name -> the column's type, and its value for a trial without one."""
     state: NDArray[np.int8]
     """By `TrialState`."""
     start: Floats
@@ -85,7 +85,7 @@ class TrialTable:
     owner: Ints
     """Index into `owners`; -1 for a trial that no peer ran."""
     infeasible: Mask
-    """Which trials violate their constraints: they are never the best."""
+    """Which trials violate their constraints, and so are never the best."""
     values: Floats
     """One row per trial, one column per objective; NaN without a value."""
     params: dict[str, Floats]
@@ -121,7 +121,7 @@ class TrialTable:
 
     @classmethod
     def of(cls, state: State, before: Self | None = None) -> Self:
-        """The trials of this State, whose lock must be held; a table of the same study as `before` makes it quick."""
+        """The trials of this State, whose lock must be held; `before`, a table of the same study, makes this quick."""
         directions = state.define.directions if state.define else ("minimize",)
         if before is None or before.directions != directions:
             table = cls(directions)
@@ -197,18 +197,18 @@ class TrialTable:
         return np.sort(rows[on_front[point_of]])
 
     def complete(self, objective: int = 0, shown: Mask | None = None) -> Mask:
-        """COMPLETE trials, or those of them shown, with a finite value, which a chart can show."""
+        """The COMPLETE trials (only those shown, if given) with a finite value, which a chart can show."""
         complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
         return complete if shown is None else complete & shown
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials, or of those shown: best first, infeasible ones last, otherwise by number."""
+        """The rows of the COMPLETE trials, or of those shown, best first, infeasible ones last, otherwise by number."""
         rows = self._valued([objective], shown)
         return rows[np.lexsort((self.cost(objective)[rows], self.infeasible[rows]))]
 
     def best(self, objective: int | None = None, shown: Mask | None = None) -> int | None:
-        """The row of the best COMPLETE and feasible trial, or of those shown, the earliest of equals. One of several
-        objectives must be named.
+        """The row of the best COMPLETE and feasible trial, or of those shown, the earliest of equals. None with several
+        objectives, unless one is named.
         """
         if objective is None and len(self.directions) > 1:
             return None
@@ -429,7 +429,7 @@ def place(state: State, owner: str | None) -> tuple[str, str]:
 
 
 def distinct(numbers: Ints) -> Ints:
-    """These numbers, ascending, each once: np.unique, whose hash table takes ten times as long for many."""
+    """These numbers, ascending, each once. For many numbers, np.unique takes ten times as long."""
     ordered = np.sort(numbers)
     first = np.ones(len(ordered), np.bool_)
     first[1:] = ordered[1:] != ordered[:-1]

@@ -1,4 +1,4 @@
-"""The tiles at the top of report and monitor: each a name, a number, and a small line below."""
+"""The tiles at the top of report and monitor. Each has a name, a number, and a small line below."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seco
 
 
 class Stretch(NamedTuple):
-    """A trial's time on one peer: microseconds by that peer's clock."""
+    """A trial's time on one peer, in microseconds by that peer's clock."""
 
     owner: str
     number: int

@@ -1,6 +1,6 @@
-"""One peer of the demo: `HOPAAS_STORE=… python -m hopaas_p2p.demo.peer STUDY SEED`.
+"""One peer of the demo, started as `HOPAAS_STORE=… python -m hopaas_p2p.demo.peer STUDY SEED`.
 
-This is all that a process needs to take part: open the study, and optimise. It connects to the store only.
+To take part, a process only opens the study and optimizes. It connects only to the store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run(store: str, study_name: str, seed: int) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = hopaas_p2p.open_study(
-        hopaas_p2p.open_storage(store, create=False, linger=0.25),  # s; short: the screen shows epochs as they end
+        hopaas_p2p.open_storage(store, create=False, linger=0.25),  # seconds; the screen shows epochs as they end
         study_name,
         create=False,
         sampler=optuna.samplers.TPESampler(seed=seed),

@@ -32,7 +32,7 @@ class KilledPeer(NamedTuple):
 
 
 class PeerProcesses:
-    """The peers of one demo. Use it as a context manager: all have ended when the block is left."""
+    """The peers of one demo, as a context manager. All of them have ended when the block is left."""
 
     def __init__(self, study: Study, *, store: str, folder: Path) -> None:
         self._study, self._store, self._folder = study, store, folder
@@ -43,7 +43,7 @@ class PeerProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """SIGTERM lets a peer release its trial; a peer that does not end is killed."""
+        """End all peers. SIGTERM lets a peer release its trial; a peer that does not end is killed."""
         running = [popen for popen in self._processes.values() if popen.poll() is None]
         for popen in running:
             popen.terminate()
@@ -90,7 +90,7 @@ class PeerProcesses:
             if code and status != "killed":
                 path = self._log(name)
                 last = path.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
-                raise HopaasError(f"peer {name} ended with {code}: {last[0]} (all of it: {path})")
+                raise HopaasError(f"peer {name} ended with exit code {code}: {last[0]} (whole output: {path})")
         return any(popen.returncode is None for popen in self._processes.values())
 
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:

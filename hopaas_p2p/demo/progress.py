@@ -1,6 +1,6 @@
 """The events of the demo, read from its State as they become visible.
 
-Peers do not report here: this code opens the same store and replays the same log, as a dashboard would.
+Peers do not report to this code, which opens the same store and replays the same log, as a dashboard would.
 """
 
 from __future__ import annotations

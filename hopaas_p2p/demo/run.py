@@ -1,4 +1,4 @@
-"""The demo from beginning to end: the study, its peers, the kill, the report, and commands to explore further."""
+"""Runs the demo from beginning to end, with its study, peers, kill and report, and commands to explore further."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
 
 
 def _new_study(store: str, budget: int) -> Study:
-    """A new study for this run: digits, else digits-2, digits-3, …"""
+    """A new study for this run, named digits, or else digits-2, digits-3, …"""
     if store.startswith("memory:"):
         raise ConfigurationError(
             "memory:// exists in one process only; give the demo a directory or a URL that is shared"
@@ -140,7 +140,7 @@ def _outcome(killed: KilledPeer, state: State) -> str:
     """The outcome of the trial that the killed peer ran.
 
     Raises:
-        HopaasError: it did not come back.
+        HopaasError: the trial was not queued again.
 
     """
     retry = state.trials[killed.number].retried_by
@@ -165,12 +165,12 @@ def further(store: str, name: str, trial: int) -> list[str]:
 
 
 def dashboard(store: str) -> str:
-    """The command that shows the store in a browser; it needs the extra."""
+    """The command that shows the store in a browser; it needs the extra `dashboard`."""
     return f"{program()} dashboard {shlex.quote(store)} --open"
 
 
 def program() -> str:
-    """The command for this program: its name if the shell finds that, else its path, as after `make demo`."""
+    """The command for this program: its name if the shell finds it, or else its path, as after `make demo`."""
     ours = Path(sys.executable).with_name("hopaas-p2p")
     found = shutil.which("hopaas-p2p")
     if not ours.exists() or (found is not None and ours.samefile(found)):

@@ -1,4 +1,4 @@
-"""Shows the demo: a line per event, and below them peers and progress; without a terminal a status line instead."""
+"""Shows the demo as a line per event, and below them peers and progress, or a status line without a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLUMNS: Final = (("peer", "left"), ("pid", "right"), ("", "left"), ("trial", "
 
 
 class Screen:
-    """Use it as a context manager. `peers` are (name, pid, status) of the demo's processes."""
+    """The demo's output, as a context manager. `peers` holds (name, pid, status) of each of its processes."""
 
     def __init__(self, console: Console, *, title: str, epochs: int) -> None:
         self._console, self._title, self._epochs = console, title, epochs
@@ -49,7 +49,7 @@ class Screen:
         self._console.print(line, soft_wrap=True)
 
     def show(self, state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> None:
-        """Show the study now; without a terminal, only if a status line is due."""
+        """Show the present state of the study; without a terminal, only if a status line is due."""
         if self._live is not None:
             self._live.update(below(state, peers, elapsed=elapsed, epochs=self._epochs))
         elif elapsed >= self._next:

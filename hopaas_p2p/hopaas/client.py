@@ -1,4 +1,4 @@
-"""Where the studies are: the store of `Client(server=…)`, or of our own settings."""
+"""Chooses the store of the studies, from `Client(server=…)` or from our own settings."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Client:
     """The store that holds this client's studies. Nothing is contacted before a study needs it.
 
     Args:
-        server: the store: a directory or a URL.
-        token: for a store that is served.
-        config_filename: without effect; the original's files name its server.
-        force_reconfig: without effect; the original asked questions at the terminal.
+        server: the store, as a directory or a URL.
+        token: the token, for a store that is served over HTTPS.
+        config_filename: has no effect; the original's files name its server.
+        force_reconfig: has no effect; the original asked questions at the terminal.
 
-    Without `server`, the store of our own settings (`HOPAAS_STORE`, hopaas.toml) is used; so it is if `server` is the
-    address of a Hopaas server (http://…, https://…) and they name a store, so that a script may keep its address.
+    Without `server`, the store of our own settings (`HOPAAS_STORE`, hopaas.toml) is used. If they name a store, it is
+    also used in place of a Hopaas server's address (http://…, https://…), so that a script may keep that address.
 
     Raises:
         HopaasServerError: no store is named.
@@ -68,7 +68,7 @@ class Client:
 
     @property
     def token(self) -> str:
-        """`***` if there is a token, else empty. The token itself is not shown."""
+        """`***` if there is a token, or else empty. The token itself is not shown."""
         return str(self._token or "")
 
     @property
@@ -80,7 +80,7 @@ class Client:
         """The open store, which all clients of this process share.
 
         Raises:
-            HopaasServerError: it cannot be reached or used.
+            HopaasServerError: the store cannot be reached or used.
 
         """
         from hopaas_p2p.storage import open_storage
@@ -100,7 +100,7 @@ class Client:
 
 
 def _usable(server: str) -> str:
-    """The store to use: this one, or that of our settings if none is given, or it is the address of a Hopaas server."""
+    """The store to use: this one, or that of our settings if none, or the address of a Hopaas server, is given."""
     if server and urlsplit(server).scheme not in ("http", "https"):
         return server
     with translated():

@@ -21,7 +21,7 @@ class HopaasConsistencyError(HopaasError):
 
 
 class NoMoreTrials(HopaasError, SystemExit):
-    """The study starts no more trials: its budget is used up, or somebody paused or stopped it.
+    """The study starts no more trials, because its budget is used up, or somebody paused or stopped it.
 
     The original had no such error. A script that does not catch it (`while True: with study.trial() …`) ends with exit
     code 0, as after `sys.exit()`.

@@ -1,4 +1,4 @@
-"""Common to samplers and pruners: the set-up of a study names them."""
+"""The named arguments with which the set-up of a study describes a sampler or pruner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NamedArguments(NamedTuple):
     args: dict[str, Any]
 
     def make(self) -> Any:
-        """Optuna's object of this name; ValueError or TypeError if it does not take these arguments."""
+        """Optuna's object of this name. Raises ValueError or TypeError if it does not take these arguments."""
         import optuna
 
         arguments = {_THEIRS.get(name, name): value for name, value in self.args.items()}

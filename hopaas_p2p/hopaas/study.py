@@ -1,4 +1,4 @@
-"""A study of the original: a title, constants and suggestions. The same set-up joins the same study everywhere."""
+"""A study as in the original, with a title, constants and suggestions. The same set-up joins the same study."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Study:
         special_properties: facts about this job (its node, its address). They are stored with each trial, but are not
             part of the set-up.
         direction: "minimize" or "maximize".
-        pruner: of `hopaas_p2p.hopaas.pruners`.
-        sampler: of `hopaas_p2p.hopaas.samplers`.
+        pruner: a pruner of `hopaas_p2p.hopaas.pruners`.
+        sampler: a sampler of `hopaas_p2p.hopaas.samplers`.
         client: the store of the study; by default `Client()`.
 
     Raises:
@@ -189,7 +189,7 @@ class Study:
         """Open the study in its store; unless `create` is false, create it if it does not exist.
 
         Raises:
-            HopaasError: from `hopaas_p2p.errors`: the store cannot be used, or the study does not exist.
+            hopaas_p2p.errors.HopaasError: the store cannot be used, or the study does not exist.
 
         """
         from hopaas_p2p.study import open_study
@@ -212,7 +212,7 @@ class Study:
 
 
 def _loss(trial: optuna.trial.FrozenTrial) -> float | None:
-    """The result, else the last report of a running or pruned trial; None for a failed one."""
+    """The result, or else the last report of a running or pruned trial; None for a failed trial."""
     reports = trial.intermediate_values
     if trial.value is not None or not reports or trial.state.name == "FAIL":
         return trial.value
@@ -235,7 +235,7 @@ def _range(name: str, one: Distribution) -> Distribution:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON gives them back: numbers of numpy become Python's, tuples become lists."""
+    """Values as JSON returns them, so that numpy's numbers become Python's, and tuples become lists."""
     from hopaas_p2p.translate import to_json
 
     return {key: json.loads(to_json(key, value)) for key, value in values.items()}

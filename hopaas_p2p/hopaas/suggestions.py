@@ -39,7 +39,7 @@ def DiscreteUniform(low: float, high: float, q: float = 1.0) -> records.Float:
 
 
 def Categorical(choices: Sequence[Any]) -> records.Categorical:
-    """One of these choices: strings, numbers, booleans or None. In the text form, all are strings."""
+    """One of these choices: strings, numbers, booleans or None. In the text form, all choices are strings."""
     return records.Categorical(tuple(choices))
 
 

@@ -1,4 +1,4 @@
-"""A trial as the original's scripts see it: parameters are attributes, and setting `loss` reports a step."""
+"""A trial as the original's scripts see it. Parameters are attributes, and setting `loss` reports a step."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """The step of the last loss: -1 before the first, then 0, 1, …"""
+        """The step of the last loss, which is -1 before the first loss, then 0, 1, …"""
         return self._step
 
     @property

@@ -43,7 +43,7 @@ _SUFFIXES: Final = (
 )
 """The format of a file, by its extension."""
 _BEGINNINGS: Final = {b"SQLite format 3\0": "sqlite", b"PK\x03\x04": "study", b'{"op_code"': "optuna"}
-"""The format of a file that is there, by its first bytes."""
+"""The format of an existing file, by its first bytes."""
 _FROM: Final = "copied_from"
 """The source's uuid, in the definition of a copy."""
 
@@ -58,8 +58,8 @@ def copy_study(
     Args:
         source: from `open_study`; others may continue to work on it.
         target: from `open_storage`.
-        name: its name there; by default its own.
-        unfinished: copy WAITING and RUNNING trials too; they are WAITING there. Checkpoints are not copied.
+        name: the copy's name; by default the source's.
+        unfinished: copy WAITING and RUNNING trials too, as WAITING. Checkpoints are not copied.
         with_files: copy the files of the study and its trials.
 
     Raises:
@@ -78,7 +78,7 @@ def copy_study(
             raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
         if define is None or define.info.get(_FROM) != uuid:
             raise StudyExists(
-                f"there is a study {chosen!r} which is not a copy of this one; give the copy another name with --as"
+                f"there is a study {chosen!r}, which is not a copy of this one; give the copy another name with --as"
             )
     whole = of_study(source)
     waits = () if unfinished else (TrialState.WAITING, TrialState.RUNNING)
@@ -97,9 +97,9 @@ def export_study(
     Args:
         study: from `open_study`.
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension says
-            the format: .study or none is a file with the whole study, commit by commit, and its files, which
-            `import_study` reads; .csv is for spreadsheets, .parquet for data frames, .journal or .log Optuna's journal.
-            Standard output gets CSV.
+            the format: .study or none for the whole study, commit by commit, with its files, which `import_study`
+            reads; .csv for spreadsheets; .parquet for data frames; .journal or .log for Optuna's journal. Standard
+            output gets CSV.
         form: "study", "csv", "parquet" or "optuna", whatever the path's extension is.
         files: a directory for the files of the study and its trials, stored under their ids as by
             `optuna.artifacts.FileSystemArtifactStore`.
@@ -151,10 +151,10 @@ def import_study(
     source_study: str | None = None,
     files: str | os.PathLike[str] | None = None,
 ) -> Arrived:
-    """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
+    """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except from CSV. One
-    commit holds many trials: 10,000 trials take seconds.
+    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except from CSV. As
+    one commit holds many trials, 10,000 trials take seconds.
 
     Args:
         storage: from `open_storage`.

@@ -43,14 +43,14 @@ class Arrived(NamedTuple):
 def bring_in(
     storage: Storage, source: StudyRecords, *, name: str = "", fetch: Fetch | None = None, begins: bool = False
 ) -> Arrived:
-    """Add the trials to the study of that name, or of their own; it is created if it is not there.
+    """Add the trials to the study of that name, or of their own study's name; it is created if it does not exist.
 
     A trial of this source that is already there is not added again. A running trial becomes WAITING.
 
     Args:
         storage: the target.
         source: the study and its trials.
-        name: of the target study.
+        name: the name of the target study.
         fetch: fetches the files that the trials name; without it the files are not copied.
         begins: whether the study must not exist yet.
 
@@ -140,7 +140,7 @@ def already_there(storage: Storage, name: str, source: StudyRecords) -> dict[int
             others[f"{found['study']}:{found['trial']}"] = trial.number
             if found["study"] == source.uuid:
                 known[found["trial"]] = trial.number
-    for number, record in source.trials.items() if not source.uuid else ():  # each says itself where it comes from
+    for number, record in source.trials.items() if not source.uuid else ():  # each trial says where it comes from
         said = json_or_none(record.system.get(COPIED, ""))
         if isinstance(said, dict) and (key := f"{said.get('study')}:{said.get('trial')}") in others:
             known[number] = others[key]
@@ -148,7 +148,7 @@ def already_there(storage: Storage, name: str, source: StudyRecords) -> dict[int
 
 
 def _create(storage: Storage, source: StudyRecords, name: str, finished: int) -> int:
-    """The study, with a budget that has room for all trials; if the import is interrupted, it keeps this one."""
+    """The study, with a budget that has room for all trials; an interrupted import leaves this budget."""
     from optuna.exceptions import DuplicatedStudyError
 
     budget = source.control.budget
@@ -160,7 +160,7 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
     except DuplicatedStudyError:
         raise StudyExists(
             f"the study {name!r} has just been created by another process, perhaps by the same command; wait until "
-            "that has ended, and try again"
+            "that process has ended, and try again"
         ) from None
 
 
@@ -201,7 +201,7 @@ def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: di
 
 
 def _names_exporter(key: str, text: str) -> bool:
-    """Whether this attribute says who exports the source to a tracker; nobody does that for the copy yet."""
+    """Whether this attribute names the peer that exports the source to a tracker; no peer exports the copy yet."""
     said = json_or_none(text) if key.startswith(EXPORTER) else None
     return isinstance(said, dict) and said.get("peer") is not None
 

@@ -1,14 +1,14 @@
 """One file with everything a store holds, or with one study, and how to restore it.
 
-A backup only reads, like any peer, while others continue to work: users may back up the studies that they may read. It
-is a zip file:
+A backup only reads the store, while peers continue to work, so users can back up the studies that they may read. The
+file is a zip archive:
 
     catalog              the commits of the list of studies; none in a file of one study
-    access               those of the list of users, tokens and grants, of a directory or bucket
+    access               the commits of the list of users, tokens and grants, of a directory or bucket
     study/{uuid}         a study's commits
     base/{uuid}          the snapshot that replaces commits removed by `gc`, if any
     files/{key}          files, and in a backup checkpoints
-    backup.json          what is in it: names, last commits, digests of the replayed states
+    backup.json          the contents: names, last commits, digests of the replayed states
 
 The archive has a checksum of each member. A member with commits is a sequence of frames: four bytes with the length of
 the rest, then a msgpack array of an entry's fields.
@@ -16,11 +16,11 @@ the rest, then a msgpack array of an entry's fields.
 Each study ends at its last commit at the time of reading, and the list of studies is read until it names no new ones.
 Files are read after the logs, so that all files that a log mentions are there.
 
-A restore fills an empty store, or continues an interrupted restore of the same backup. It never undoes a commit: it
-refuses a store whose logs the backup does not contain, and one in which peers are alive. The list of studies comes
-last, so a study appears only when it is complete. A newly created directory or bucket has its own uuid: peers of the
-old one notice, and spool their results, which are delivered by the study's uuid (see `spool`). Any study of such a file
-can also be added to a store in which others work, as a copy: see `import_study`.
+A restore fills an empty store, or continues an interrupted restore of the same backup. It never undoes a commit, and so
+refuses a store whose logs the backup does not contain, or in which peers are alive. The list of studies comes
+last, so a study appears only when it is complete. A newly created directory or bucket has its own uuid, so peers of
+the old one notice, and spool their results, which are delivered by the study's uuid (see `spool`). Any study of such a
+file can also be added to a store in which others work, as a copy: see `import_study`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class StudyBackup(msgspec.Struct, frozen=True):
     digest: str
     """The digest of the state after the last commit, by `core.snapshot.digest`."""
     base: int = 0
-    """The lsn of the snapshot that it begins with; 0 if it begins with the first commit."""
+    """The lsn of the snapshot that the study begins with; 0 if it begins with the first commit."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -322,8 +322,8 @@ def read(path: Path) -> Backup:
     """Open a backup and check every byte of it.
 
     Raises:
-        InvalidInput: this is not a backup, it is damaged, or a newer version made it.
-        StoreUnreachable: it cannot be read at the moment.
+        InvalidInput: the file is not a backup, is damaged, or was made by a newer version.
+        StoreUnreachable: the file cannot be read at the moment.
 
     """
     with contextlib.ExitStack() as stack, waits_for(str(path)):
@@ -343,7 +343,7 @@ def read(path: Path) -> Backup:
 
 
 def _check(archive: Backup, path: Path) -> None:
-    """Read its manifest; raises whatever is wrong with it."""
+    """Check the archive, and read its manifest; raises an error about whatever is wrong."""
     if archive.comment != _COMMENT:
         raise InvalidInput(f"{path} is not a backup that this version can read")
     members = archive.infolist()
@@ -363,7 +363,7 @@ def _check(archive: Backup, path: Path) -> None:
 
 
 def _grows(one: zipfile.ZipInfo) -> bool:
-    """Whether a part grows more than any that we write: files are stored unpacked, other parts within limits."""
+    """Whether a part grows more than any that we write. We store files unpacked, and other parts within limits."""
     if one.filename.startswith(_FILES):
         return one.compress_type != zipfile.ZIP_STORED
     packed = one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -387,9 +387,7 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     """
     manifest = backup.manifest
     if not manifest.catalog_digest:
-        raise ConfigurationError(
-            "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
-        )
+        raise ConfigurationError("this file holds one study. To add it to a store: hopaas-p2p study import --from FILE")
     logs = [store.log(one.uuid) for one in manifest.studies]
     lists = [("the list of studies", store.catalog(), CATALOG)]
     lists += [("the list of users", store.log(ACCESS), ACCESS)] if _lists_users(store) else []
@@ -420,7 +418,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
                 return False
             if there is None:
                 raise ConfigurationError(
-                    f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo "
+                    f"{what} has commit {here.lsn} in the store, and the backup ends before it. A restore would undo "
                     "commits that others have seen. Restore into an empty store"
                 )
             if here != there:
@@ -448,8 +446,8 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
     if alive:
         raise ConfigurationError(
-            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and have more than the backup: "
-            "stop them first. Results that they could not send stay in their spool"
+            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and have more than the backup. "
+            "Stop them first. Results that they could not send stay in their spool"
         )
 
 

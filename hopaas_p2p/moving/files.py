@@ -1,7 +1,7 @@
 """Copies the files of a study from a store, a directory or an archive to another one.
 
-The ids of our files begin with their study's uuid, so that they are removed with the study; a copy belongs to another
-study, so it gets a new id, also in all attributes that name it. A directory holds files by their ids, as
+The ids of our files begin with their study's uuid, so that they are removed with the study. A copy belongs to another
+study, so it gets a new id, also in all attributes that name the file. A directory holds files by their ids, as
 `optuna.artifacts.FileSystemArtifactStore` does.
 """
 

@@ -1,4 +1,4 @@
-"""To and from Optuna's own storages: a database URL, or the path of a journal file."""
+"""Moves studies to and from Optuna's own storages, at a database URL or the path of a journal file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""The most steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
+"""The most steps of SQLite's virtual machine to read a database. Optuna's need a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _LONGEST_LINE: Final = 64 << 20
@@ -54,12 +54,12 @@ class _Rest(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
     metrics: dict[str, list[tuple[int, float]]] = {}
     never_began: bool = False
-    """Whether it was withdrawn while it waited. Optuna requires a start time for a finished trial."""
+    """Whether the trial was withdrawn while it waited. Optuna requires a start time for a finished trial."""
 
 
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
-    """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
+    """Optuna's storage at a database URL, or in a journal file. A new file is written whole, or not at all."""
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     scheme, _, rest = url.rpartition("://")
@@ -136,15 +136,15 @@ def _check_tables(file: str) -> None:
     except sqlite3.Error as error:
         raise StoreUnreachable(f"{file}: {error}") from None
     if computed is not None:
-        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's: it computes its contents")
+        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's, because it computes its contents")
 
 
 def dump_optuna(source: StudyRecords, url: str) -> None:
     """Write the study into Optuna's storage, under the same name.
 
     Raises:
-        StudyExists: there is one already.
-        InvalidInput: there is a file, and it is damaged.
+        StudyExists: Optuna's storage already has a study of that name.
+        InvalidInput: an existing file is damaged.
         StoreUnreachable: the database does not answer.
 
     """
@@ -191,7 +191,7 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
     """The study of that name in Optuna's storage; without a name, the only one.
 
     Raises:
-        NoSuchStudy: it does not exist, or there are several and no name was given.
+        NoSuchStudy: the study does not exist, or there are several and no name was given.
         InvalidInput: there is no such file, it is damaged, or it has a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 

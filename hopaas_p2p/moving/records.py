@@ -1,7 +1,7 @@
-"""A study as the records that would recreate it: the basis of every copy, export and import.
+"""A study as the records that would recreate it, which are the basis of every copy, export and import.
 
-A finished trial is the `TrialCreate` that creates it with its result; its attribute `COPIED` holds who ran it, and its
-study. So a copy can be repeated: the attribute shows whether a trial is already there. Numbers and ids of trials are
+A finished trial is the `TrialCreate` that creates it with its result. Its attribute `COPIED` holds who ran it, and its
+study, and shows whether the trial is already there, so a copy can be repeated. Numbers and ids of trials are
 those of the study that the records come from. Code that adds the records elsewhere, where other trials may be, maps
 them with `linked` and `renamed`.
 """
@@ -33,7 +33,7 @@ _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20})(:.*)", re.
 _BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:tag:.*)", re.DOTALL)
 
 Renumber = Callable[[int], int | None]
-"""Maps a trial's number, or id, to the one it has elsewhere; None if it is not there."""
+"""Maps a trial's number, or id, to the one it has in another study; None if that study lacks the trial."""
 
 
 class StudyRecords(NamedTuple):
@@ -44,7 +44,7 @@ class StudyRecords(NamedTuple):
     """Trials by number. Each has the distribution of every parameter."""
     settings: StudySet = StudySet()
     control: StudyControl = StudyControl()
-    """Its budget counts trials, including, if trials pause, each continuation."""
+    """The study's control. Its budget counts trials; if trials pause, each continuation counts."""
     uuid: str = ""
     """The uuid of the source study; empty if it has none, like Optuna's."""
 
@@ -101,17 +101,17 @@ def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
 def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
     """The `trial` and the `study` that this was copied from, as far as known.
 
-    Also the `site` and `host` that ran it, and the seconds for which it ran `earlier` than in its last lease.
+    The result also has the `site` and `host` that ran it, and the seconds it ran `earlier` than in its last lease.
     """
     found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
     return found
 
 
 def one_of(names: list[str], name: str | None, place: str) -> str:
-    """The name, or by default the only one there is.
+    """The given name, or by default the only one of these names.
 
     Raises:
-        NoSuchStudy: it is not there, or there are several and none was named.
+        NoSuchStudy: the name is not among them, or there are several and none was given.
 
     """
     there = ", ".join(names[:20]) or "none"

@@ -1,9 +1,9 @@
-"""Recovers the readable parts of a damaged study into a new study: `hopaas-p2p doctor STORE --rescue`.
+"""Recovers the readable parts of a damaged study into a new study, for `hopaas-p2p doctor STORE --rescue`.
 
 A log is damaged if an earlier commit is missing, or intact but not as written, or if the log has two histories
 (`core.codec`): a server accepted two commits under one lsn, or an older copy was restored under running peers. Peers
-stop there, because later commits may mean something else without an earlier one: trials are numbered in the order of
-the log, and a result names its trial by number. A rescue continues.
+stop at the damage, because later commits may mean something else without an earlier one. (Trials are numbered in the
+order of the log, and a result names its trial by number.) A rescue reads on.
 
 All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
 and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
@@ -11,12 +11,12 @@ the log has that sum. A path from the root to a leaf is a history that some peer
 state that its peers saw. The trials of all replays are merged: a trial is identified by the commit that created it, and
 a run of it by owner and start, so shared trials appear once, each with the most advanced of its versions.
 
-* A snapshot made after the damage replaces all commits before it; so does the state of a live peer, which it hands over
-  on request (`ask_live_peers`). Nothing is lost then. Anyone who may write to the study may answer, so unrequested
-  answers are not read.
-* Otherwise the commits after the damage reveal how many trials the missing ones had started: the number with which the
-  fewest of them are refused. The missing trials are recreated for their owners without their parameters, which are
-  lost; later records of their owners are kept. Every trial that such a commit mentions is marked.
+* A snapshot made after the damage replaces all commits before it. So does the state of a live peer, which the peer
+  hands over on request (`ask_live_peers`). Nothing is lost then. Anyone who may write to the study may answer, so
+  unrequested answers are not read.
+* Otherwise the commits after the damage reveal how many trials the missing ones had started. The number with which the
+  fewest of the later commits are refused is assumed. The missing trials are recreated for their owners without their
+  parameters, which are lost; later records of their owners are kept. Every trial that such a commit mentions is marked.
 * Commits that never got a place in a log are applied after the earlier commits of their writer (`spool`).
 
 Nothing in the store is changed. The resulting state is copied into a new study, in which the work continues.
@@ -69,7 +69,7 @@ _MOST: Final = 64  # trials that a run of missing commits may have started
 _EFFORT: Final = (100, 500)
 """How many commits and trials may be replayed per commit and trial of the log, to guess what is missing."""
 _MOST_HISTORIES: Final = 100
-"""How many are replayed from the root. The others' own commits are applied after those of the longest one."""
+"""The number of histories replayed from the root. Other histories' own commits follow those of the longest one."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for answers of live peers
 _RANKS: Final = (TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
@@ -84,17 +84,17 @@ class Rescued(NamedTuple):
     uncertain: dict[int, int]
     """Trial -> the damaged commit after which a record mentioned it."""
     unknown: list[int]
-    """Trials started by damaged commits: their parameters are lost."""
+    """Trials started by damaged commits, whose parameters are lost."""
     from_spool: int
     """Commits that came from this user's spool."""
     histories: int
     """The number of merged histories."""
     damaged: list[range] = []
-    """Lsns of unreadable commits, as ranges: a commit that somebody puts far beyond the end leaves a wide one."""
+    """Lsns of unreadable commits, as ranges, because a commit far beyond the end of the log leaves a wide gap."""
     covered: list[range] = []
-    """Those that a snapshot or a live peer's state replaces."""
+    """The damaged lsns that a snapshot or a live peer's state replaces."""
     lost: list[range] = []
-    """Those that nothing replaces."""
+    """The damaged lsns that nothing replaces."""
     disputed: bool = False
     """Whether a commit is stored with another sum than that of the commits before it."""
 
@@ -133,7 +133,7 @@ def damage(store: Store, uuid: str) -> str | None:
         count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
         return f"{count} commits cannot be read; the first is {first}"
     if found.histories > 1:
-        return f"it has {found.histories} histories: commits were not written after the ones that precede them"
+        return f"the log has {found.histories} histories: some commits were written after others than those before them"
     if found.disputed:
         return "the sum that is stored with a commit is not that of the commits before it"
     if found.from_spool and any(spool.histories(uuid)):
@@ -254,7 +254,7 @@ class _Node:
     def __init__(self, entry: Entry, after: int | None, parent: _Node | None = None) -> None:
         self.entry, self.after, self.parent = entry, after, parent
         self.guessed = False
-        """Whether the sums do not show which commit it follows."""
+        """Whether the commit before this one was guessed, because the sums do not show it."""
 
     def path(self) -> list[_Node]:
         """The commits of its history after the root, up to this one."""
@@ -331,7 +331,7 @@ def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
 def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> list[_Node]:
     """Commits that end trials, placed after earlier commits of their writers, where their numbers are meaningful.
 
-    These never got a place, or were sent later on behalf of a peer that had stopped at another history.
+    The log has no place for these commits, or they were sent later for a peer that had stopped at another history.
     """
     commits = {node: commit for node in nodes if isinstance(commit := codec.decode(node.entry.payload), Commit)}
     written: dict[tuple[str, int], _Node] = {}
@@ -546,7 +546,7 @@ class _Union:
         return numbers
 
     def trials(self) -> tuple[dict[int, TrialCreate], dict[int, int]]:
-        """All of them with numbers without gaps, and place -> number.
+        """All trials, renumbered without gaps, and place -> number.
 
         A retry that has not run is left out if another history has a result of the trial, or another such retry.
         """
@@ -636,8 +636,8 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
     """
     if name in target.study_names():
         raise ConfigurationError(
-            f"there is a study {name!r} already, perhaps of an interrupted rescue: give the new one another name with "
-            "--as NAME, or delete that one first"
+            f"there is a study {name!r} already, perhaps of an interrupted rescue. Give the new one another name with "
+            "--as NAME, or delete the existing one first"
         )
     if rescued.study is None:
         raise ConfigurationError("not even the definition of this study can be read; there is nothing to copy")

@@ -1,4 +1,4 @@
-"""Sweeps of Weights & Biases, for `study create --from-yaml`.
+"""Reads sweeps of Weights & Biases, for `study create --from-yaml`.
 
 See https://docs.wandb.ai/models/sweeps/sweep-config-keys.
 """
@@ -30,11 +30,11 @@ _LARGEST: Final = 1 << 20
 """The largest file, in bytes; a megabyte takes seconds to read."""
 _MOST_VALUES: Final = 100_000
 _LONGEST_PLAIN: Final = 1000
-"""Characters of a value without quotes, or with a tag: YAML looks whether it is a number, of base 60 perhaps."""
+"""The longest value without quotes, or with a tag, in characters, because YAML parses it as a number."""
 
 
 class StudyDescription(NamedTuple):
-    """A study as a sweep describes it. None: not in the file."""
+    """A study as a sweep describes it. A field that the file lacks is None or empty."""
 
     name: str | None = None
     directions: tuple[str, ...] | None = None
@@ -164,8 +164,8 @@ def _distribution(what: str, entry: Mapping[str, Any]) -> Distribution:
         return choices(entry["values"], f"{what}, values")
     if kind not in (None, "int_uniform", "uniform", "q_uniform", "log_uniform_values", "q_log_uniform_values"):
         raise InvalidInput(
-            f"{what}: there is no {kind} here, because Optuna draws from ranges; write for example distribution: "
-            "uniform, q_uniform or log_uniform_values, with min and max"
+            f"{what}: the distribution {kind} is not supported, because Optuna draws from ranges; use uniform, "
+            "q_uniform or log_uniform_values, with min and max"
         )
     check_keys(entry, ("distribution", "min", "max", "q"), what)
     low, high = (number(entry.get(bound), f"{what}, {bound}") for bound in ("min", "max"))
@@ -196,7 +196,7 @@ def _clean(value: float) -> float:
 
 
 def _halving(given: Mapping[str, Any]) -> dict[str, int]:
-    """The arguments of Optuna's successive halving, which is W&B's hyperband: it has a single ladder of rungs."""
+    """The arguments of Optuna's successive halving, which is W&B's hyperband, with a single ladder of rungs."""
     check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"}, "early_terminate")
     if given.get("type") != "hyperband":
         raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; only hyperband is supported")
@@ -212,7 +212,7 @@ def _halving(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _command(content: Mapping[str, Any], space: Mapping[str, Distribution], constants: Mapping[str, Any]) -> str:
-    """The command for workers: the sweep's, or W&B's default, with our placeholders."""
+    """The command for workers with our placeholders, from the sweep or W&B's default."""
     program = str(content.get("program", "train.py"))
     template = content.get("command", ["${interpreter}", "${program}", "${args}"])
     if not isinstance(template, list):

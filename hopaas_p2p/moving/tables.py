@@ -1,4 +1,4 @@
-"""CSV, for spreadsheets, and Parquet, for data frames.
+"""Writes and reads CSV, for spreadsheets, and writes Parquet, for data frames.
 
 CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without intermediate values
 and distributions, and the last value of each metric (`metrics_NAME`), which imports ignore. At most 256 attributes and
@@ -38,7 +38,7 @@ from hopaas_p2p.runtime.times import from_iso, to_utc
 from hopaas_p2p.spec.space import mapping, parse_value
 
 _MOST_COLUMNS: Final = 256
-"""The most columns of attributes, and of metrics: peers choose the names, and each row has a cell per column."""
+"""The most columns of attributes, and of metrics. Peers choose the names, and each row has a cell per column."""
 _COLUMNS: Final = {
     **{name: name for name in ("number", "reason", "site", "host", "state")},
     "datetime_start": "start",
@@ -47,8 +47,8 @@ _COLUMNS: Final = {
 }
 """Column -> its key in a trial's row."""
 _FORMULA: Final = r"^{}(?='*[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?='*\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
-"""Where an apostrophe belongs: a formula may begin a cell, also in a spreadsheet that splits at semicolons or tabs,
-which then begins a row at each line break. One more belongs before a text's own apostrophes, which a reader keeps."""
+"""Where an apostrophe is added, because a formula may begin there: at the start of a cell, also of one in a spreadsheet
+that splits at semicolons or tabs, and so at line breaks. One more is added before a text's own apostrophes."""
 _QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
 _CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
 """Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
@@ -89,7 +89,7 @@ def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any
 
 
 def cell(value: Any) -> Any:
-    """The value in a form that is safe in a CSV file: no string of it is a formula."""
+    """The value in a form that is safe in a CSV file, in which no string is a formula."""
     if isinstance(value, str):
         return _QUOTE.sub("'", value.translate(_CONTROLS))
     return "" if value is None else value
@@ -129,7 +129,7 @@ def load_csv(
         try:
             trials[at] = _from_row(row, values, columns)
         except (ValueError, KeyError, TypeError) as error:
-            wrong = " is no state, or no choice of its parameter" if isinstance(error, KeyError) else ""
+            wrong = " is not a state, or not a choice of its parameter" if isinstance(error, KeyError) else ""
             raise InvalidInput(f"row {at + 2}: {str(error)[:200]}{wrong}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
     names = [column.removeprefix("values_") for column in values if column.startswith("values_")]
@@ -219,7 +219,7 @@ def dump_parquet(source: StudyRecords, path: Path) -> None:
 
 
 def _parameters(pa: Any, records: list[TrialCreate]) -> dict[str, Any]:
-    """One column per parameter, with the type that holds all its values exactly, else text."""
+    """One column per parameter, with the type that holds all its values exactly, or else as text."""
     rows = [params_of(record) for record in records]
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):

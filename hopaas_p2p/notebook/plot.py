@@ -1,4 +1,4 @@
-"""`study.plot`: charts of the trials of all peers, as they are now."""
+"""`study.plot`, which draws charts of the trials of all peers as they are now."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Plot:
         return self._drawn("History", drawn)
 
     def intermediate(self) -> NotebookChart:
-        """Reports by step: the best trial, the running ones, and a sample of the others."""
+        """Reports by step of the best trial, the running ones, and a sample of the others."""
         return self._drawn("Learning curves", charts.curves)
 
     def timeline(self) -> NotebookChart:

@@ -1,4 +1,4 @@
-"""A study, and a trial, at a glance."""
+"""A study at a glance, as HTML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS: Final = 6
 
 
 def study_html(study: StudyLike) -> str:
-    """The study: its status, the best trial, the newest trials."""
+    """The study's view, with its status, the best trial and the newest trials."""
     signs = signs_of_life(study.storage.peer, study.state)
     with looking_at(study) as state:
         return framed(overview(state, name=study.name, store=study.storage.url, signs=signs))

@@ -1,4 +1,4 @@
-"""`study.watch()`: the study's view and its history, kept up to date in the cell while other cells run."""
+"""`study.watch()`, which keeps the study's view and history in a cell up to date while other cells run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
-"""(store, study) -> its view; running a cell again replaces it."""
+"""(store, study) -> its view. Running a cell again replaces the view."""
 _JOIN: Final = 5.0  # seconds; longer than an exchange with a responsive store
 
 
@@ -48,7 +48,7 @@ class Watching:
         return f"<watching {self._study.name!r}, {'stopped' if self._stopped.is_set() else 'live'}>"
 
     def _ipython_display_(self) -> None:
-        """Shows nothing as a cell's last value: the view is shown already."""
+        """Show nothing as a cell's last value, because the view is already shown."""
 
     def stop(self) -> None:
         """Stop updating the view."""
@@ -98,7 +98,7 @@ def _notebook(name: str) -> tuple[Any, Any]:
     ipython = sys.modules.get("IPython")  # which a notebook has loaded
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         raise InvalidInput(
-            f"study.watch() shows itself in Jupyter; in a terminal use: hopaas-p2p watch {shlex.quote(name)}"
+            f"study.watch() works only in Jupyter; in a terminal use: hopaas-p2p watch {shlex.quote(name)}"
         )
     from IPython.display import HTML, display
 

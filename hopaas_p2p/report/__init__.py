@@ -1,4 +1,4 @@
-"""A study as one self-contained HTML file: no network, no script, no server."""
+"""Writes a study as one self-contained HTML file, which needs no network, script or server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_report(study: StudyLike, path: str | Path) -> Path:
     """Write the report of a study and return its path.
 
     10,000 trials take a few seconds and about half a megabyte; larger data are sampled, as the captions note. The study
-    may continue meanwhile; the report shows one moment of it.
+    may continue meanwhile. The report shows its state at one moment.
 
     Raises:
         ConfigurationError: the file cannot be written.

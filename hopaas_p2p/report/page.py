@@ -1,4 +1,4 @@
-"""State -> the page of a report. Everything from the store is escaped where it is written."""
+"""Renders a State as the page of a report. Everything from the store is escaped where it is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _DOTS: Final = 3000
 
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
-    """The whole page. Pure: the same State and time give the same text."""
+    """The whole page. The same State and time give the same text."""
     trials = TrialTable.of(state)
     empty = "No trial has been started yet." if state.define is not None else "This study has no definition yet."
     learned = learned_of(state, trials)

@@ -18,7 +18,7 @@ from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 BANDWIDTHS: Final = 100.0
 """A number's range divided by Optuna's lower limit of a bandwidth, in densities of a hundred kernels or more."""
 LARGEST_TABLE: Final = 1024  # rows; 24 candidates of it fit into the second-level cache
-_FARTHEST: Final = 1e6  # bandwidths outside the range: a place beyond would cause overflows
+_FARTHEST: Final = 1e6  # bandwidths outside the range; places farther away would cause overflows
 _VANISHED: Final = 1e-120
 
 
@@ -78,7 +78,7 @@ class SortedRows:
 
 
 class Axis:
-    """A number.
+    """The axis of a number.
 
     Args:
         mu: an array for the place of each trial; a view of the density's.
@@ -156,7 +156,7 @@ class Axis:
 
 
 class Normal(Axis):
-    """A real number."""
+    """The axis of a real number."""
 
     def points(self, values: Floats) -> Floats:
         return np.log(values) if self.log else values
@@ -171,7 +171,7 @@ class Normal(Axis):
 
 
 class Cells(Axis):
-    """A whole number, or one with a step: probabilities of cells."""
+    """The axis of a whole number, or of one with a step, for which kernels give probabilities of cells."""
 
     def __init__(self, distribution: FloatDistribution | IntDistribution, mu: Floats) -> None:
         super().__init__(distribution, mu)
@@ -256,7 +256,7 @@ def log_cells(left: Floats, right: Floats, outside: Mask) -> Floats:
 
 
 class Choices:
-    """A categorical parameter."""
+    """The choices of a categorical parameter."""
 
     def __init__(self, distribution: CategoricalDistribution, room: int) -> None:
         self.count = len(distribution.choices)

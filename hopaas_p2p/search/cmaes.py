@@ -1,4 +1,4 @@
-"""CMA-ES whose state is recomputed from the finished trials of the log: nothing is pickled.
+"""CMA-ES whose state is recomputed from the finished trials of the log, so nothing is pickled.
 
 Every trial records its generation, and the trials of the previous generation from which it was computed. If several
 peers begin a generation at once, the trial with the lowest number decides, so all peers that read the same log compute
@@ -33,7 +33,7 @@ Parents = tuple[int, ...]
 
 
 class UnitCube:
-    """A search space of numbers as the unit cube, names in alphabetical order."""
+    """A search space of numbers as the unit cube, with names in alphabetical order."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = {
@@ -77,7 +77,7 @@ class Evolution:
         start: the starting point.
         sigma: the first standard deviation, as a fraction of the cube's side.
         population: the number of trials per generation; by default 4 + 3 ln(parameters).
-        seed: determines where it restarts.
+        seed: determines where the strategy restarts.
         maximize: whether larger values are better.
 
     """
@@ -154,7 +154,7 @@ def _generations(
 
 
 def _parents(members: Mapping[int, FrozenTrial], claims: Sequence[Parents], population: int) -> Parents | None:
-    """Which trials of a generation produce the next one: the first valid claim, else the first trials there.
+    """The trials of a generation that produce the next one, by the first valid claim, or else the first trials.
 
     Anyone who may write to the study may have written a claim.
     """

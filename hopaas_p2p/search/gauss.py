@@ -20,7 +20,7 @@ _SERIES: Final = 35.0  # from here on the series is exact to 1e-12, and erfc soo
 
 
 def log_normal(z: Floats) -> Floats:
-    """The logarithm of the density."""
+    """The logarithm of the standard normal density."""
     return -(z**2) / 2 - _LOG_CONSTANT
 
 
@@ -43,7 +43,7 @@ def _half_erfc(z: Floats) -> Floats:
 
 
 def _tail(z: Floats) -> Floats:
-    """The mass above z, or 0 where the rest is exactly 1."""
+    """The mass above z, or 0 where the mass below z rounds to 1."""
     mass = np.zeros(z.shape)
     near = z < _ALL
     mass[near] = _half_erfc(z[near])
@@ -51,7 +51,7 @@ def _tail(z: Floats) -> Floats:
 
 
 def log_range_mass(left: Any, right: Any) -> Floats:
-    """The logarithm of `range_mass`, exact even where that would underflow."""
+    """The logarithm of `range_mass`, exact even where `range_mass` would underflow."""
     left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
     partial = ~((left <= -_ALL) & (right >= _ALL))
     found = np.zeros(left.shape)

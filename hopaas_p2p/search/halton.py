@@ -37,7 +37,7 @@ def coordinate(number: int, dimension: int, seed: int) -> float:
 
 
 def value(number: int, dimension: int, seed: int, distribution: BaseDistribution) -> Any:
-    """The value of a parameter there."""
+    """The value of a parameter at the point with this number, in this dimension."""
     place = coordinate(number, dimension, seed)
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[int(place * len(distribution.choices))]

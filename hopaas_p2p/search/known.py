@@ -25,7 +25,7 @@ class ReadBlock(NamedTuple):
 
     columns: BlockColumns
     special: list[FrozenTrial]
-    """Its trials that cannot be read from the columns."""
+    """The trials of the block that cannot be read from the columns."""
 
 
 class Changes(NamedTuple):
@@ -50,7 +50,7 @@ class TrialReader(Protocol):
 
 
 class KnownTrials(TrialTable):
-    """The table, with queries for samplers. Not safe for use by several threads at once.
+    """A `TrialTable` with queries for samplers. Not safe for use by several threads at once.
 
     Args:
         params_of: the parameters of a running trial; its sampler may have announced more than were suggested.
@@ -262,7 +262,7 @@ def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
     complete = np.flatnonzero((role == COMPLETE) & (violation <= 0))
     complete = complete[np.argsort(sign * trials.values[complete, 0], kind="stable")]
     pruned = np.flatnonzero((role == PRUNED) & (violation <= 0))
-    steps = np.nan_to_num(-trials.last_step[pruned], nan=1.0)  # without reports: after all others
+    steps = np.nan_to_num(-trials.last_step[pruned], nan=1.0)  # trials without reports come last
     values = np.nan_to_num(sign * trials.last[pruned], nan=np.inf, posinf=np.inf, neginf=-np.inf)
     infeasible = np.flatnonzero(((role == COMPLETE) | (role == PRUNED)) & (violation > 0))
     infeasible = infeasible[np.argsort(violation[infeasible], kind="stable")]

@@ -1,4 +1,4 @@
-"""The only place in the search that uses private names of Optuna: the steps of its TPE sampler.
+"""The only place in `search` that uses private names of Optuna, mostly the steps of its TPE sampler.
 
 A test names them all, and fails with a clear message when a new Optuna renames one.
 """
@@ -33,7 +33,7 @@ def study_key(study: optuna.Study) -> tuple[object, int]:
 
 
 def is_part_of_a_study(study: optuna.Study) -> bool:
-    """Whether this shows only some of the trials, like Hyperband's view of a bracket."""
+    """Whether this study object shows only some of the trials, like Hyperband's view of a bracket."""
     return type(study).get_trials is not optuna.Study.get_trials
 
 
@@ -88,8 +88,8 @@ def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:
 def reseed_in_child(sampler: optuna.samplers.BaseSampler) -> None:
     """Make a sampler draw different numbers from those of its parent process.
 
-    numpy holds a lock while it draws. If another thread of the parent held it during the fork, it is never released
-    here, and `reseed_rng` alone would wait forever: so new random states are created.
+    numpy holds a lock while it draws. If another thread of the parent held the lock during the fork, the
+    lock is never released in the child, and `reseed_rng` alone would wait forever, so new random states are created.
     """
     samplers, seen = [sampler], {id(sampler)}
     while samplers:

@@ -1,4 +1,4 @@
-"""Learns from earlier studies, and decides how far a new study trusts each of them. Pure functions.
+"""Learns from earlier studies, and decides how far a new study trusts each of them.
 
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
@@ -7,8 +7,8 @@ The likelihood of the trials' order under each of them, under the mean of all, a
 each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). The weight of all priors falls with each
 known trial.
 
-A person's belief is a prior, too: configurations whose scores grow with the distance from the supposed best. So its
-influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
+A person's belief is a prior, too. It consists of configurations whose scores grow with the distance from the supposed
+best, and its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FEWEST: Final = 5
 _DIGITS: Final = 6
 _COUNTS: Final = 0.05  # a prior with a smaller weight is reported as ignored
 _LASTING: Final = 115  # trials, after which no weight is as large
-_LEAST: Final = 0.04  # of a mixture: smaller weights are left out, which saves time
+_LEAST: Final = 0.04  # of a mixture; smaller weights are left out to save time
 _LENGTHS: Final = (0.05, 32.0)
 _COMPARED: Final = 128  # configurations for comparing priors with each other
 _BELIEVED: Final = 64  # configurations that express a belief
@@ -63,7 +63,7 @@ _WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
 
 
 class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
-    """The lessons of a study, for the start of another one: `default_sampler(priors=[Prior.from_study(study)])`."""
+    """What a study teaches another one, as in `default_sampler(priors=[Prior.from_study(study)])`."""
 
     @classmethod
     def from_study(cls, study: Any, name: str | None = None, *, uuid: str = "", place: int = 0) -> Self:
@@ -179,7 +179,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """With placeholder lengths, as long in text as fitted ones, because fitting too large a prior takes long."""
+        """A prior with placeholder lengths, as long in text as fitted ones, since fitting a large prior takes long."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
@@ -199,7 +199,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, lengths=scales, noise=_short(lengths.noise))
 
     def as_text(self) -> str:
-        """Its form in a file or an attribute."""
+        """The prior's text in a file or an attribute."""
         return msgspec.json.encode(self).decode()
 
 
@@ -207,7 +207,7 @@ class Taught:
     """The predictions of several priors in one search space.
 
     Parameters are matched by name and kind: numbers keep their values, or are moved to the edge if they are outside the
-    new range; choices are matched by value. A prior ignores parameters that it lacks.
+    new range, and choices are matched by value. A prior ignores parameters that it lacks.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
@@ -245,7 +245,7 @@ class Taught:
             self.hypotheses = Hypotheses(self.means(self.cube.points(evenly)))
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
-        """The predicted scores: a row per configuration, a column per prior; or those of a mixture of priors."""
+        """The predicted scores: a row per configuration, a column per prior; or the scores of a mixture of priors."""
         weights = np.eye(len(self._processes)) if mixture is None else mixture
         used = tuple([place for place in range(len(self._processes)) if mixture is None or mixture[place] > _LEAST])
         if not used or not len(points):
@@ -271,15 +271,15 @@ class Learned(NamedTuple):
 
     name: str
     agreement: float | None
-    """The fraction of pairs of trials that it ranks correctly; None while there are none."""
+    """The fraction of pairs of trials that the prior ranks correctly; None while there are no pairs."""
     weight: float
     """The coefficient of the score that the prior predicts; 0 if it is ignored."""
     shared: tuple[str, ...]
-    """The parameters that it has in common with the study."""
+    """The parameters that the prior has in common with the study."""
     lacks: tuple[str, ...]
-    """The study's other parameters, about which it says nothing."""
+    """The study's other parameters, which the prior lacks."""
     until: int | None
-    """The trial after which its weight stayed negligible; None while it counts, or before there are trials."""
+    """The trial after which the weight stayed negligible; None while the prior counts, or without trials."""
 
     def __str__(self) -> str:
         agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
@@ -347,7 +347,7 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
 
 
 def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floats, float] | None:
-    """A parameter's values in the prior's configurations, in the new space's form, and its length; None: no match."""
+    """A parameter's values in the prior's configurations, in the new form, and its length; None if not matching."""
     old, values = prior.space[name], np.array(prior.params[name])
     length = prior.lengths[list(prior.space).index(name)]
     if isinstance(new, CategoricalDistribution):

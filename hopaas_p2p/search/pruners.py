@@ -19,7 +19,7 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
     While there are fewer than `n_startup_trials` complete ones, a trial is compared with all others that have reported
     at its step, including running ones, and with the last report of those pruned before that step. So a surviving trial
     is not compared only with other survivors. At least `n_startup_trials` others must have got this far. Once
-    that many trials are complete, it behaves like Optuna's pruner.
+    that many trials are complete, the pruner behaves like Optuna's.
 
     Args:
         percentile: the percentage of trials that are kept, from 0 to 100.
@@ -97,11 +97,11 @@ class MedianPruner(PercentilePruner):
 class SuccessiveHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
     """`optuna.pruners.SuccessiveHalvingPruner`, which with `min_resource="auto"` does not wait for a complete trial.
 
-    Until there is one, the first rung is a hundredth of the longest trial so far, at least one step. If your trials
-    have many hundreds of steps, set `min_resource` yourself.
+    Until a trial is complete, the first rung is a hundredth of the longest trial so far, at least one step. If your
+    trials have many hundreds of steps, set `min_resource` yourself.
 
     Args:
-        min_resource: the step of the first rung, or "auto": a hundredth of the steps of the longest trial.
+        min_resource: the step of the first rung, or "auto" for a hundredth of the longest trial's steps.
         reduction_factor: one of this many trials that reach a rung continues.
         min_early_stopping_rate: the number of rungs to skip.
         bootstrap_count: the number of trials that must have reached a rung before one continues; not with "auto".

@@ -18,7 +18,7 @@ from hopaas_p2p.errors import InvalidInput
 
 Kind = Literal["sampler", "pruner"]
 Method = dict[str, Any]
-"""{"class": "optuna.samplers.TPESampler", "arguments": {…}}; arguments of None: they cannot be stored."""
+"""{"class": "optuna.samplers.TPESampler", "arguments": {…}}; the arguments are None if they cannot be stored."""
 
 _CLASSES: Final[dict[str, frozenset[str]]] = {
     "sampler": frozenset(
@@ -57,7 +57,7 @@ SAMPLERS: Final = {
     "nsgaii": "optuna.samplers.NSGAIISampler",
     "grid": "optuna.samplers.BruteForceSampler",
 }
-"""The words of the command line and of sweeps."""
+"""The words for samplers in the command line and in sweeps."""
 PRUNERS: Final = {
     "median": "hopaas_p2p.pruners.MedianPruner",
     "hyperband": "optuna.pruners.HyperbandPruner",
@@ -80,7 +80,7 @@ def build(word: str, **arguments: Any) -> Any:
     """The sampler or pruner that a word means, with these arguments.
 
     Raises:
-        InvalidInput: it does not take these arguments.
+        InvalidInput: the sampler or pruner does not take these arguments.
 
     """
     try:
@@ -118,7 +118,7 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
 def describe(kind: Kind, given: object) -> Method:
     """The stored form of a sampler or pruner.
 
-    Its arguments are None if they cannot be stored: for a class not listed here, or with a function as an argument.
+    The arguments are None if they cannot be stored, because the class is not listed here or an argument is a function.
     """
     cls = type(given)
     name = next((one for one in _CLASSES[kind] if one.endswith(f".{cls.__name__}") and _class(one) is cls), None)

@@ -27,11 +27,11 @@ _NEAR: Final = (1, 2, 4, 8)  # steps of the grid
 _MIXED: Final = 64  # neighbours that differ in more than one parameter
 _NEARBY: Final = 0.02  # of the range, where a parameter has no grid
 _MOST_COUNTED: Final = 1 << 40
-_SAME: Final = 1e-9  # grid steps from its beginning: two ways to compute a point may differ in the last bits
+_SAME: Final = 1e-9  # grid steps; two ways to compute a point may differ in the last bits
 
 
 class Tried:
-    """Not safe for use by several threads at once.
+    """The configurations of a search space that have been tried. Not safe for use by several threads at once.
 
     Args:
         space: the parameters.
@@ -105,7 +105,8 @@ class Tried:
         return numbers.get(key)
 
     def reserve(self, params: Params, number: int = -1) -> int | None:
-        """Reserve a configuration that is about to be tried, before the log has it; -1 if its number is not known yet.
+        """Reserve a configuration that is about to be tried, before the log has it; -1 if the trial's number is not
+        known yet.
 
         Returns the newest trial with these parameters, if there is one; then nothing is reserved.
         """
@@ -129,8 +130,8 @@ class Tried:
     def neighbour(self, params: Params, *, fixed: Collection[str] = ()) -> dict[str, float] | None:
         """A configuration near this one that has not been tried and has the same `fixed` parameters, or None.
 
-        The nearest first: one parameter is changed, by as few steps as possible, then several. In a finite space, any
-        remaining configuration is found in the end.
+        The nearest are tried first: one parameter is changed by as few steps as possible, then several parameters. In a
+        finite space, any remaining configuration is found in the end.
         """
         near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
         return next((one for one in near if self.number_of(one) is None), None)
@@ -165,7 +166,7 @@ class Tried:
             yield from self._anywhere()
 
     def _anywhere(self) -> Iterator[dict[str, float]]:
-        """Enough of the space's configurations, from a random one on, that one of them must be new."""
+        """So many of the space's configurations, from a random one on, that at least one must be new."""
         assert self.size is not None
         counts = [count_of(one) or 1 for one in self._space.values()]
         first = random.randrange(self.size)
@@ -196,7 +197,7 @@ def _size(space: Mapping[str, BaseDistribution]) -> int | None:
 
 
 def count_of(one: BaseDistribution) -> int | None:
-    """How many values it has; None if infinitely many."""
+    """How many values the distribution has; None if infinitely many."""
     if isinstance(one, CategoricalDistribution):
         return len(one.choices)
     if one.single():

@@ -50,7 +50,7 @@ _RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it searches
-_TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
+_TAUGHT: Final = 15  # the best configurations of the priors that count, as candidates
 _CLIMBS: Final = 3  # searches around the best candidates, while there are few trials or priors are used
 _CLIMBED: Final = 8
 _CLIMBS_UP_TO: Final = 32  # trials
@@ -64,7 +64,7 @@ class _Model(NamedTuple):
     below: Estimator
     """Optuna's density of the better trials."""
     above: Ints
-    """The rows of the others."""
+    """The rows of the other trials."""
     ranked: Ints
     """The rows of all known trials, the best first; empty if no process is to be used."""
     running: Ints
@@ -107,15 +107,15 @@ class TPESampler(OptunaTPE):
 
     Optuna's own code is used throughout for several objectives, under Hyperband, and with
     `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy does not include
-    its knowledge of trials. The first three arguments are additions; each changes suggestions. `default_sampler`, the
-    default of a study, uses two.
+    its knowledge of trials. The first three arguments are additions, each of which changes suggestions.
+    `default_sampler`, the default of a study, uses them.
 
     Args:
-        repeats: "avoid" takes the best candidate that no trial has or had; for parameters that are drawn together.
+        repeats: "avoid" takes the best candidate that no trial has had, for parameters that are drawn together.
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
             are known; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
-        fewest: the number of trials from which on the faster computation is used.
+        fewest: the number of trials from which the faster computation is used.
         **arguments: as for Optuna's sampler.
 
     """
@@ -222,7 +222,7 @@ class TPESampler(OptunaTPE):
             candidates = model.below.sample(self.random_state, self.candidate_count)
             comparison = self._comparison(model, candidates)
             place = None if comparison is None else comparison.best()
-            if place is None:  # it is too close for the faster computation
+            if place is None:  # two candidates are too close for the faster computation
                 place = int(np.argmax(self._scores(model, candidates)))
             return {name: one.to_external_repr(candidates[name][place].item()) for name, one in space.items()}
 
@@ -407,14 +407,14 @@ def _gamma(trials: int) -> int:
 def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = ()) -> TPESampler:
     """The default sampler of a study, designed for many peers.
 
-    It needs no trial number, so parameters are sent with the ask, which is worth more than a spread first wave.
+    The sampler needs no trial number, so parameters are sent with the ask, which saves a round trip.
     `priors` come from earlier studies; see `hopaas_p2p.Prior`.
     """
     return TPESampler(seed=seed, repeats="avoid", model="process", priors=priors)
 
 
 class CmaEsSampler(BaseSampler):
-    """CMA-ES without pickles, for peers that need not trust each other: `pip install cmaes`.
+    """CMA-ES without pickles, for peers that need not trust each other. It needs `pip install cmaes`.
 
     It handles numbers; categorical parameters, and those missing in some COMPLETE trials, come from
     `independent_sampler`. It learns from COMPLETE trials only. A generation ends when `population_size` of its trials
@@ -425,7 +425,8 @@ class CmaEsSampler(BaseSampler):
         sigma0: the first standard deviation, as a fraction of each range.
         n_startup_trials: the number of random trials at the start.
         population_size: by default 4 + 3 ln(parameters).
-        seed: the same log and the same seed give the same trials. By default it is derived from the study's name.
+        seed: the same log and the same seed give the same trials. By default, the seed is derived from the study's
+        name.
         independent_sampler: by default random.
 
     Raises:
@@ -474,7 +475,7 @@ class CmaEsSampler(BaseSampler):
         self.renew()
 
     def reseed_rng(self) -> None:
-        """Only the independent sampler has a random state: trials are seeded by their number."""
+        """Reseed the independent sampler, the only random state, because trials are seeded by their number."""
         self._independent_sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

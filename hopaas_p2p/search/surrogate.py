@@ -1,13 +1,13 @@
-"""Which candidate to try next when few trials are known and many are running: a Gaussian process over ranks.
+"""A Gaussian process over ranks, which chooses the next candidate when few trials are known and many are running.
 
 Tree-structured Parzen estimators compare densities, and need some hundred trials until the better ones have a shape.
-A Gaussian process learns from each trial, the running ones included: they reduce the uncertainty around them, so that
+A Gaussian process learns from each trial, also from running ones. These reduce the uncertainty around them, so that
 peers that ask at the same time explore different regions (kriging believer; Ginsbourger et al., 2010).
 
-It sees ranks, as normal scores, and not values: it does not matter how an objective is scaled, and a few huge losses do
-no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in the ranks
-(declustering; Deutsch and Journel, GSLIB, 1998): otherwise the crowd around the best fills all ranks, from the best to
-the worst, and the search stays there. Every second trial must go where the process is uncertain.
+The process sees ranks, as normal scores, and not values, so the scale of an objective does not matter, and a few huge
+losses do no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in
+the ranks (declustering; Deutsch and Journel, GSLIB, 1998). Otherwise the crowd around the best fills all ranks, from
+the best to the worst, and the search stays there. Every second trial must go where the process is uncertain.
 
 The kernel is Matern 5/2, with a length per parameter; lengths and noise maximize the likelihood of the trials, with a
 prior.
@@ -16,8 +16,8 @@ The score that an earlier study predicts for a configuration (`search.priors`) i
 a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the odds that it applies,
 or that none does.
 
-It needs only numpy, and uses pieces small enough for BLAS to stay on one core: on a busy training machine, BLAS's
-threads would wait for each other.
+The code needs only numpy, and uses pieces small enough for BLAS to stay on one core, because on a busy training machine
+BLAS's threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _NONE: Final = 0.02  # probability before the first trial that no prior applies:
 _LONE: Final = 2 / 3  # the same for a single prior, which may be a belief in the worst
 _SHARP: Final = 2.0  # weight of the evidence from the trials' order
 _TOGETHER: Final = 0.95  # fraction of the asks with priors that use the mean of all, if the priors are alike
-_APART: Final = 0.1  # and the factor for it if they have nothing in common
+_APART: Final = 0.1  # the factor for that fraction if the priors have nothing in common
 _ALIKE: Final = 0.3  # mean correlation from which on priors are alike; unrelated problems have 0.05, related ones 0.3
 _DOUBT: Final = 5.0  # trials: with priors, ranks among this many count half
 _FADES: Final = 6.0  # trials: with this many, priors count half
@@ -79,7 +79,7 @@ class Lengths(NamedTuple):
     scales: Floats
     noise: float
     trials: int
-    """The number of known trials when this was fitted."""
+    """The number of known trials when the lengths were fitted."""
 
     def quiet(self) -> Lengths:
         """These lengths, with the noise limited for use with priors."""
@@ -92,7 +92,7 @@ def first_lengths(parameters: int) -> Lengths:
 
 
 class Cube:
-    """A search space as places from 0 to 1; a choice is as far from each other choice as 0 is from 1."""
+    """A search space as places from 0 to 1. Two different choices are as far apart as 0 and 1."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = dict(space)
@@ -100,7 +100,7 @@ class Cube:
         self._numbers = np.flatnonzero(~np.array(self._choices, np.bool_))
         counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in space.values()]
         self._owners = np.repeat(np.arange(len(counts)), counts)
-        """The parameter of each choice. The first choice of each, with code -1, is one that the space does not have."""
+        """The parameter of each choice. Code -1, the first one of each parameter, is for choices outside the space."""
         self._codes = np.array([code for count in counts for code in range(-1, count - 1)])
 
     def points(self, values: Mapping[str, Floats]) -> Floats:
@@ -122,13 +122,13 @@ class Cube:
         return np.concatenate(list(correlations(self.multipliers(left, lengths), self.features(right))), axis=1)
 
     def features(self, points: Floats) -> Floats:
-        """A row per configuration, whose products with `multipliers` are distances."""
+        """A row per configuration, whose products with `multipliers` are squared distances, times five."""
         numbers = points[:, self._numbers]
         chosen = points[:, self._owners] == self._codes
         return np.concatenate([np.ones((len(points), 1)), numbers, numbers**2, chosen], axis=1)
 
     def multipliers(self, points: Floats, scales: Floats) -> Floats:
-        """A row per configuration: times features, five times the squared distances in a kernel of these lengths."""
+        """A row per configuration, whose products with `features` are five times the squared distances in lengths."""
         factors = 5 / scales**2
         numbers, weights = points[:, self._numbers], factors[self._numbers]
         constant = (weights * numbers**2).sum(axis=1, keepdims=True)
@@ -228,7 +228,7 @@ def declustered(near: Floats, count: int) -> Floats:
     The best and the worst half of a weight are cut off.
 
     Args:
-        near: how close each is to each other one, from 0 to 1.
+        near: how close each trial is to each other trial, from 0 to 1.
         count: the number of all trials.
 
     """
@@ -252,7 +252,7 @@ def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
 
 
 def correlations(multipliers: _Reals, features: _Reals) -> Iterator[Any]:
-    """The same kernel, with a row per multiplier and a column per configuration (`Cube.features`), in blocks."""
+    """The Matern 5/2 kernel, with a row per multiplier and a column per configuration (`Cube.features`), in blocks."""
     step = max(1, _ALONE // (multipliers.size or 1))
     for at in range(0, len(features) or 1, step):
         far = multipliers @ features[at : at + step].T
@@ -260,7 +260,7 @@ def correlations(multipliers: _Reals, features: _Reals) -> Iterator[Any]:
 
 
 def _matern(far: Floats) -> Floats:
-    """The same kernel, from five times the squared distances, which are overwritten."""
+    """The Matern 5/2 kernel, from five times the squared distances, which are overwritten."""
     near = far / 3
     np.sqrt(far, out=far)
     near += far
@@ -302,7 +302,7 @@ def fit(
 
     Args:
         squares: squared distances between the trials, per parameter.
-        found: their scores. count: the number of known trials. start: the result with fewer trials. shared: the
+        found: the trials' scores. count: the number of known trials. start: the result with fewer trials. shared: the
         covariance of the trials besides the process.
 
     """
@@ -363,7 +363,7 @@ class Process(NamedTuple):
 
 
 class Processes:
-    """Some processes over one space, computed at once: calls cost more than the arithmetic.
+    """Some processes over one space, computed at once, because calls cost more than the arithmetic.
 
     Single precision takes half the time of double, and changes a score by less than 1e-4.
     """
@@ -387,17 +387,17 @@ class Trust(NamedTuple):
     """How strongly the trials of a study support each prior."""
 
     weights: Floats
-    """The coefficient of the score that it predicts; 0 if it is ignored."""
+    """The coefficient of the score that each prior predicts; 0 if the prior is ignored."""
     mixtures: Floats
-    """The hypotheses, one row each, as weights of the priors: none applies, the mean of all, or a single one."""
+    """The hypotheses as rows of weights of the priors: that none applies, the mean of all, or a single one."""
     chances: Floats
     """How likely each row is."""
 
     def drawn(self, number: float) -> Floats | None:
-        """One of the mixtures, for a random number below 1; None: that no prior counts.
+        """One of the mixtures, for a random number below 1; None if no prior counts.
 
         Each is drawn with the probability that it is true (Thompson, Biometrika, 1933), so peers that ask at once
-        follow different priors as far as it is unknown which is right, and need not know what the others drew.
+        follow different priors while it is unknown which one is right, without knowing what the others drew.
         """
         place = int(np.searchsorted(np.cumsum(self.chances)[:-1], number, side="right"))
         return self.mixtures[place] if place else None
@@ -464,10 +464,10 @@ class Surrogate:
     Args:
         cube: the search space.
         points: those of the known trials, the best first.
-        found: their scores.
+        found: the scores of those trials.
         running: points of the running trials.
         count: the number of all known trials.
-        lengths: the earlier result; fitted again once there are a third more trials.
+        lengths: the earlier result, which is fitted again once there are a third more trials.
         expected: the priors' expected scores of these points, if any priors count.
 
     """
@@ -520,7 +520,7 @@ class Surrogate:
         return np.concatenate([self._whiten @ part for part in _pieces(right)], axis=1)
 
     def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
-        """An optimistic cost of each configuration: the lowest is the one to try.
+        """An optimistic cost of each configuration. The one with the lowest cost is tried.
 
         Running trials have no score yet. They are the last rows, and only the rows before them predict scores.
         `expected` has the priors' expected score of each point, if any priors count.
@@ -545,5 +545,5 @@ class Surrogate:
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:
-    """The configurations of all these."""
+    """The configurations of all these parts."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

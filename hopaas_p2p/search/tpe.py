@@ -1,17 +1,17 @@
-"""How candidates compare in the tree-structured Parzen estimator, at a cost that stays small in large studies.
+"""Compares candidates in the tree-structured Parzen estimator, at a cost that stays small in large studies.
 
 Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) puts a kernel on every trial: a product of
 truncated normals, of their integrals over a cell for whole or stepped numbers, and of categorical distributions.
 In a large study nearly every bandwidth of the worse trials is at its lower limit, a hundredth of the range. With one
 bandwidth for all, the exponents of the normals are a matrix product, the factors of other parameters come from small
 tables, and terms that depend on the trial alone are computed once. If there are many trials, only kernels near a
-candidate are evaluated: all those far from it in some parameter together add at most a trillionth of the rest. The few
+candidate are evaluated; all those far from it in some parameter together add at most a trillionth of the rest. The few
 wider kernels, at most 200 for each parameter, are evaluated one by one.
 
 Those few and the prior also bound how good a candidate can be. The narrow kernels are therefore evaluated only for the
 most promising candidates, until one is better than all others can be.
 
-The scores differ from Optuna's only by rounding: less than 1e-9 in the logarithm.
+The scores differ from Optuna's only by rounding, by less than 1e-9 in the logarithm.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SORTED_IN: Final = 128  # sorting this many rows anew costs about as much as in
 _FLOOR: Final = -600.0  # exponents below make denormal numbers, which are slow; the prior is above for 100 parameters
 _CUT: Final = 4096  # rows; with fewer, choosing the near ones costs more than it saves
 _CERTAIN: Final = math.log(1e12)
-_SELECTED: Final = 256  # rows near in some parameters, evaluated without checking the others
+_SELECTED: Final = 256  # rows near in some parameters; the other parameters are not checked
 _MOST: Final = 4  # a part of all rows; if more are near a candidate, all are evaluated for all candidates
 _MARGIN: Final = 1e-9  # of a bound, against rounding
 
@@ -161,11 +161,11 @@ class KernelDensity:
                 (axis.sorted.insert if chosen[row] else axis.sorted.remove)(row, axis.mu[row])
 
     def points(self, candidates: Mapping[str, Floats]) -> dict[str, Floats]:
-        """The places of candidates on each axis: the logarithm for a real number with a logarithmic scale."""
+        """The places of candidates on each axis (logarithms for real numbers with a logarithmic scale)."""
         return {name: axis.points(candidates[name]) for name, axis in self.axes.items()}
 
     def at_edge(self, candidates: Mapping[str, Floats]) -> bool:
-        """Whether rounding decides if a candidate is inside the range; then Optuna's own code has to decide."""
+        """Whether rounding decides if a candidate is inside the range, so that Optuna's own code has to decide."""
         return any(axis.at_edge(axis.points(candidates[name])) for name, axis in self.normals.items())
 
     def compare(
@@ -216,7 +216,7 @@ class KernelDensity:
         return terms
 
     def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
-        """The same for each axis with cells, without places outside the range; all at once, to save steps."""
+        """The logarithms of kernels for each axis with cells, all at once to save steps."""
         parts = []
         for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
             different, inverse = np.unique(points[name], return_inverse=True)
@@ -277,7 +277,7 @@ class Comparison:
         self._rest = _log_sum(np.vstack([worse, prior + math.log(above.weights[-1])]))
         """The density of the other trials without the narrow kernels."""
         self.bounds = self._below - self._rest + _MARGIN
-        """No score is higher."""
+        """Upper bounds of the scores."""
         self._reach = np.sqrt(2 * (density.log_highest + _CERTAIN - (self._rest - prior)))
         self._near: list[Near] | None = None
         scaled = [(self._points[name] - one.middle) / one.sigma for name, one in density.normals.items()]
@@ -394,7 +394,7 @@ def _place(rows: Ints) -> Ints | slice:
 
 
 def _merged(tables: Sequence[tuple[Ints, Floats]], rows: int) -> list[tuple[Ints, Floats]]:
-    """Fewer tables whose product is the same: the smallest are multiplied out, which saves a pass over all trials."""
+    """Fewer tables with the same product. Multiplying out the smallest saves a pass over all trials."""
     merged: list[tuple[Ints, Floats]] = []
     for codes, table in sorted(tables, key=lambda one: len(one[1])):
         if merged and len(merged[-1][1]) * len(table) <= LARGEST_TABLE:

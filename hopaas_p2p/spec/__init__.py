@@ -1,1 +1,1 @@
-"""How users describe a study: its space, budget, fidelity, sampler and pruner, and the metrics of its trials."""
+"""The forms in which users describe a study: its space, budget and fidelity, and the metrics of its trials."""

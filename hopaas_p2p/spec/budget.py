@@ -1,4 +1,4 @@
-"""A budget as users write it: a number of trials, a `Budget`, or `gpu_hours=500,until.target=0.1`."""
+"""A budget as users write it, as a number of trials, a `Budget`, or a text such as `gpu_hours=500,until.target=0.1`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP: Final = (
     "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "
     "see docs/budgets.md."
 )
-CHANGES: Final = "Limits that it does not name stay; gpu_hours=none removes one, and none alone removes all."
+CHANGES: Final = "Limits that are not named stay; gpu_hours=none removes one limit, and none alone removes all."
 _TAKES: Final = "a whole number of trials, or a Budget"
 _KEYS: Final = (
     "trials, epochs, gpu_hours, core_hours, kwh, euro, prices.SITE.(gpu_hour|core_hour|kwh), "
@@ -29,7 +29,7 @@ _KEYS: Final = (
 
 
 def budget_of(given: int | str | Budget) -> Budget:
-    """The budget, given in any of these ways.
+    """The budget that was given as a number, a text or a `Budget`.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -57,7 +57,7 @@ def changed(now: Budget, given: int | str | Budget | None) -> Budget:
     if isinstance(given, Budget):
         return budget_of(given)
     new = _entries(given) if isinstance(given, str) else _flat(budget_of(given))
-    kept = {  # except what is named, its site or its group
+    kept = {  # all limits except those named by themselves, by site or by group
         key: one
         for key, one in _flat(now).items()
         if not new.keys() & {key, key.rpartition(".")[0], key.partition(".")[0]}
@@ -93,7 +93,7 @@ def words(budget: Budget) -> str:
 
 
 def _flat(budget: Budget) -> dict[str, Any]:
-    """What a budget says, by the keys of its text, such as until.target."""
+    """The values of a budget, by the keys of its text, such as until.target."""
 
     def under(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in table.items():
@@ -171,11 +171,11 @@ def check_spendable(
     """Raise ConfigurationError if only device time ends a study, and this process apparently has no such device.
 
     Args:
-        study: its name.
+        study: the study's name.
         limits: the study's limits; it has no limit on trials.
         spent: how much of a limit all peers have spent; if any has been spent, the study will end.
         announced: what this process announces about its devices and its site.
-        metered: whether it can read the energy that its devices use.
+        metered: whether this process can read the energy that its devices use.
 
     """
     others = (limits.epochs, limits.core_hours, limits.until)
@@ -190,6 +190,6 @@ def check_spendable(
     lacks = {"gpu_hours": "no GPU was found", "kwh": "no energy counter was found", "euro": "no price applies"}
     raise ConfigurationError(
         f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here, because "
-        f"{' and '.join(lacks[name] for name in named)}. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), "
+        f"{' and '.join(lacks[name] for name in named)}. Set what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), "
         f"or set another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
     )

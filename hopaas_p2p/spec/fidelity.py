@@ -1,4 +1,4 @@
-"""How users specify where a study's trials pause: `rungs(min=1, max=27, eta=3)` or `population(size=16, every=5)`."""
+"""Where a study's trials pause, as text: `rungs(min=1, max=27, eta=3)` or `population(size=16, every=5)`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checked(policy: object) -> Fidelity:
     """These rungs or this population, if valid for a study.
 
     Raises:
-        InvalidInput: they are of another type, or impossible; the message says why.
+        InvalidInput: the policy is of another type, or impossible; the message says why.
 
     """
     if not isinstance(policy, Rungs | Population):
@@ -50,10 +50,10 @@ def checked(policy: object) -> Fidelity:
 
 
 def parse(said: str) -> Fidelity | None:
-    """The policy in an option; None: trials do not pause.
+    """The policy in an option; None if trials do not pause.
 
     Raises:
-        InvalidInput: it cannot be read; the message shows how to write it.
+        InvalidInput: the option cannot be read; the message shows how to write it.
 
     """
     found = _CALL.fullmatch(said)

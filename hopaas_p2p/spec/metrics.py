@@ -1,6 +1,6 @@
-"""The arguments of `trial.log`: numbers by name, besides the reported one.
+"""Checks the arguments of `trial.log`, which are numbers by name, besides the reported value.
 
-Metrics are stored and shown, but decide nothing: pruners, rungs and budgets read only the reports.
+Metrics are stored and shown, but have no effect, because pruners, rungs and budgets read only the reports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
     """The valid metrics, and what is wrong with the others.
 
     Args:
-        metrics: values by name: numbers, including numpy's, or tensors with one element. NaN and infinities are kept.
+        metrics: values by name, as numbers (also numpy's) or tensors with one element. NaN and infinities are kept.
         known: names that the trial already has.
 
     """
@@ -43,7 +43,7 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
 
 
 def refuse(wrong: list[str], *, step: int, kept: Collection[str]) -> None:
-    """Raise InvalidInput if anything is wrong: one line that names the refused metrics."""
+    """Raise InvalidInput if anything is wrong, with one line that names the refused metrics."""
     if not wrong:
         return
     more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""

@@ -36,7 +36,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
     """The search space of these specs.
 
     Raises:
-        InvalidInput: one cannot be read, or a parameter is given twice.
+        InvalidInput: a spec cannot be read, or a parameter is given twice.
 
     """
     space: dict[str, Distribution] = {}
@@ -119,7 +119,7 @@ def choices(value: Any, what: str) -> Categorical:
 
 
 def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> None:
-    """Raise if the entry has a key that is not allowed: otherwise a typo would be ignored silently."""
+    """Raise if the entry has a key that is not allowed, so that a typo is not ignored silently."""
     for key in entry:
         if key not in allowed:
             hint = near(str(key), allowed, f"the keys are {', '.join(sorted(allowed))}")
@@ -144,9 +144,9 @@ def as_attribute(space: Mapping[str, Distribution]) -> str:
 
 
 def inferred(state: State) -> tuple[dict[str, Distribution], str]:
-    """The space from which the finished trials were drawn; or an empty one, and the reason.
+    """The space from which the trials were drawn; or an empty space, and the reason.
 
-    It is known if every trial has the same parameters, each of one kind. The bounds are the widest of any trial.
+    The space is known if all trials have the same parameters, each of one kind. Bounds are the widest of any trial.
     """
     space: dict[str, Distribution] = {}
     names: set[str] | None = None

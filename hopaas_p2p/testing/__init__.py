@@ -1,1 +1,1 @@
-"""For authors of stores, and for our own tests: conformance suite, fault injection."""
+"""A conformance suite and fault injection, for authors of stores and for our own tests."""

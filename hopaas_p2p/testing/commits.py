@@ -1,4 +1,4 @@
-"""Commits for tests: created, appended the way a peer does, and read back, by many threads at once."""
+"""Creates commits for tests, appends them as a peer does, and reads them back, also in many threads at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT: Final = 60.0
 
 
 def sealed(body: bytes) -> bytes:
-    """A payload that a log accepts: any bytes, after their checksum."""
+    """A payload that a log accepts, which is any bytes after their checksum."""
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -34,7 +34,7 @@ def outgoing(name: str, size: int = 0) -> Outgoing:
 
 
 def outgoing_of(writer: str, name: str) -> Outgoing:
-    """Like `outgoing`, with the writer in its usual place, which decides whose turn it is in a busy bucket."""
+    """Like `outgoing`, with the writer in its usual place, which determines the turns of writers in a busy bucket."""
     return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 

@@ -53,11 +53,11 @@ __all__ = ["AcrossProcesses", "PiggybackedBeats", "StoreConformance"]
 
 
 class Conformance:
-    """Common to all parts of the suite: a fresh store, and another handle on it."""
+    """The base of all parts of the suite, with a fresh store and another handle on it."""
 
     racers: ClassVar[int] = 4
     commits: ClassVar[int] = 25
-    """The number of racers, and of commits that each appends; lower them for a slow store."""
+    """The number of racers, and of commits that each racer appends. Lower them for a slow store."""
 
     @pytest.fixture
     def store(self) -> Iterator[Store]:
@@ -366,7 +366,7 @@ class StoreConformance(Conformance):
         self.assert_values_differ(store)
 
     def assert_values_differ(self, store: Store) -> None:
-        """Only the change of a heartbeat is meaningful: a store may show another value than the one given."""
+        """Only a change of a heartbeat is meaningful, because a store may show another value than the given one."""
         before = store.beats(["ann"])["ann"]
         store.beat(Beat("ann", "ann:3"))
         assert store.beats(["ann"])["ann"] != before

@@ -1,9 +1,9 @@
-"""A store that misbehaves on purpose: replies are lost, requests arrive twice, late, or never, and processes die.
+"""A store that misbehaves on purpose. Replies are lost, requests arrive twice, late or never, and processes die.
 
     store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
 
-An iterator of faults decides what happens to each exchange: a list for a test of one fault, `at_random` for many,
-which its seed reproduces.
+An iterator of faults decides what happens to each exchange. Use a list to test one fault, and `at_random` for many
+faults, which its seed reproduces.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
 
 
 class Crash(BaseException):
-    """The process would be dead now. Discard all its objects."""
+    """The process would be dead now. Discard all of its objects."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
-    """An endless sequence: each exchange fails with this probability, in one of these ways."""
+    """An endless sequence of faults. Each exchange fails with this probability, in one of these ways."""
     random_ = random.Random(seed)
     kinds = tuple(faults)
     while True:

@@ -1,4 +1,4 @@
-"""Studies in the trackers that a group already uses: MLflow, Weights & Biases.
+"""Exports studies to the trackers that a group already uses, MLflow and Weights & Biases.
 
     export_to(study, MLflow("http://mlflow.example.org:5000"))    # sends the missing data now
 
@@ -20,8 +20,8 @@ def export_to(study: StudyLike, tracker: Tracker) -> int:
     """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
 
     Raises:
-        TrackerUnreachable: it did not answer; data sent before that are there, and the next call continues.
-        ConfigurationError: its client library is not installed or not configured.
+        TrackerUnreachable: the tracker did not answer; data sent before are there, and the next call continues.
+        ConfigurationError: the tracker's client library is not installed or not configured.
         Denied: the tracker does not let this user write.
 
     """

@@ -1,6 +1,6 @@
-"""The interface of a tracker, and `Export`, which brings a study to one.
+"""The interface of a tracker, and `Export`, which sends a study to a tracker.
 
-An export may be cut off at any request and started again, here or elsewhere: a run is found by the tags or id of its
+An export may be cut off at any request and started again, on any machine. A run is found by the tags or id of its
 creation, data that it already has are not sent again, and its mark is written last.
 """
 
@@ -25,7 +25,7 @@ _LONGEST_WHY: Final = 1000  # characters
 
 
 class TrackerUnreachable(HopaasError):
-    """The tracker did not answer; nothing is lost: export again to send the missing data."""
+    """The tracker did not answer. Nothing is lost; export again to send the missing data."""
 
     retry = True
     exit_code = 69
@@ -39,39 +39,39 @@ class Tracker(Protocol):
     """An interface to a service that shows runs. Called from one thread at a time."""
 
     name: str
-    """One word: "mlflow"."""
+    """One word, such as "mlflow"."""
 
     @property
     def place(self) -> str:
-        """Identifies this server and project; contains no secret."""
+        """The identity of this server and project, without secrets."""
 
     def begin(self, study: RunView) -> dict[int | None, str]:
-        """Find or create the run of the study; returns the mark of each run that is there ("" if it has none).
+        """Find or create the run of the study; returns the mark of each existing run ("" if it has none).
 
         Keys are trial numbers, and None for the study. Called again after any error, so it must not rely on earlier
         state.
 
         Raises:
-            TrackerUnreachable: it did not answer.
+            TrackerUnreachable: the tracker did not answer.
         """
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
         """Bring one run up to date, however much of it already exists; its mark is written last.
 
         Raises:
-            TrackerUnreachable: it did not answer.
-            TrackerRefused: it will never accept this run; the others are still exported.
+            TrackerUnreachable: the tracker did not answer.
+            TrackerRefused: the tracker will never accept this run; the others are still exported.
         """
 
     def link(self) -> str:
-        """Where people can find the study: a URL or a path."""
+        """The URL or path at which people can find the study."""
 
     def close(self) -> None:
         """Close all open runs."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, without passwords: it may contain a server's whole answer."""
+    """The first line of a library's error, which may contain a server's whole answer, without passwords."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return without_passwords(lines[0])[:_LONGEST_WHY]
 
@@ -99,14 +99,14 @@ class Export:
         self._study = study
         self._marks: dict[int | None, str] | None = None
         self._settled: set[int] = set()
-        """Finished trials that are there; cleared when the study's attributes change, which may concern any trial."""
+        """Finished trials that the tracker has; cleared when the study's attributes change, perhaps of any trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:
-        """Send the missing data; returns how many trials were sent. Blocks for that long.
+        """Send the missing data; returns how many trials were sent. Blocks until then.
 
         Raises:
-            TrackerUnreachable: it did not answer; data sent before that are there.
+            TrackerUnreachable: the tracker did not answer; data sent before that are there.
         """
         lsn, system = self._study.state.lsn, dict(self._study.state.system)
         if self._marks is not None and self._seen[0] == lsn:

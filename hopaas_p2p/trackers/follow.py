@@ -1,11 +1,11 @@
-"""Trackers kept current by the peers themselves: `open_study(…, trackers=[MLflow(…)])`.
+"""Keeps trackers current from the peers themselves, for `open_study(…, trackers=[MLflow(…)])`.
 
 All peers may name the same trackers, and one of them, the *exporter* named in an attribute of the study, exports for
-all. The others check now and then whether it is alive, and one of them takes over when it has been silent for the
-study's ttl, or has resigned because it ended or cannot reach the tracker. Two that export at once for a moment do no
-lasting harm: see `Tracker.begin`.
+all. The others check now and then whether the exporter is alive, and one of them takes over when it has been silent for
+the study's ttl, or has resigned because it ended or cannot reach the tracker. Two peers that export at once for a
+moment do no lasting harm; see `Tracker.begin`.
 
-Training never waits for a tracker and never fails because of one: each tracker has its own thread, which warns once per
+Training never waits for a tracker and never fails because of one. Each tracker has its own thread, which warns once per
 outage, retries less and less often, and catches up.
 """
 
@@ -40,7 +40,7 @@ class BackgroundExports:
 
     Args:
         study: from `open_study`.
-        trackers: those to keep current.
+        trackers: the trackers to keep current.
         every: seconds between two exports.
 
     """
@@ -62,7 +62,7 @@ class BackgroundExports:
         """Export the missing data, and end. Blocks for at most 30 s; a warning names the tracker if data are still
         missing.
 
-        Does nothing in a forked child: it has none of these threads, and its copies of their locks may be held.
+        Does nothing in a forked child, which has none of these threads, and whose copies of their locks may be held.
         """
         if os.getpid() != self._pid:
             return
@@ -145,7 +145,7 @@ class _ExportThread(threading.Thread):
 
 
 def leave_link(study: StudyLike, tracker: Tracker) -> None:
-    """Record in the study where the tracker shows it, unless that is already recorded or this user may only read."""
+    """Record where the tracker shows the study, unless that is already recorded or this user may only read."""
     election, link = _election(study, tracker), tracker.link()
     if election.said.get("link") != link:
         with contextlib.suppress(Denied, InvalidInput):  # another exporter was elected meanwhile, and leaves its own

@@ -1,4 +1,4 @@
-"""Studies in MLflow: an experiment has a run for the study, and nested in it a run for each trial.
+"""Exports studies to MLflow, as one run for the study in an experiment, and a nested run for each trial.
 
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000
 
@@ -62,8 +62,8 @@ _CLOUD: Final = re.compile(
     r"\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(/|$)",
     re.ASCII,
 )
-"""Locations outside the server that it may name for files: their hosts are in the settings of MLflow's client, or
-Microsoft's."""
+"""Locations outside the server that the server may name for files, because their hosts are in the settings of MLflow's
+client, or Microsoft's."""
 
 
 @dataclasses.dataclass
@@ -71,11 +71,11 @@ class _Run:
     id: str
     status: str
     place: str
-    """Where MLflow's client would send its files: any of its users may choose that, even a folder here."""
+    """Where MLflow's client would send the run's files. Any user of the server may choose this, even a local folder."""
     files: list[str]
-    """Ids of the files that it has."""
+    """Ids of the files that the run has."""
     sent: dict[str, dict[int, float]] | None = None
-    """The reports and metrics that it has, by step; None if MLflow must be asked."""
+    """The reports and metrics that the run has, by step; None if MLflow must be asked."""
 
 
 class _Bounded:
@@ -95,7 +95,7 @@ class MLflow:
     Args:
         uri: the server; by default MLFLOW_TRACKING_URI. The login is taken from MLflow's own variables
             (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN, …).
-        experiment: its name; by default MLFLOW_EXPERIMENT_NAME, else the study's name.
+        experiment: the experiment's name; by default MLFLOW_EXPERIMENT_NAME, or else the study's name.
 
     Raises:
         ConfigurationError: no URI is given or set.
@@ -220,11 +220,10 @@ class MLflow:
         return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._runs[None].id}"
 
     def close(self) -> None:
-        """Does nothing: nothing is open between calls."""
+        """Do nothing, because nothing is open between calls."""
 
     def check_place(self, view: RunView) -> None:
-        """Refuse to write a run's file to this machine, or send it with a login to another one, if the server asks for
-        that.
+        """Refuse to write a run's file to this machine, or to send it with a login to another machine than the server.
 
         Raises:
             ConfigurationError: files of this run would go there.
@@ -318,7 +317,7 @@ def _ms(microseconds: int | None) -> int | None:
 
 
 def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Metric]:
-    """The log has no times of reports, so all get the same time: a metric that is sent twice is stored once."""
+    """Metrics for MLflow. All get the same time, as the log has none, so a metric sent twice is stored once."""
     from mlflow.entities import Metric
 
     return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]

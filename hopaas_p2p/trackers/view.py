@@ -1,4 +1,4 @@
-"""A study as a tracker sees it: plain values, with nothing of Optuna, of a store or of a tracker in them.
+"""A study as a tracker sees it, in plain values that depend on no object of Optuna, a store or a tracker.
 
 The study and each of its trials is a *run*. Its *mark* is a digest of all its exported data. A tracker keeps the mark
 with the run, so an export from any machine can tell whether anything is left to do without reading the run.
@@ -41,7 +41,7 @@ _PLACES: Final = {"site": "site", "host": "node"}
 
 
 class RunView(NamedTuple):
-    """The study, or one of its trials."""
+    """A view of the study, or of one of its trials."""
 
     number: int | None
     """The trial's number; None for the study itself."""
@@ -58,7 +58,7 @@ class RunView(NamedTuple):
     """Values by step: the reports ("report") and each logged metric; for the study, the value of each trial that became
     the best one ("best_value")."""
     tags: dict[str, str]
-    """Where, with which software and for whom it ran, and the command that shows it."""
+    """Where, with which software and for whom the trial ran, and the command that shows it."""
     note: str
     files: tuple[Artifact, ...]
     start: int | None
@@ -73,12 +73,12 @@ class RunView(NamedTuple):
 
 
 def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
-    """The runs of the study's trials by number, except the settled ones; last, the study's own."""
+    """The runs of the study's trials by number, except the settled ones, and last the study's own run."""
     attributes = study.storage.get_study_system_attrs(study.study_id)
     files: defaultdict[int | None, list[Artifact]] = defaultdict(list)
     for one in study.artifacts().list():
         files[one.trial].append(one)
-    space = {name: str(one) for name, one in study.space.items()}  # may exchange, so not under the lock
+    space = {name: str(one) for name, one in study.space.items()}  # may cause an exchange, so not under the lock
     over = study.is_over()
     command = f"hopaas-p2p study show {shlex.quote(study.name)}{store_option(study.storage.url)}"
     tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)

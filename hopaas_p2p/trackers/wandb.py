@@ -1,4 +1,4 @@
-"""Studies in Weights & Biases: a group named like the study, with a run for the study and a run for each trial in it.
+"""Exports studies to Weights & Biases, as a group with the study's name, a run for the study, and one for each trial.
 
     hopaas-p2p study export digits --format wandb --to tuning    # to the server in W&B's variables
     WANDB_MODE=offline hopaas-p2p study export digits …          # into ./wandb, for `wandb sync` later
@@ -39,13 +39,13 @@ _KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
 
 
 class WandB:
-    """Weights & Biases: its server, or its offline files.
+    """Weights & Biases, as a server or as offline files.
 
     Args:
-        project: its name, or "team/name"; by default WANDB_ENTITY and WANDB_PROJECT, else "hopaas".
+        project: the project's name, or "team/name"; by default WANDB_ENTITY and WANDB_PROJECT, else "hopaas".
 
-    With WANDB_MODE=offline, it writes files for `wandb sync`. WANDB_DIR names the parent of W&B's directory `wandb`,
-    which holds the ledger; by default the current directory.
+    With WANDB_MODE=offline, the export writes files for `wandb sync`. WANDB_DIR names the parent of W&B's directory
+    `wandb`, which holds the ledger; by default the current directory.
     """
 
     name = "wandb"
@@ -82,7 +82,7 @@ class WandB:
             pass
         if not self.offline and not _has_key():
             raise ConfigurationError(
-                "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"
+                "W&B has no key. Run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"
             )
         self._close_runs()
         self._uuid, self._group = study.tags[STUDY], study.name
@@ -103,7 +103,7 @@ class WandB:
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
         """Send the data that the run lacks, and finish the run once it is complete."""
-        if view.state == "WAITING":  # its run begins when the trial does
+        if view.state == "WAITING":  # a trial's run begins when the trial does
             return
         with self._translated():
             key = STUDY if view.number is None else str(view.number)
@@ -234,7 +234,7 @@ def _module() -> Any:
 
 
 def _has_key() -> bool:
-    """Whether W&B has a key; without one it would prompt on the terminal, in the middle of a training run."""
+    """Whether W&B has a key. Without a key, W&B would prompt on the terminal in the middle of a training run."""
     settings = _module().setup().settings
     credentials.check_wandb(Path(settings.settings_workspace))
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

@@ -60,7 +60,7 @@ def keep(
 
 
 class Reporting:
-    """When a training run reports and keeps checkpoints: every so many steps, and whenever necessary."""
+    """Decides when a training run reports and keeps checkpoints."""
 
     def __init__(self, trial: Trial | RankedTrial, report_every: int, checkpoint_every: int | None) -> None:
         super().__init__()  # of a library's callback
@@ -70,10 +70,10 @@ class Reporting:
         self._trial, self._report_every, self._checkpoint_every = trial, report_every, checkpoint_every
 
     def _judged(self, value: SupportsFloat, step: int, *, last: bool = False) -> bool:
-        """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
+        """Report this value if a report is due; return whether to give up. A stop request counts at every step."""
         if not last and (step + 1) % self._report_every and self._trial.stop_requested is None:
             return False
-        self._trial.report(float(value), step)  # only now: a number of a GPU is waited for
+        self._trial.report(float(value), step)  # only when due, because converting a GPU's number waits for it
         return self._trial.should_prune()
 
     def _is_due(self, step: int) -> bool:
@@ -82,13 +82,13 @@ class Reporting:
 
 
 class EpochCallback(Reporting):
-    """Common to the callbacks of training libraries. Pass the trial of `study.ask()` or of `optimize`.
+    """The base of the callbacks of training libraries. Pass the trial of `study.ask()` or of `optimize`.
 
     Args:
         trial: the trial.
         monitor: the name of the library's value to report.
         report_every: epochs between two reports.
-        checkpoint_every: epochs between two checkpoints. None: only when the job is pre-empted.
+        checkpoint_every: epochs between two checkpoints; None for checkpoints only when the job is pre-empted.
 
     """
 
@@ -113,7 +113,7 @@ class EpochCallback(Reporting):
 class Preemption(contextlib.ExitStack):
     """`with Preemption() as preemption:` notes SIGTERM instead of ending the program.
 
-    Only in the main thread, where Python allows it; elsewhere it does nothing.
+    It works only in the main thread, as Python requires, and does nothing in other threads.
     """
 
     signal: int = 0
@@ -125,7 +125,7 @@ class Preemption(contextlib.ExitStack):
         return self
 
     def leave(self) -> NoReturn:
-        """Exit because of the signal: `optimize` and `with study.trial()` return the trial, to be run again."""
+        """Exit because of the signal, so that `optimize` or `with study.trial()` returns the trial, to be run again."""
         raise SystemExit(128 + (self.signal or signal.SIGTERM))
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -139,9 +139,9 @@ class Training(Reporting):
         trial: from `study.ask()` or `optimize`.
         save: writes the state of the training to a path. Without it there are no checkpoints. Called on every rank; the
             first one's file is kept.
-        load: reads it back, on every rank.
+        load: reads such a file back, on every rank.
         report_every: steps between two reports; the last step is always reported.
-        checkpoint_every: steps between two checkpoints. None: only when the job is pre-empted.
+        checkpoint_every: steps between two checkpoints; None for checkpoints only when the job is pre-empted.
         save_each_rank: whether every rank's file is kept, so that each reads back its own.
 
     """

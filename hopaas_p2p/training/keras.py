@@ -1,4 +1,4 @@
-"""A Keras callback: reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
+"""A Keras callback that reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
 
 callback = KerasCallback(trial, "val_loss", report_every=5, checkpoint_every=10)
 model.fit(x, y, epochs=100, callbacks=[callback], initial_epoch=callback.initial_epoch)
@@ -17,7 +17,7 @@ _FILE = "checkpoint.weights.h5"
 
 
 class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras brings no types
-    """Give it the trial of `study.ask()` or of `optimize`; see `EpochCallback` for the arguments."""
+    """A callback for the trial of `study.ask()` or `optimize`; see `EpochCallback` for the arguments."""
 
     @property
     def initial_epoch(self) -> int:

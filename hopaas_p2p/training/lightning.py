@@ -1,4 +1,4 @@
-"""A Lightning callback: reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
+"""A Lightning callback that reports, prunes, keeps checkpoints, and saves one more when the job is pre-empted.
 
     callback = LightningCallback(trial, "val_loss", report_every=5, checkpoint_every=10)
     trainer = lightning.Trainer(max_epochs=100, callbacks=[callback])
@@ -19,7 +19,7 @@ from hopaas_p2p.training import EpochCallback, keep
 
 
 class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the same without Lightning
-    """Give it the trial of `study.ask()` or of `optimize`; see `EpochCallback` for the arguments."""
+    """A callback for the trial of `study.ask()` or `optimize`; see `EpochCallback` for the arguments."""
 
     _pauses = False
 
@@ -47,7 +47,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             self._checkpoint(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102
-        """SIGTERM and Ctrl-C: with one rank, the current state is saved; several ranks can no longer save together."""
+        """On SIGTERM or Ctrl-C, save the current state of a single rank. Several ranks can no longer save together."""
         ended = not isinstance(exception, Exception) or type(exception).__name__ == "SIGTERMException"
         if ended and trainer.world_size == 1:
             self._checkpoint(trainer)

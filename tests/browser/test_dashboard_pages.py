@@ -452,7 +452,7 @@ def test_nobody_has_more_than_twenty_tokens_from_a_page(postgres_url: str, monke
 
 def test_a_store_without_users_says_so(stores: dict[str, str]) -> None:
     for part in ("People", "Grants"):
-        assert "managed here for a Postgres store only" in texts(
+        assert "manages users of Postgres stores only" in texts(
             calm(page("admin", stores["one trial"], query={"part": part}))
         )
 

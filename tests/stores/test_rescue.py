@@ -281,7 +281,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
 
     done = cli("doctor", str(store), "--rescue")
 
-    assert "it has 2 histories: commits were not written after" in done.stderr
+    assert "the log has 2 histories: some commits were written after others" in done.stderr
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0, 9.0], "the other's trial 3 has a number of its own"
 
 
