@@ -37,7 +37,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def shell_word(text: str) -> str:
-    """The text as a word for bash, zsh or ksh, in printable ASCII: a terminal shows exactly what a shell gets."""
+    """The text as a word for bash, zsh or ksh, in printable ASCII. A terminal shows exactly what a shell gets."""
     if text.isascii() and text.isprintable():
         return shlex.quote(text)
     coded = text.encode("utf-8", "surrogatepass")

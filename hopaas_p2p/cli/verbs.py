@@ -77,7 +77,7 @@ def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) ->
 
 @contextmanager
 def _failing_in_eval() -> Iterator[None]:
-    """Make `eval` fail like this command: it sees only the output, and the last trial's ticket is still set."""
+    """Make `eval` fail like this command. `eval` sees only the output, and the last trial's ticket is still set."""
     try:
         yield
     except HopaasError as error:

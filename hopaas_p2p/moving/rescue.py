@@ -8,7 +8,7 @@ order of the log, and a result names its trial by number.) A rescue reads on.
 All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
 and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
 the log has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the
-state that its peers saw. The trials of all replays are merged: a trial is identified by the commit that created it, and
+state that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
 a run of it by owner and start, so shared trials appear once, each with the most advanced of its versions.
 
 * A snapshot made after the damage replaces all commits before it. So does the state of a live peer, which the peer
@@ -155,7 +155,8 @@ def _contains(state: State, payload: bytes) -> bool:
 def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
     """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
 
-    Without `unsent`, results that were never in the log do not count: an intact study may have them in the spool, too.
+    Without `unsent`, results that were never in the log do not count, because the spool may also have an intact
+    study's.
     """
     log = store.log(uuid)
     entries, head, others = _salvaged(log)

@@ -93,7 +93,7 @@ class Child(subprocess.Popen[bytes]):
                 reader = threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True)
                 reader.start()
                 self._readers.append(reader)
-        except RuntimeError:  # no thread can be started: a command whose output nobody reads would hang
+        except RuntimeError:  # no thread can be started, and a command whose output nobody reads would hang
             self.close()
             raise
 
@@ -102,7 +102,7 @@ class Child(subprocess.Popen[bytes]):
             while data := os.read(pipe.fileno(), 1 << 16):
                 tail += data
                 del tail[:-_TAIL]
-                self._output += data  # one operation: the other stream's thread does the same
+                self._output += data  # one atomic operation, because the other stream's thread does the same
                 if len(self._output) > 2 * _OUTPUT:
                     del self._output[:-_OUTPUT]
                 with contextlib.suppress(OSError):

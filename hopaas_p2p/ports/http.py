@@ -75,7 +75,7 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # sends an answer in one piece: a second piece would wait 40 ms for the client's acknowledgement
+    wbufsize = -1  # sends an answer in one piece, as a second piece would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
 
     def handle_one_request(self) -> None:

@@ -47,7 +47,7 @@ TRIAL_TOOLS: Final = ("report", "log", "tell", "release")
 class LocalPeer:
     """Answers requests about the studies of one store, and runs trials for clients. Thread-safe.
 
-    Clients own nothing: the leases belong to this process. A trial is returned after `silence` seconds without a
+    The leases belong to this process, not to clients. A trial is returned after `silence` seconds without a
     request about it, and all trials are returned when the process ends.
 
     Args:

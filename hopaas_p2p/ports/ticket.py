@@ -145,7 +145,7 @@ def carry(
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)
             beat = Beat(ticket.owner, beat_value(peer.uuid, 1, peer.now_us()))
-            # an end is sent anyway: in a folder whose server is down it waits for the next one
+            # an end is sent anyway; in a folder whose server is down, it waits for the next server
             with suppress(*(() if end is None else (StoreUnreachable,))):
                 peer.call(lambda: peer.store.beat(beat), within=patience if end is None else 0.0)
         except (StoreUnreachable, Denied, ConfigurationError) as error:

@@ -72,7 +72,7 @@ _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the gr
 _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
-_MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
+_MOST_OUTPUTS: Final = 100  # failed trials whose output is kept, as outputs must not fill the store
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
 
 
@@ -314,7 +314,8 @@ class Worker:
         """Whether another trial fits into the remaining time.
 
         A trial is assumed to take the median duration of the complete ones, or else the pruned ones, over all jobs.
-        Imported trials do not count: they ran elsewhere, and anybody who may queue trials can claim any duration.
+        Imported trials do not count, because they ran elsewhere, and anybody who may queue trials can claim any
+        duration.
 
         Raises:
             ConfigurationError: a trial would not even fit into a whole job, and there are no checkpoints to continue
@@ -438,7 +439,7 @@ class Worker:
                 if due != killed:
                     child.signal_all(due)
                     killed = due
-        # a batch system signals all processes of a job: the command may die before this process gets the signal
+        # a batch system signals all processes of a job, so the command may die before this process gets the signal
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
         if end is None and (-code if code < 0 else code - 128) in PREEMPTIONS:
             while not self._received and time.monotonic() < deadline:

@@ -46,7 +46,8 @@ def budget_now(state: State) -> Budget:
 
 
 def changed(now: Budget, given: int | str | Budget | None) -> Budget:
-    """The budget after a change: a number or a string changes the limits that it names; a `Budget` or None replaces it.
+    """The budget after a change. A number or a string changes the limits that it names; a `Budget` or None replaces
+    all.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.

@@ -53,11 +53,11 @@ class OwnedTrial(msgspec.Struct, eq=False):
     resumed_from: int | None = None
     """The step that this attempt has reported resuming from, if any; see `TrialSet.resumed_from`."""
     asked: object = None
-    """The `handle.AskedTrial` that notices when its object is collected."""
+    """The `handle.AskedTrial` that notices when the trial's object is collected."""
     shared: bool = False
     """Whether another process, to which the trial was passed, was seen to write to it too."""
     metrics: dict[str, dict[int, float]] = {}
-    """Name -> step -> value, as set in this process: Optuna's trials have no field for them."""
+    """Name -> step -> value, as set in this process, because Optuna's trials have no field for metrics."""
 
     def lacks(self, trial: Trial) -> bool:
         """Whether the log has something under this lease that was not set in this process."""

@@ -83,10 +83,10 @@ def is_new(trial: LoggedTrial, record: Record) -> bool:
 
 
 class AskedTrial(weakref.ref[Any]):
-    """Detects that a trial was forgotten: its object was collected before the trial ended.
+    """Detects that a trial was forgotten, which means that its object was collected before the trial ended.
 
-    Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
-    job does the rest.
+    Collection may happen at any line, under any lock, so the callback is only a method of a deque, and a job does the
+    rest.
     """
 
     __slots__ = ("release",)
@@ -114,7 +114,8 @@ class StudyHandle:
             over=lambda number, lease: peer.meter.used((uuid, number, lease.epoch), at_end=True),
         )
         self._person: str | None = None
-        """A separate name in the log for the person on whose behalf this process writes; None: it writes for the peer.
+        """A separate name in the log for the person on whose behalf this process writes; None if it writes for the
+        peer.
         """
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the first of their parameters in the log."""
@@ -244,8 +245,8 @@ class StudyHandle:
         `drawn` is the trial for which a sampler has chosen the record's parameters; they need not be translated again.
 
         None if another peer has started the trial that it claims. A trial that was reclaimed before this process
-        learned that it had started, for instance because the store was long away, no longer has an owner: another one
-        is started.
+        learned that it had started, for instance because the store was long away, no longer has an owner, so another
+        one is started.
 
         Raises:
             NoWork: it was refused.
@@ -401,8 +402,8 @@ class StudyHandle:
         """The trial, ready to be changed; None for a WAITING one, which is changed by commits. Call under the lock.
 
         Raises:
-            UpdateFinishedTrialError: it is finished.
-            NotYourTrial: another peer runs it.
+            UpdateFinishedTrialError: the trial is finished.
+            NotYourTrial: another peer runs the trial.
 
         """
         owned = self.view.owned.get(number)
@@ -748,7 +749,7 @@ class StudyHandle:
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
-            if pending.verdicts is None:  # out of memory or threads, or a defect: the result must survive that, too
+            if pending.verdicts is None:  # out of memory or threads, or a defect, which the result must survive, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
@@ -805,7 +806,7 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Release a running trial of this process: it is WAITING again, with the same parameters."""
+        """Release a running trial of this process, which is then WAITING again, with the same parameters."""
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:

@@ -198,7 +198,7 @@ class Storage(BaseStorage):
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            # an error would abort the unpickling: `multiprocessing.Pool` would then wait for ever for that task
+            # an error would abort the unpickling, and `multiprocessing.Pool` would wait forever for that task
             if options.named:
                 credentials.named(options.url)
             peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)

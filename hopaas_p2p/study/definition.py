@@ -53,9 +53,9 @@ class StudyPolicy(NamedTuple):
     """What happens to a trial whose attempts are used up: "fail", the default (its place in the budget is free again),
     or "prune" at its last report."""
     repeats: str | None = None
-    """What happens to a proposal with the same parameters as another trial, in a study with a search space. "avoid",
-    the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse": the known values
-    are recorded at once, as a separate trial."""
+    """What happens to a proposal with the same parameters as another trial, in a study with a search space. With
+    "avoid", the default, another one is drawn. With "allow", it is tried again, as for a noisy objective. With "reuse",
+    the known values are recorded at once, as a separate trial."""
     replicates: int | None = None
     """How many trials each configuration gets, by default 1; `trial.seed` distinguishes them. See `Study.replicates`.
     """
@@ -132,7 +132,7 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
 
 
 def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Distribution:
-    """The distribution in the log's form, normalized like Optuna's: a Float's bounds are 0.0 and 1.0, not 0 and 1."""
+    """The distribution in the log's form, normalized like Optuna's. (A Float's bounds are 0.0 and 1.0, not 0 and 1.)"""
     if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
         raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
     try:

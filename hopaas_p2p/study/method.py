@@ -149,7 +149,7 @@ class Searcher:
     at once.
 
     Args:
-        sampler, pruner: this process's own; None: the study's.
+        sampler, pruner: this process's own; None for the study's.
         said: the method that this process specified.
 
     """
@@ -158,7 +158,7 @@ class Searcher:
         self, sampler: optuna.samplers.BaseSampler | None, pruner: optuna.pruners.BasePruner | None, said: SearchMethod
     ) -> None:
         self.own = sampler, pruner
-        """This process's own; None: the study's."""
+        """This process's own sampler and pruner; None for the study's."""
         self._said = said
         self.system: Mapping[str, str] | None = None
         """The study's attributes that this method follows."""

@@ -1,4 +1,4 @@
-"""What `optimize` logs: that it joined, how each trial ended, how far the study has progressed, and why it stopped."""
+"""The log lines of `optimize`, about joining, the end of each trial, the study's progress, and why it stopped."""
 
 from __future__ import annotations
 

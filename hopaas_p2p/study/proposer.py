@@ -168,7 +168,7 @@ class Proposer:
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:
-        """A new configuration, reserved: a later draw, or a neighbour of the first; the first one if nothing is new."""
+        """A new configuration, reserved, by a later draw or beside the first; or the first one if nothing is new."""
         params = first.record.params
         if self._is_used_up():
             return first

@@ -1,7 +1,7 @@
 """A study as users see it.
 
-A Study is Optuna's study on our storage, plus what a campaign of many processes needs: a budget that is exact over all
-of them, pausing and stopping, and trials that are released, failed or completed however the code that runs them ends.
+A Study is Optuna's study on our storage, plus what a campaign of many processes needs. It has a budget that is exact
+over all processes, can be paused and stopped, and always ends its trials, however the code that runs them ends.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ def open_study(
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
-        learn_from: prior knowledge with which the study is created: names of earlier studies of this store,
+        learn_from: prior knowledge with which the study is created, as names of earlier studies of this store,
             `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. Their
             priors are stored in the new study, so they may be deleted. See `Study.learn_from`.
-        create: whether to create a missing study; False: only join an existing one.
+        create: whether to create a missing study, or only join an existing one.
         trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
         policy: a `hopaas_p2p.StudyPolicy`, which says what happens to trials whose peers die, fail or report nothing,
@@ -232,7 +232,7 @@ def infer_space(study: Study) -> str:
 
 
 class Loop:
-    """One call of `optimize`: it runs trials, one after the other, until there are no more.
+    """One call of `optimize`, which runs trials, one after the other, until there are no more.
 
     It may use several threads.
     """
@@ -368,7 +368,7 @@ class Loop:
                     raise
                 _log.warning("no more trials are started because the time is up: %s", error)
                 return None
-            except NoWork as error:  # not kept: its traceback would keep this frame, and the objective with it
+            except NoWork as error:  # not kept, because its traceback would keep this frame, and the objective with it
                 found, why = error.found, error.reason
             self._settle()
             left = deadline - time.monotonic()
@@ -396,7 +396,7 @@ class Loop:
         except interruptions():
             raise
         except BaseException as error:
-            if os.getpid() != pid:  # in a child that the objective forked: the trial belongs to the parent
+            if os.getpid() != pid:  # in a child that the objective forked; the trial belongs to the parent
                 raise
             state, reason = TrialState.FAIL, describe(error)
             self._end_later(trial, state, values, reason)
@@ -576,8 +576,8 @@ class Study(optuna.Study):
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
         """Start the next trial: a WAITING one if there is one, else a new one. Blocks for one exchange.
 
-        Keep a reference to the trial until you call `tell`: it is released once nothing refers to it. The parameters
-        of `fixed_distributions` are suggested at once.
+        Keep a reference to the trial until you call `tell`, because it is released once nothing refers to it. The
+        parameters of `fixed_distributions` are suggested at once.
 
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.
@@ -631,7 +631,7 @@ class Study(optuna.Study):
             self.__dict__.pop("_proposer", None)  # another thread may have been using it during the fork
             reseed_in_child(self.sampler)  # a forked child would repeat its parent's draws
             handle.introduce_as({**self._about, **self._searcher.differing()})
-            self._pid = os.getpid()  # not earlier: another thread of the child may ask, too
+            self._pid = os.getpid()  # not earlier, because another thread of the child may ask, too
         state = handle.log.session.state
         searcher = self._searcher
         if state.system is not searcher.system or (self.sampler, self.pruner) != (searcher.sampler, searcher.pruner):
@@ -756,7 +756,7 @@ class Study(optuna.Study):
         reason: str | None,
         defer: bool = False,
     ) -> FrozenTrial:
-        """End a trial like Optuna's `tell`: the sampler is notified first, and a pruned trial gets its last report."""
+        """End a trial like Optuna's `tell`, which notifies the sampler first; a pruned trial gets its last report."""
         handle, me = self.handle, threading.get_ident()
         with handle.log.lock:
             handle.writable(number)  # otherwise nobody learns of it
@@ -855,7 +855,7 @@ class Study(optuna.Study):
         retried, for at most twice the ttl. Progress, and the trials for which it waits, are logged to `hopaas_p2p` at
         level INFO; losing a lease is a warning.
 
-        On several ranks, for example under torchrun, every rank calls this, and all run each trial together: each
+        On several ranks, for example under torchrun, every rank calls this, and all run each trial together. Each
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
         ends; `catch` applies to errors that the trial itself raises on every rank.
 
@@ -1143,7 +1143,7 @@ class Study(optuna.Study):
         """The parameters by step that led to a trial; in a population, including the steps of trials that it copied.
 
         Args:
-            trial: its number. None: the best one or, before any is complete, the best of those that have run longest.
+            trial: its number. By default, the best one or, before any is complete, the best of those that ran longest.
 
         Raises:
             NoSuchTrial: there is no such trial.

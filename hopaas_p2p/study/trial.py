@@ -55,7 +55,7 @@ class Trial(optuna.trial.Trial):
     call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
     `tell`. A trial that a child asked for may be brought back and ended by the parent.
 
-    Keep a reference until you call `tell`: a trial that nothing refers to is released, unless it was passed on.
+    Keep a reference until you call `tell`, because a trial that nothing refers to is released, unless it was passed on.
     """
 
     study: Any

@@ -1,4 +1,4 @@
-"""`optimize(on=executor)`: each worker of an executor is a peer of its own, and this process watches over them.
+"""`optimize(on=executor)`, where each worker of an executor is a separate peer, watched over by this process.
 
 An executor is anything whose `submit(function, *args)` gives a future with `done`, `exception`, `result` and `cancel`:
 concurrent.futures, submitit, dask.distributed, parsl. A worker that cannot be cancelled before it begins finds that the
@@ -219,7 +219,7 @@ class WatchedWorkers:
     # --- what happens to them ---
 
     def _conclude(self, number: int, future: Any) -> None:
-        """A worker's future is over: it finished, its objective failed, or it was lost and is replaced."""
+        """Handle the end of a worker, which finished, whose objective failed, or which was lost and is replaced."""
         error = _error_of(future)
         if error is None:
             raised: BaseException | None = future.result()
