@@ -177,7 +177,7 @@ def test_a_peer_that_fails_ends_the_demo_with_its_last_words(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=PLAIN)
 
     assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"peer \w ended with 1: this optuna is broken", done.stderr)
+    assert re.search(r"peer \w ended with exit code 1: this optuna is broken", done.stderr)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

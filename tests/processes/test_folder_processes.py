@@ -282,7 +282,7 @@ def test_a_server_ends_politely_and_says_what_it_did(served: FolderProcess, near
     assert served.process is not None
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(30) == 0
-    assert "Stopped. Carried" in served.log()
+    assert "Stopped. Forwarded" in served.log()
 
 
 def test_it_speaks_json(box: Path, near: str, tmp_path: Path) -> None:
