@@ -241,7 +241,7 @@ def test_a_password_is_not_shown_where_its_url_is_refused(env: dict[str, str], h
 
 def test_a_stranger_that_asks_for_the_password_is_told_nothing(evil: Stranger) -> None:
     store = PostgresStore(_url(evil))
-    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
+    with pytest.raises(ConfigurationError, match="asks for the secret without SCRAM"):
         store.catalog().exchange(None, 0)
     store.close()
     assert (evil.visits, evil.heard) == (1, b"")
@@ -255,7 +255,7 @@ def test_what_libpq_knows_by_itself_is_not_told_either(
     monkeypatch.delenv("HOPAAS_TOKEN")
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
     store = PostgresStore(f"postgresql://ann@127.0.0.1:{evil.port}/d")
-    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
+    with pytest.raises(ConfigurationError, match="asks for the secret without SCRAM"):
         store.catalog().exchange(None, 0)
     store.close()
     assert evil.heard == b""
@@ -310,11 +310,11 @@ def test_a_host_that_the_user_names_is_asked(evil: Stranger, here: Path) -> None
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
     for words, env in ((["--store", _url(evil)], {}), ([], {"HOPAAS_STORE": _url(evil)})):
         done = cli("study", "list", *words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN, **env)
-        assert "asks for the secret itself" in done.stderr
+        assert "asks for the secret without SCRAM" in done.stderr
     trusted = cli("config", "trust", cwd=here)
     assert f"store = {_url(evil)}" in trusted.stderr
     done = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN=TOKEN)
-    assert "asks for the secret itself" in done.stderr
+    assert "asks for the secret without SCRAM" in done.stderr
     assert (evil.visits, evil.heard) == (3, b"")
 
 
@@ -335,9 +335,9 @@ def test_a_token_beside_the_store_in_one_file_goes_there(
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"\ntoken_file = "mine.token"')
     (here / "mine.token").write_text(TOKEN)
     trust(here / "hopaas.toml")
-    assert "asks for the secret itself" in cli("study", "list", check=False, cwd=here).stderr
+    assert "asks for the secret without SCRAM" in cli("study", "list", check=False, cwd=here).stderr
     again = cli("study", "list", check=False, cwd=here, HOPAAS_TOKEN_FILE="mine.token")  # as a command's child has it
-    assert "asks for the secret itself" in again.stderr
+    assert "asks for the secret without SCRAM" in again.stderr
 
 
 # --- tickets -----------------------------------------------------------------------------------------------------

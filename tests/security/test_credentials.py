@@ -346,7 +346,7 @@ def test_a_user_of_a_server_who_is_a_guest_there_too_is_whom_she_says(
     as_ann("study", "list", "--store", store, cwd=ann)
     as_ann("study", "list", cwd=ann, HOPAAS_STORE=store)
     assert set(evil.users) == {"ann.0123abcd"}
-    with pytest.raises(ConfigurationError, match="asks for the secret itself"):
+    with pytest.raises(ConfigurationError, match="asks for the secret without SCRAM"):
         hopaas_p2p.open_study(store, "s", create=False)
     assert set(evil.users) == {"ann.0123abcd"}
     as_ann("study", "list", cwd=ann)
@@ -401,7 +401,7 @@ def test_where_a_joined_studys_authority_vouches_for_ones_own_server_no_token_go
 def test_a_store_that_is_named_beside_a_joined_study_gets_ones_own_token(ann: Path, evil: Stranger) -> None:
     membership.accept(invitation("https://gw.example.org/d"))
     done = as_ann("study", "list", "--store", f"postgresql://127.0.0.1:{evil.port}/d", cwd=ann, HOPAAS_JOINED="s")
-    assert "asks for the secret itself" in done.stderr
+    assert "asks for the secret without SCRAM" in done.stderr
     assert evil.users == ["ann.0123abcd"]
 
 
@@ -416,7 +416,7 @@ def test_results_in_a_file_from_another_machine_take_no_token_to_where_it_says(a
     assert f"the file results would send your token to 127.0.0.1:{evil.port}" in done.stderr
     assert evil.visits == 0
     named = as_ann("admin", "spool", "send", "results", "--store", store, cwd=ann)
-    assert "asks for the secret itself" in named.stdout + named.stderr
+    assert "asks for the secret without SCRAM" in named.stdout + named.stderr
 
 
 # --- what others get of the environment --------------------------------------------------------------------------

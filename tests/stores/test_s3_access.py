@@ -173,7 +173,7 @@ def test_a_profile_is_found_in_both_files(tmp_path: Path) -> None:
 
 
 def test_no_keys_at_all_names_the_places_that_were_looked_at() -> None:
-    with pytest.raises(ConfigurationError, match=r"AWS_ACCESS_KEY_ID.*profile.*CONTAINER.*metadata"):
+    with pytest.raises(ConfigurationError, match=r"AWS_ACCESS_KEY_ID.*profile.*container.*metadata"):
         Chain(ADDRESS, env=NO_MACHINE).retrieve()
 
 

@@ -218,7 +218,7 @@ def test_a_copy_with_the_same_checksum_is_noticed_by_who_has_read_the_commit(sto
     total = codec.following(codec.following(following, object_.copies[2]), last)
     own = codec.attach(said(9, 99).payload, total)
     store.objects.put(key(13), sealed(own, object_.before, [object_.copies[0], forged, object_.copies[2], last]))
-    with pytest.raises(BrokenChain, match="differs from the one this peer has read"):
+    with pytest.raises(BrokenChain, match="differs from the one that this peer has read"):
         reader.exchange(None, 12)
 
 
