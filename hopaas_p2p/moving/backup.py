@@ -411,7 +411,7 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
 
 
 def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: int) -> bool:
-    """Whether the log has all of these commits. Raises ConfigurationError if it has others, or more."""
+    """Whether the log has all of these commits. Raises ConfigurationError if the log has other commits, or more."""
     try:
         for here, there in itertools.zip_longest(read_all(log, base if log.removed_up_to() else 0), entries):
             if here is None:

@@ -44,7 +44,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     inherits: bool
     """Whether an earlier attempt left reports, or metrics, which count like them."""
     lent: bool
-    """Whether it came from another process, which will end it."""
+    """Whether the trial came from another process, which will end it."""
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     """The distributions of `frozen`. Reading them through its properties would cost as much as a write."""

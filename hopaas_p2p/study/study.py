@@ -861,7 +861,7 @@ class Study(optuna.Study):
 
         Args:
             func: the objective: takes a `Trial`, returns its value or values, and may raise `optuna.TrialPruned`.
-            n_jobs: how many trials to run at once, in threads of this process; -1: one per core.
+            n_jobs: how many trials to run at once, in threads of this process; -1 means one per core.
             catch: exceptions that fail the trial and let `optimize` continue, as `LeaseLost` always does; others fail
                 the trial and are raised.
             callbacks: called after each trial with this study and the finished trial. `study.stop()` in a callback or
@@ -871,7 +871,7 @@ class Study(optuna.Study):
             show_progress_bar: whether to show Optuna's progress bar for this call instead of log lines. Without
                 `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
                 lines remain.
-            on: where to run the trials instead of in this process: an executor (anything with `submit`, as in
+            on: an executor that runs the trials instead of this process (anything with `submit`, as in
             concurrent.futures,
                 submitit and dask.distributed), or a function that creates one. Each of its workers is a peer of its
                 own; see `hopaas_p2p.study.workers`.
