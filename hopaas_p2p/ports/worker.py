@@ -318,8 +318,7 @@ class Worker:
         duration.
 
         Raises:
-            ConfigurationError: a trial would not even fit into a whole job, and there are no checkpoints to continue
-            from.
+            ConfigurationError: a trial would not even fit into a whole job, and there are no checkpoints.
 
         """
         if self._deadline is None:

@@ -425,8 +425,7 @@ class CmaEsSampler(BaseSampler):
         sigma0: the first standard deviation, as a fraction of each range.
         n_startup_trials: the number of random trials at the start.
         population_size: by default 4 + 3 ln(parameters).
-        seed: the same log and the same seed give the same trials. By default, the seed is derived from the study's
-        name.
+        seed: the same log and the same seed give the same trials. By default, it is made from the study's name.
         independent_sampler: by default random.
 
     Raises:

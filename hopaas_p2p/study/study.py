@@ -172,8 +172,7 @@ def open_study(
         trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
         policy: a `hopaas_p2p.StudyPolicy`, which says what happens to trials whose peers die, fail or report nothing,
-        and to
-            repeated configurations.
+            and to repeated configurations.
 
     Raises:
         DefinitionMismatch: the study exists and differs from the arguments, or has a larger budget; the message
@@ -872,9 +871,8 @@ class Study(optuna.Study):
                 `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
                 lines remain.
             on: an executor that runs the trials instead of this process (anything with `submit`, as in
-            concurrent.futures,
-                submitit and dask.distributed), or a function that creates one. Each of its workers is a peer of its
-                own; see `hopaas_p2p.study.workers`.
+                concurrent.futures, submitit and dask.distributed), or a function that creates one. Each of its workers
+                is a separate peer; see `hopaas_p2p.study.workers`.
             workers: how many workers to start on the executor. By default, as many as the executor reports.
 
         Raises:
