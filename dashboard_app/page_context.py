@@ -1,4 +1,8 @@
-"""The argument of every page: the store, the study, and what this person may do there."""
+"""The argument of every page: the store, the study, and what this person may do there.
+
+Dialogs, fragments and downloads outlive the run that drew them, and a person's grant or sign-in may end meanwhile. So
+`frame`, `study`, `act` and `download` check the role whenever they are used, and pages read and write through them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import streamlit as st
 
@@ -17,6 +21,7 @@ from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.roles import Role, named, role_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.study import Study
 
 _LEASES: Final = 60  # the most leases that a page counts down
@@ -43,8 +48,8 @@ class PageContext:
 
     @property
     def frame(self) -> Frame | None:
-        """The study as last seen."""
-        return self.cache.frame(self.uuid)
+        """The study as last seen; None if there is none, or this person may no longer see it."""
+        return self.cache.frame(self.uuid) if self.role() != "none" else None
 
     def title(self, text: str) -> None:
         """Draw the page's heading below the study's name."""
@@ -86,34 +91,46 @@ class PageContext:
         named_here = self.options.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
         return self.options.actions and time.time() < self.until and named_here
 
-    def study(self) -> Study:
-        """The study, for writing. Writes go through the replica that is shown.
+    def need(self, least: Role) -> None:
+        """Raise Denied unless this person has this role now, or one that includes it."""
+        if self.role() not in ROLES[ROLES.index(least) :]:
+            raise Denied(f"This needs the role {least}: ask one of the study's owners for it, or sign in again.")
+
+    def study(self, least: Literal["worker", "owner"]) -> Study:
+        """The study, for a change that takes this role. Writes go through the replica that is shown.
 
         Raises:
+            Denied: this person does not have the role now, or the dashboard is read-only.
             NoSuchStudy: the study was deleted meanwhile.
             StoreUnreachable: the store does not answer.
 
         """
         assert self.listing is not None
+        if not self.options.actions:
+            raise Denied("This dashboard is read-only; start it with --allow-actions to change things.")
+        self.need(least)
         return self.cache.study(self.listing, sign_in.signature(self.person))
 
-    def act(self, do: Callable[[Study], Any], *, done: str) -> None:
-        """Apply a change to the study, confirm it, and redraw the page; or show why it was refused.
+    def act(self, least: Literal["worker", "owner"], do: Callable[[Study], Any], *, done: str) -> None:
+        """Apply a change that takes this role, confirm it, and redraw the page; or show why it was refused.
 
         The store checks the user's rights, whatever the page shows.
         """
 
         def change() -> None:
-            if not self.options.actions:
-                raise Denied("This dashboard is read-only; start it with --allow-actions to change things.")
-            if not self.may_act:
-                raise Denied(
-                    "You may not change this study. Ask one of its owners for the role worker, or sign in again."
-                )
-            do(self.study())
+            do(self.study(least))
             self.cache.show_written(self.uuid)
 
         attempt(change, done)
+
+    def download(self, label: str, make: Callable[[], str | bytes], **how: Any) -> None:
+        """Draw a button that makes a file of the study when somebody clicks it."""
+
+        def data() -> str | bytes:
+            self.need("viewer")
+            return make()
+
+        st.download_button(label, data=data, on_click="ignore", icon=":material/download:", **how)
 
 
 def attempt(change: Callable[[], Any], done: str = "") -> None:

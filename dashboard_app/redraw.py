@@ -45,12 +45,12 @@ def live(
     """
 
     def draw() -> None:
-        frame = page.frame if page.role() != "none" else None  # a grant may have been taken away since
+        frame = page.frame
         if frame is not None:
             body(page, frame)
             return
         lsn, why = page.cache.lsn(page.uuid), page.cache.freshness(page.uuid).trouble
-        theme.nothing(why or ("This study was deleted." if lsn < 0 else "This study is being read, or created."))
+        theme.nothing(why or f"This study {'was deleted' if lsn < 0 else 'is being read, or closed to you'}.")
 
     follow(
         draw,

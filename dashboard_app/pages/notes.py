@@ -65,7 +65,7 @@ def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
             )
             saved = st.form_submit_button("Save", type="primary")
         if saved:
-            page.act(lambda study: notes.save_note(study, new, number), done="The note is saved.")
+            page.act("worker", lambda study: notes.save_note(study, new, number), done="The note is saved.")
 
 
 def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
@@ -80,7 +80,7 @@ def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
         add, remove = [one for one in after if one not in before], [one for one in before if one not in after]
         if add or remove:
             change = partial(notes.change_tags, number=number, add=add, remove=remove)
-            page.act(change, done="The tags are saved.")
+            page.act("worker", change, done="The tags are saved.")
     elif before:
         st.html(" ".join(map(theme.tag, before)))
     else:
@@ -108,11 +108,9 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
     left.html(
         f'<div><b>{safe(one.filename)}</b> <span class="hp-small">{of}{bytes_}, {safe(one.mimetype)}</span></div>'
     )
-    right.download_button(
-        "Fetch", data=lambda: fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
-        icon=":material/download:", width="stretch",
-        mime="application/octet-stream",  # whatever its declared type, a browser saves it
-    )  # fmt: skip
+    with right:  # whatever its declared type, a browser saves it
+        how = {"file_name": one.filename, "mime": "application/octet-stream", "width": "stretch"}
+        page.download("Fetch", partial(fetched, page, one), key=f"file-{one.id}", **how)
 
 
 def fetched(page: PageContext, one: Artifact) -> bytes:
@@ -130,4 +128,4 @@ def _upload(page: PageContext, number: int | None) -> None:
     with scratch() as path:
         path.write_bytes(given.getbuffer())
         name = artifacts.safe_name(given.name)
-        page.act(lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} was uploaded.")
+        page.act("worker", lambda it: it.artifacts().put(path, trial=number, filename=name), done=f"Uploaded {name}.")

@@ -87,6 +87,6 @@ def _drain(page: PageContext) -> None:
     )
     whom = {"site": chosen[5:]} if chosen and chosen.startswith("site:") else {"peer": chosen}
     if right.button("Take no more", disabled=chosen is None, width="stretch"):
-        page.act(lambda study: study.drain(**whom), done="Asked to take no more trials.")
+        page.act("owner", lambda study: study.drain(**whom), done="Asked to take no more trials.")
     if last.button("Take trials again", disabled=chosen is None, width="stretch"):
-        page.act(lambda study: study.drain(**whom, off=True), done="Allowed to take trials again.")
+        page.act("owner", lambda study: study.drain(**whom, off=True), done="Allowed to take trials again.")

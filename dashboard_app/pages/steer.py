@@ -70,30 +70,30 @@ def _status(page: PageContext, frame: Frame) -> None:
     first, second, third, fourth = st.columns([1, 1, 1, 3], vertical_alignment="bottom")
     running = state.status == "running" and next_start(state).why != "failing"
     if first.button("Pause", icon=":material/pause:", disabled=state.status != "running", width="stretch"):
-        page.act(lambda study: study.pause(), done="The study is paused.")
+        page.act("owner", lambda study: study.pause(), done="The study is paused.")
     if second.button("Resume", icon=":material/play_arrow:", disabled=running, width="stretch"):
-        page.act(lambda study: study.resume(), done="The study continues.")
+        page.act("owner", lambda study: study.resume(), done="The study continues.")
     if third.button("Stop …", icon=":material/stop:", disabled=state.status == "stopped", width="stretch"):
         _stop_study(page)
     with fourth, st.form("budget", border=False):
         left, right = st.columns([2, 1], vertical_alignment="bottom")
         wanted = left.number_input("Budget, in trials (empty: none)", min_value=1, value=state.budget, step=1)
         if right.form_submit_button("Set", width="stretch") and wanted != state.budget:
-            page.act(lambda study: study.set_budget(int(wanted) if wanted else None), done="The budget is set.")
+            page.act("owner", lambda study: study.set_budget(int(wanted or 0) or None), done="The budget is set.")
 
 
 @st.dialog("Stop the study?")
 def _stop_study(page: PageContext) -> None:
     frame = page.frame
     if frame is None:
-        theme.nothing("The study no longer exists.")
+        theme.nothing("The study no longer exists, or you may no longer see it.")
         return
     epochs = {number: frame.state.trials[number].epoch for number in sorted(frame.state.running)}
     st.write(f"No more trials will start. {len(epochs):,} are running now; their peers finish them.")
     too = st.checkbox("Also ask the running trials to end", disabled=not epochs)
 
     if st.button("Stop it", type="primary"):
-        page.act(lambda study: stop_all(study, page, epochs if too else {}), done="The study is stopped.")
+        page.act("owner", lambda study: stop_all(study, page, epochs if too else {}), done="The study is stopped.")
 
 
 def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None:
@@ -170,7 +170,7 @@ def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
         stop = partial(_stop, page=page, number=number, epoch=epoch, reason=reason)
-        page.act(stop, done=f"Trial {number} is asked to end. Its peer sees this at its next report.")
+        page.act("owner", stop, done=f"Trial {number} is asked to end. Its peer sees this at its next report.")
 
 
 def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str) -> None:
@@ -185,7 +185,7 @@ def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
         "contact with the store. If the peer still completes the trial, its result is kept."
     )
     if st.button("Requeue", type="primary", disabled=not still):
-        page.act(lambda study: study.requeue(number, epoch=epoch), done=f"Trial {number} is requeued.")
+        page.act("owner", lambda study: study.requeue(number, epoch=epoch), done=f"Trial {number} is requeued.")
 
 
 # --- trials to come ---
@@ -209,9 +209,7 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
             theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
         times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
-            page.act(
-                lambda study: _each(*[lambda: study.enqueue_trial(given)] * times), done="Queued for the next peers."
-            )
+            page.act("worker", lambda it: _each(*[lambda: it.enqueue_trial(given)] * times), done="Queued for a peer.")
 
 
 def _field(name: str, one: Distribution) -> Any:

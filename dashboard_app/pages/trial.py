@@ -96,7 +96,7 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
         reason = safe(trial.reason, longest=4000)
         st.html(f'<pre class="hp-reason" role="region" tabindex="0" aria-label="Why it ended">{reason}</pre>')
     if page.may_act and trial.state not in _UNFINISHED and st.button("Queue it again", icon=":material/replay:"):
-        page.act(lambda study: study.requeue(number_), done="A trial with the same parameters is waiting for a peer.")
+        page.act("worker", lambda study: study.requeue(number_), done="A trial with these parameters is now waiting.")
     left, right = st.columns(2)
     with left:
         empty = "None yet. The objective has not suggested a parameter."

@@ -38,7 +38,7 @@ def show(page: PageContext) -> None:
         live(page, _table, auto=False)
 
 
-def _table(_page: PageContext, frame: Frame) -> None:
+def _table(page: PageContext, frame: Frame) -> None:
     tags = frame.once(lambda one: notes.tags_by_trial(one.system), "tags")
     text = st.text_input("Find", key="find", bind="query-params", placeholder="reason, tag, site, node, user or number")
     mask = shared_filter(frame)
@@ -77,10 +77,8 @@ def _table(_page: PageContext, frame: Frame) -> None:
     )  # fmt: skip
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
-    st.download_button(  # makes the file on a click, not when the button is drawn
-        "These trials as CSV", data=partial(_csv, frame, numbers), file_name=f"{name}.csv", mime="text/csv",
-        key="save-csv", on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+    csv = partial(_csv, frame, numbers)
+    page.download("These trials as CSV", csv, file_name=f"{name}.csv", mime="text/csv", key="save-csv")
 
 
 def _number(name: str) -> Any:
@@ -137,7 +135,7 @@ def _confirm(page: PageContext, numbers: list[int]) -> None:
 
 def queue_again(page: PageContext, numbers: list[int]) -> str:
     """Queue these trials again, except those retried in the meantime. Returns a summary."""
-    study = page.study()
+    study = page.study("worker")
     state = study.state
     again = queued_again(state)
     still = [number for number in numbers if state.trials[number].retried_by is None and number not in again]

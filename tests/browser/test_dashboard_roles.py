@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,18 +16,20 @@ pytest.importorskip("streamlit")
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from streamlit.runtime.media_file_manager import MediaFileManager
 
 import hopaas_p2p
-from dashboard_app import options, roles, sign_in
+from dashboard_app import options, page_context, roles, sign_in
 from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
+from dashboard_app.pages import notes, steer, trials
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.routes import routes
 from dashboard_app.views.metrics import exposition
 from hopaas_p2p import access
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.errors import StoreUnreachable
-from tests.support.dashboard_pages import listing_of
+from hopaas_p2p.errors import Denied, StoreUnreachable
+from tests.support.dashboard_pages import calm, drawn, listing_of
 from tests.support.dashboard_studies import FAIL, Scribe
 
 
@@ -110,6 +116,88 @@ def test_on_postgres_grants_decide_who_sees_what(postgres_url: str, monkeypatch:
         assert roles.role_of(cache, listing_of(cache, "shared").uuid, opts, "vic") == "none"
     finally:
         cache.close()
+
+
+# --- what outlives the run that drew it ---
+
+
+@pytest.mark.parametrize(
+    ("draw", "args", "label", "left"),
+    [
+        (steer._stop_study, (), "Stop it", "worker"),
+        (steer._confirm_stop, (1, 1), "Ask it to end", "worker"),
+        (steer._confirm_take, (1, 1), "Requeue", "worker"),
+        (trials._confirm, ([0],), "Queue them", "viewer"),
+        (trials._confirm, ([0],), "Queue them", "none"),
+    ],
+)
+def test_an_open_dialog_changes_nothing_after_the_role_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Any, args: Any, label: str, left: str
+) -> None:
+    scribe = Scribe()
+    scribe.trial("a", state=FAIL)
+    scribe.start("a")
+    scribe.put_into(str(tmp_path / "store"))
+    monkeypatch.setattr(page_context, "role_of", lambda *_: "owner")
+    with contextlib.closing(ReplicaCache(str(tmp_path / "store"), threaded=False)) as cache:
+        page = PageContext(cache, DashboardOptions(actions=True, auth="oidc"), listing_of(cache, "study"), "ann")
+        dialog = calm(drawn(draw, page, *args))
+        monkeypatch.setattr(page_context, "role_of", lambda *_: left)
+
+        next(one for one in dialog.button if one.label == label).click()
+
+        assert ["sign in again" in one.value for one in calm(dialog).error] == [True]
+    with contextlib.closing(hopaas_p2p.open_study(str(tmp_path / "store"), "study")) as study:
+        assert study.state.lsn == scribe.state.lsn
+
+
+@pytest.mark.filterwarnings("ignore:Series.values returning an ndarray")  # pyarrow asks pandas for it
+@pytest.mark.parametrize("show", [trials.show, notes.show])
+def test_a_file_is_not_made_after_the_role_has_gone_or_the_sign_in_has_expired(
+    cache: ReplicaCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, show: Any
+) -> None:
+    (tmp_path / "model").write_text("secret")
+    with contextlib.closing(hopaas_p2p.open_study(cache.url, "study")) as study:
+        study.artifacts().put(tmp_path / "model")
+    made, now, role = [], [0.0], ["viewer"]
+    monkeypatch.setattr(MediaFileManager, "add_deferred", lambda _self, data, *_, **_more: made.append(data) or "id")
+    monkeypatch.setattr(page_context, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(page_context, "role_of", lambda *_: role[0])
+    calm(drawn(show, PageContext(cache, DashboardOptions(auth="oidc"), listing_of(cache, "study"), "vic", until=60.0)))
+    (make,) = made
+    assert make()
+
+    for now[0], role[0] in ((1.0, "none"), (61.0, "viewer")):
+        with pytest.raises(Denied, match="sign in again"):
+            make()
+
+
+def test_pages_leave_streamlit_nothing_to_run_later_that_does_not_ask_for_the_role_again() -> None:
+    found: set[tuple[str, str]] = set()
+    for path in Path(page_context.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            code = ast.unparse(node) if isinstance(node, ast.Attribute | ast.keyword) else ""
+            later = code.endswith((".download_button", ".fragment", ".dialog")) or code.startswith("on_")
+            if later or code.endswith(("cache.frame", "cache.study", "cache.storage")):
+                found.add((path.name, code))
+            if isinstance(node, ast.FunctionDef) and "st.dialog" in ast.unparse(node).partition("def ")[0]:
+                first, *others = [ast.unparse(one.annotation or node) for one in node.args.args]
+                assert first == "PageContext" and {*others} <= {"int", "list[int]"}, "a dialog reads the page's frame"
+    assert found == {
+        ("page_context.py", "self.cache.frame"),
+        ("page_context.py", "self.cache.study"),
+        ("page_context.py", "st.download_button"),
+        ("page_context.py", "on_click='ignore'"),
+        ("redraw.py", "st.fragment"),  # draws `page.frame`, or of `page.studies()`
+        ("redraw.py", "on_moved_change=lambda: None"),
+        ("steer.py", "st.dialog"),
+        ("trials.py", "st.dialog"),
+        ("studies.py", "page.cache.frame"),  # of `page.studies()`
+        ("routes.py", "cache.frame"),
+        ("app.py", "on_click=st.login"),
+        ("app.py", "on_click=st.logout"),
+        ("server.py", "on_script_error=lambda error: _log.error('a page failed', exc_info=error)"),
+    }
 
 
 # --- metrics ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +46,15 @@ def page(
     for key, value in (query or {}).items():
         test.query_params[key] = value
     return test
+
+
+def drawn(draw: Callable[..., None], *args: Any) -> AppTest:
+    """A part of a page that Streamlit runs without the page, such as an open dialog; `run` it."""
+
+    def script(draw: type, args: tuple[object, ...]) -> None:  # Streamlit runs its text: only built-in names are known
+        draw(*args)
+
+    return AppTest.from_function(script, args=(draw, args), default_timeout=60)
 
 
 def cache(url: str) -> ReplicaCache:
