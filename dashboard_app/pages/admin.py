@@ -126,8 +126,8 @@ def _grants(page: PageContext) -> None:
         return
     before = st.session_state.get("study")
     name = st.selectbox("Study", studies, index=list(studies).index(before) if before in studies else 0, key="of")
-    found = access.grants(page.cache.url, name)
-    rows = [[one.user, one.role, _day(one.granted), one.granted_by] for one in found]
+    call = partial(page.cache.store.call, log=studies[name].uuid)  # type: ignore[attr-defined]  # see `show`
+    rows = [[user, role, _day(granted), by] for user, role, granted, by in call("grants")]
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("A viewer reads, a worker also runs and queues trials, and an owner also controls and shares.")
     if not (page.options.actions and page.role(studies[name]) == "owner"):
@@ -139,10 +139,10 @@ def _grants(page: PageContext) -> None:
         role = middle.segmented_control("May", [*ROLES, "nothing"], default="viewer", required=True)
         if right.form_submit_button("Share", width="stretch") and user:
             if role == "nothing":
-                attempt(lambda: access.revoke(page.cache.url, name, user), f"{user} no longer has access to {name}")
+                attempt(lambda: call("revoke", user=user), f"{user} no longer has access to {name}")
             else:
                 done = f"{user} is now {role} of {name}"
-                attempt(lambda: access.grant(page.cache.url, name, user, role or "viewer"), done)
+                attempt(lambda: call("grant", user=user, role=role), done)
 
 
 def _day(when: datetime.datetime | None) -> str:

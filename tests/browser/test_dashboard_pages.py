@@ -408,6 +408,27 @@ def test_users_tokens_and_grants_are_managed(postgres: Server, postgres_url: str
     assert access.tokens(postgres_url) == []
 
 
+@pytest.mark.parametrize("role", ["owner", "nothing"])
+def test_a_grant_for_a_deleted_study_is_not_given_or_taken_in_a_namesake(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    access.add_user(postgres_url, "vera")
+    hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
+    test = calm(page("admin", postgres_url, query={"part": "Grants"}))
+    monkeypatch.setattr(cache(postgres_url), "_pull", lambda _log: None)  # it has not read of the deletion yet
+    with closing(hopaas_p2p.open_storage(postgres_url)) as storage:
+        storage.delete_study(storage.get_study_id_from_name("study"))
+    hopaas_p2p.open_study(postgres_url, "study", space=SPACE).close()
+    access.grant(postgres_url, "study", "vera", "viewer")
+
+    next(one for one in test.text_input if one.label == "User").set_value("vera")
+    test.button_group[-1].set_value(role)
+    click(test, "Share")
+
+    assert "deleted" in texts(calm(test))
+    assert ("vera", "viewer") in {(one.user, one.role) for one in access.grants(postgres_url, "study")}
+
+
 def test_who_has_signed_in_creates_and_revokes_own_tokens_and_no_others(postgres_url: str) -> None:
     access.add_user(postgres_url, "vera")
     access.add_user(postgres_url, "olga")
