@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
+_UPLOAD: Final = "/_stcore/upload_file"
+_PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # paths of Streamlit that nobody needs before a sign-in
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _PAGE: Final = (
@@ -99,18 +101,15 @@ class AccessGuard:
         if not _same_origin(request, host):
             return _refusal("This request came from another site's page.")
         path, bearer = request.scope["path"], request.headers.get("authorization", "")
-        if path == f"{self._prefix}/healthz":
-            return None
-        if scrapes is not None and path == f"{self._prefix}/metrics" and scrapes(bearer):
+        if path == f"{self._prefix}/healthz" or (scrapes and path == f"{self._prefix}/metrics" and scrapes(bearer)):
             return None
         refused = self._without_key(request, bearer)
-        if refused is not None or request.scope.get("method") in _SAFE:
+        if refused is not None or not path.startswith(tuple(self._prefix + one for one in _PEOPLES)):
             return refused
-        if path.startswith(f"{self._prefix}/_stcore/upload_file"):  # Streamlit keeps what it is sent in memory
-            if not self._opts.actions:
-                return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
-            if self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time()):
-                return _refusal("Sign in first.")
+        if path.startswith(self._prefix + _UPLOAD) and not self._opts.actions:
+            return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
+        if self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time()):
+            return _refusal("Sign in first.")
         return None
 
     def address(self, path: str, port: int) -> str:

@@ -24,6 +24,7 @@ from hopaas_p2p.runtime import credentials
 
 _LASTS: Final = 12 * 3600.0  # seconds; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
+_VERIFIED: Final = ("email", "phone_number")  # claims that OpenID Connect lets people state themselves
 _SECRET: Final = 32  # characters
 _LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)", re.IGNORECASE)
 
@@ -35,8 +36,8 @@ def claim() -> str:
 
 def person(claims: Mapping[str, Any]) -> str:
     """The name of a signed-in person; empty if the provider does not send it, or has not verified it."""
-    value, unverified = claims.get(claim()), claims.get(f"{claim()}_verified") in (False, "false")
-    return value if isinstance(value, str) and not unverified else ""
+    value, verified = claims.get(claim()), claims.get(f"{claim()}_verified", claim() not in _VERIFIED)
+    return value if isinstance(value, str) and (verified is True or verified == "true") else ""
 
 
 def shown(name: str) -> str:

@@ -81,13 +81,13 @@ def test_with_sign_in_a_store_without_grants_has_the_owners_that_are_named(
 
 
 def test_the_name_of_a_person_is_the_claim_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = {"sub": "u-17", "preferred_username": "ann", "email": "ann@example.org"}
+    claims = {"sub": "u-17", "preferred_username": "ann", "email": "ann@example.org", "email_verified": True}
     assert (sign_in.person(claims), sign_in.signature("u-17")) == ("u-17", "u-17")
     monkeypatch.setenv("HOPAAS_OIDC_CLAIM", "email")
     assert sign_in.person(claims) == "ann@example.org"
     assert sign_in.signature("ann@example.org") == "email:ann@example.org"  # others may be given it one day
     assert sign_in.shown("ann@example.org") == "ann@example.org (email)"
-    assert sign_in.person({}) == sign_in.person({"email": ["ann@example.org"]}) == ""
+    assert sign_in.person({}) == sign_in.person({"email": ["ann@example.org"], "email_verified": True}) == ""
 
 
 def test_on_postgres_grants_decide_who_sees_what(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ def test_a_stranger_sees_nothing_but_the_door(browser: Browser, monitor: Monitor
     page.get_by_role("button", name="Sign in").wait_for()
     assert "digits" not in page.locator("body").inner_text()
     assert monitor.get("/metrics")[0] == 401
+    assert monitor.get("/_stcore/metrics")[0] == 403
     assert monitor.get("/healthz")[0] == 200
     visit.check()
     visit.close()

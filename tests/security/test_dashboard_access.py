@@ -213,6 +213,16 @@ def test_files_are_taken_from_people_who_signed_in_only(monkeypatch: pytest.Monk
     assert one.ask("PUT", UPLOAD, cookie="s=1").text == "hello"
 
 
+@pytest.mark.parametrize("path", ["/_stcore/metrics", "/media/file.csv"])
+def test_what_streamlit_keeps_is_for_people_who_signed_in_only(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(sign_in, "person_of_cookies", lambda cookies, now: "ann" * ("s" in cookies))
+    for prefix in ("", "/ml"):
+        one = Client(key=None, auth="oidc", base_path=prefix)
+        assert one.get(prefix + path).status_code == 403
+        assert one.get(prefix + path, cookie="s=1").text == "hello"
+    assert admitted().get(path).text == "hello"
+
+
 def test_a_cookie_counts_if_it_is_signed_and_not_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
     from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
@@ -337,9 +347,13 @@ def test_a_browser_without_the_key_is_told_how_to_come_in(monitor: Monitor) -> N
 def test_an_address_that_the_provider_has_not_verified_is_nobodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOPAAS_OIDC_CLAIM", "email")
     claims = {"sub": "7", "email": "ann@example.org"}
-    assert sign_in.person(claims) == sign_in.person({**claims, "email_verified": True}) == "ann@example.org"
-    for no in (False, "false"):
+    assert sign_in.person(claims) == ""
+    for yes in (True, "true"):
+        assert sign_in.person({**claims, "email_verified": yes}) == "ann@example.org"
+    for no in (False, "false", "False", "no", "0", "", None, 0, 1, [True]):
         assert sign_in.person({**claims, "email_verified": no}) == ""
+    monkeypatch.setenv("HOPAAS_OIDC_CLAIM", "preferred_username")
+    assert sign_in.person({"preferred_username": "ann"}) == "ann", "the provider states this claim itself"
 
 
 @pytest.mark.parametrize(
