@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import hopaas_p2p
@@ -27,7 +27,7 @@ class Client:
 
     Args:
         server: the store, as a directory or a URL.
-        token: the token, for a store that is served over HTTPS.
+        token: the token for `server` if that is a served store, otherwise for your own store; never for a joined study's.
         config_filename: has no effect; the original's files name its server.
         force_reconfig: has no effect; the original asked questions at the terminal.
 
@@ -47,19 +47,22 @@ class Client:
         force_reconfig: bool = False,
     ) -> None:
         self._store = _usable(server or "")
-        self._token = Secret(token) if token else None
+        self._named = self._store == server
+        self._token = Secret(token) if token and (self._named or not server) else None
 
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
 
-    def __reduce__(self) -> tuple[type[Client], tuple[str]]:
+    def __getstate__(self) -> dict[str, Any]:
         self._leave_token()  # the secret is not pickled; a child inherits the environment
-        return Client, (self._store,)
+        return self.__dict__ | {"_token": None}
 
     def _leave_token(self) -> None:
         """Put the token into the environment, where the store looks for it, if the store is served."""
         if self._token is not None and urlsplit(self._store).scheme == "https":
-            credentials.leave_token(self._token, servers_of(self._store))
+            servers = servers_of(self._store)
+            if self._named or not credentials.is_joined(servers):
+                credentials.leave_token(self._token, servers)
 
     @property
     def server(self) -> str:
@@ -88,7 +91,7 @@ class Client:
         with _lock, translated():
             if self._store not in _storages:
                 self._leave_token()
-                _storages[self._store] = open_storage(self._store)
+                _storages[self._store] = open_storage(self._store, named=self._named)
             return _storages[self._store]
 
     def close(self) -> None:
@@ -104,13 +107,15 @@ def _usable(server: str) -> str:
     if server and urlsplit(server).scheme not in ("http", "https"):
         return server
     with translated():
-        instead = Settings().get("store")
-    if instead == server or (not instead and server.startswith("https:")):  # a store that is served
-        return server
-    if instead:
-        if server:
-            _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
-        return instead
+        settings = Settings()
+        instead = settings.get("store")
+        if instead == server or (not instead and server.startswith("https:")):  # a store that is served
+            return server
+        if instead:
+            settings.publish()
+            if server:
+                _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
+            return instead
     told = f"{redacted(server)} is a Hopaas server, and hopaas_p2p needs a store"
     raise HopaasServerError(
         f"{told if server else 'no store is set'}. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -236,13 +238,60 @@ def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeyp
     monkeypatch.delenv("HOPAAS_TOKEN")
     monkeypatch.delenv("HOPAAS_TOKEN_HOST")
     client = Client(server="https://gw.example.org/d", token=OWN)
-    client.__reduce__()  # as a pickle of it, or its first use, does
+    pickle.dumps(client)  # as its first use does
     try:
         assert credentials.login(None, [("gw.example.org", 443)])[0] == "ann.0123abcd"
         with pytest.raises(ConfigurationError, match=r"the token is for gw\.example\.org:443"):
             credentials.login(None, [("other.example.org", 443)])
     finally:
         del os.environ["HOPAAS_TOKEN"], os.environ["HOPAAS_TOKEN_HOST"]
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["own", "pickled"])
+@pytest.mark.parametrize("given", [{}, {"token": OWN}, {"server": "https://hopaas.example.org", "token": OWN}], ids=str)
+@pytest.mark.parametrize("store", ["https://127.0.0.1:{}/d", "s3://bucket-1/x?endpoint=https://127.0.0.1:{}"])
+def test_a_client_without_a_store_of_its_own_sends_nothing_of_the_users_to_the_joined_study_that_it_finds(
+    store: str, given: dict[str, str], copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = store.format(free_port())
+    membership.accept(Invitation(url, "theirs", None if "s3:" in url else Secret(GUEST), int(time.time()) + 86400))
+    monkeypatch.setenv("HOPAAS_JOINED", "")
+    if "token" in given:
+        monkeypatch.delenv("HOPAAS_TOKEN")
+    client = Client(**given)
+    if copied:
+        client = pickle.loads(pickle.dumps(client))
+    with contextlib.suppress(HopaasError):
+        client.storage().close()
+    assert os.environ["HOPAAS_JOINED"] == "theirs"
+    monkeypatch.setenv("HOPAAS_JOINED", "")  # as in a process that does not inherit it
+    assert OWN not in os.environ.values() or "token" not in given
+    assert credentials.is_joined(servers_of(url))
+
+
+def test_a_token_for_a_hopaas_server_is_not_for_the_store_that_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOPAAS_TOKEN", "HOPAAS_TOKEN_HOST"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOPAAS_STORE", "https://gw.example.org/d")
+    pickle.dumps(Client("https://hopaas.example.org", token=OWN))
+    assert "HOPAAS_TOKEN" not in os.environ
+
+
+def test_every_call_that_opens_a_store_says_whether_the_user_named_it() -> None:
+    """By default a program's own call names it; what takes the URL from settings or from others must say so."""
+    root = Path(hopaas_p2p.__file__).parent.parent
+    calls = {
+        (path.relative_to(root).as_posix(), call)
+        for package in ("hopaas_p2p", "dashboard_app")
+        for path in (root / package).rglob("*.py")
+        for call in re.findall(r"(?<!def )(?<!Use )\bopen_storage\([a-z_.][^)]*\)", path.read_text())
+        if "named=" not in call
+    }
+    assert calls == {
+        ("hopaas_p2p/demo/peer.py", "open_storage(store, create=False, linger=0.25)"),  # which the user's demo started
+        ("hopaas_p2p/demo/run.py", "open_storage(store)"),
+        ("hopaas_p2p/study/study.py", "open_storage(store, create=create)"),  # an argument of the user's call
+    }
 
 
 @pytest.mark.parametrize(("login", "own"), [("", OWN), ("", ""), (":sesame", "")], ids=["token", "libpq's", "URL's"])
