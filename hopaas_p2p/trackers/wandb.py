@@ -234,7 +234,14 @@ def _module() -> Any:
 
 
 def _has_key() -> bool:
-    """Whether W&B has a key. Without a key, W&B would prompt on the terminal in the middle of a training run."""
+    """Whether W&B has a key. Without a key, W&B would prompt on the terminal in the middle of a training run.
+
+    Raises:
+        ConfigurationError: a file of this directory would name the server that gets the key.
+
+    """
+    for folder in (Path.cwd(), Path(os.environ.get("WANDB_DIR", "")).absolute()):
+        for name in ("wandb", ".wandb"):  # what one of them says may hide that it was read
+            credentials.check_wandb(folder / name / "settings")
     settings = _module().setup().settings
-    credentials.check_wandb(Path(settings.settings_workspace))
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

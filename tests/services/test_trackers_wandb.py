@@ -317,22 +317,50 @@ def test_peers_keep_wandb_current_beside_a_run_of_the_programs_own(offline: Wand
     assert found["study"].exits == [0]
 
 
-@pytest.mark.parametrize("line", ["base_url = http://127.0.0.1:9", "https_proxy = http://127.0.0.1:9", "[what"])
-def test_settings_that_came_with_a_directory_send_no_key_elsewhere(study: Study, tmp_path: Path, line: str) -> None:
+ELSEWHERE = "base_url = http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+@pytest.mark.parametrize(
+    "line",
+    [ELSEWHERE, "https_proxy = http://127.0.0.1:9", "[what"]
+    + [
+        f"{ELSEWHERE}\n{hidden}" for hidden in ("use_dot_wandb = true", "use_dot_wandb = false", "root_dir = elsewhere")
+    ],
+)
+@pytest.mark.parametrize("moved", ["", "elsewhere"], ids=["here", "WANDB_DIR"])
+def test_settings_that_came_with_a_directory_send_no_key_elsewhere(
+    tmp_path: Path, folder: str, line: str, moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W&B's library takes its server from ./wandb/settings, which may lie in a clone of anybody's."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text(f"[default]\nentity = ann\n{line}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DIR", moved)
+    loaded: list[bool] = []
+    monkeypatch.setattr("wandb.setup", lambda: loaded.append(True))
+    with pytest.raises(ConfigurationError, match="came with this directory"):
+        wandb_tracker._has_key()
+    assert not loaded
+
+
+def test_the_command_sends_no_key_to_where_a_clone_says(study: Study, tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text(f"[default]\nentity = ann\n{line}\n")
-    done = cli(
-        "study",
-        "export",
-        study.name,
-        "--format",
-        "wandb",
-        "--store",
-        str(tmp_path / "store"),
-        check=False,
-        cwd=tmp_path,
-        WANDB_API_KEY="x" * 40,
-    )
+    (tmp_path / "wandb/settings").write_text(f"[default]\n{ELSEWHERE}\nuse_dot_wandb = true\n")
+    words = ["study", "export", study.name, "--format", "wandb", "--store", str(tmp_path / "store")]
+    done = cli(*words, check=False, cwd=tmp_path, WANDB_API_KEY="x" * 40)
     assert done.returncode == 78
     assert "came with this directory" in done.stderr
+
+
+def test_a_server_of_the_users_own_file_gets_the_key(tmp_path: Path) -> None:
+    (tmp_path / "settings").write_text(f"[default]\n{ELSEWHERE}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from hopaas_p2p.trackers.wandb import _has_key; print(_has_key())"],
+        env=environment(WANDB_CONFIG_DIR=str(tmp_path), WANDB_API_KEY="x" * 40),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "True\n", done.stderr
