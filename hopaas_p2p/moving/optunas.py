@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable, Study
 from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.arguments import shown
-from hopaas_p2p.runtime.atomic import is_mostly_holes, replace_atomically
-from hopaas_p2p.runtime.ownership import check_target
+from hopaas_p2p.runtime.atomic import is_mostly_holes, replace_atomically, scratch
+from hopaas_p2p.runtime.ownership import unmovable
 from hopaas_p2p.translate import attributes, created, to_json, to_optuna
 
 if TYPE_CHECKING:
@@ -73,17 +74,18 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
                 _check_tables(file)
             if file and create and os.path.lexists(file):
                 try:
-                    check_target(Path(file))
-                    if is_mostly_holes(Path(file).resolve()):
+                    file = str(unmovable(Path(file)))
+                    if is_mostly_holes(Path(file)):
                         raise OSError(f"{file} is far larger than its contents")
                 except OSError as error:
                     raise InvalidInput(f"{error}. Remove it, or name another file") from None
                 if not scheme:
                     _check_lines(Path(file))
             elif file and create:
-                draft = str(stack.enter_context(replace_atomically(Path(file))))
-                rest = f"/{draft}" if is_sqlite else rest
-                file = draft
+                draft = stack.enter_context(replace_atomically(Path(file)))
+                file = str(stack.enter_context(scratch()))  # SQLite would open the draft by its folder's name
+                stack.push(lambda error, *_: bool(error is None and shutil.copyfile(file, draft)))
+            rest = f"/{file}" if is_sqlite and file and create else rest
             if not scheme:
                 yield optuna.storages.JournalStorage(JournalFileBackend(file))
                 return

@@ -124,21 +124,32 @@ def opened(fd: int, path: Path) -> Path:
     return _OPENED / str(fd) if _OPENED.exists() else path
 
 
-def check_target(path: Path) -> None:
-    """Check that a link at this path, or in place of its folder, is this user's own, before a library follows it.
+def unmovable(path: Path) -> Path:
+    """The real path of a file that a library changes in place, opening it by name, such as a database.
 
-    This is for files that are changed in place, such as a database; for new contents, use `atomic.replace_atomically`.
+    Nobody else can put anything in its place. For new contents, use `atomic.replace_atomically`.
 
     Raises:
-        PermissionError: the link is another user's.
-        OSError: something that is not a regular file is there.
+        PermissionError: a link at `path`, or in place of its folder, is another user's, or others may write to a folder
+            on the way to the file.
+        OSError: there is no regular file.
 
     """
-    os.close(open_named(path.parent))
-    if path.is_symlink():
-        _check_owner(path.lstat(), path)
-    if path.exists() and not path.is_file():
+    with named_folder(path.parent) as folder:
+        fd = os.open(folder / path.name, _ITSELF)
+        try:
+            found = os.fstat(fd)
+            if stat.S_ISLNK(found.st_mode):
+                _check_owner(found, path)
+                return unmovable(folder / os.readlink("", dir_fd=fd))
+            real = opened(fd, folder / path.name).resolve()
+        finally:
+            os.close(fd)
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{path} is not a regular file")
+    if why := doubt(real.parent.lstat(), real.parent) or who_could_move(real.parent):
+        raise PermissionError(f"{why}, so somebody could replace {path.name} with a link")
+    return real
 
 
 def _check_owner(link: os.stat_result, path: Path) -> None:
@@ -150,11 +161,11 @@ def _check_owner(link: os.stat_result, path: Path) -> None:
 def who_could_move(path: Path) -> str | None:
     """How others could replace this folder, or a folder above it, with something else; None if nobody could.
 
-    A batch system opens the files that a script names by path, as the user who submitted the job, unattended.
+    The path has no links in it. A batch system opens the files that a script names by path, as the user who submitted
+    the job, unattended.
     """
-    path = path.resolve()
     for one in (path, *path.parents):
-        found = one.stat()
+        found = one.lstat()
         others = doubt(found, one, owners={os.geteuid(), 0})
         if others and not (found.st_mode & stat.S_ISVTX and found.st_uid in {os.geteuid(), 0}):
             return others

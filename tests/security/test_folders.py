@@ -459,6 +459,20 @@ def test_a_database_is_not_written_through_a_link_of_another_user(
 
 
 @pytest.mark.parametrize("to", ["sqlite:///x.db", "journal.log"])
+@pytest.mark.parametrize("below", [".", "mine"])
+def test_a_database_that_others_could_replace_by_a_link_is_not_changed(
+    to: str, below: str, study: Study, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(place / below)
+    export_study(study, to)
+    before = Path(to.rpartition("/")[2]).read_bytes()
+    with pytest.raises(InvalidInput, match=r"others may write to .*shared .*a link\. Remove it, or name another file"):
+        export_study(study, to)
+    assert Path(to.rpartition("/")[2]).read_bytes() == before
+
+
+@pytest.mark.parametrize("to", ["sqlite:///x.db", "journal.log"])
 def test_a_new_database_is_written_beside_no_file_of_others_and_is_whole(
     to: str, study: Study, place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
