@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.base import Beat, Placed
+from hopaas_p2p.stores.directory.mounts import Mount
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from tests.support.processes import environment
@@ -99,6 +102,34 @@ def test_a_folder_that_is_a_link_leads_nowhere(
             said = use()
             assert SECRET not in repr(said)
     assert not (tmp_path / "got").exists() or SECRET not in (tmp_path / "got").read_text()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "fuse.glusterfs"])
+@pytest.mark.parametrize("folder", FOLDERS[1:4], ids=[str(one.relative_to(V1)) for one in FOLDERS[1:4]])
+@pytest.mark.parametrize("size", [10, 9000])
+def test_a_folder_that_is_replaced_by_a_link_during_an_append_leads_nowhere(
+    kind: str, folder: Path, size: int, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.stores.directory.files.mount_of", lambda _: Mount(kind, "", ()))
+    log = DirectoryStore(root).log("study")
+    append(log, outgoing("mine"), 3)
+    shutil.copytree(root / folder, outside.parent / "copy", symlinks=True)
+    real = {name: getattr(os, name) for name in ("lstat", "open", "symlink", "link", "mkdir", "replace")}
+
+    def swapping(name: str, *given: Any, **options: Any) -> Any:
+        """As if another user swapped the folder for a link whenever something is about to be made in it."""
+        made = name in {"symlink", "link", "replace"} or (name == "open" and given[1] & os.O_CREAT)
+        if made and not (root / folder).is_symlink():
+            (root / folder).rename(root / "moved")
+            real["symlink"](outside.parent / "copy", root / folder)
+        return real[name](*given, **options)
+
+    for name in real:
+        monkeypatch.setattr(os, name, partial(swapping, name))
+    before = sorted((outside.parent / "copy").rglob("*"))
+    with contextlib.suppress(HopaasError):
+        append(log, outgoing("x" * size), 4)
+    assert sorted((outside.parent / "copy").rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "folder"])

@@ -113,10 +113,10 @@ def test_a_file_system_that_takes_short_links_only_gets_files_for_the_rest(
 ) -> None:
     symlink = os.symlink
 
-    def as_on_xfs(text: str, path: Any, *rest: Any) -> None:
+    def as_on_xfs(text: str, path: Any, *rest: Any, **options: Any) -> None:
         if len(text) > 1023:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        symlink(text, path, *rest)
+        symlink(text, path, *rest, **options)
 
     monkeypatch.setattr(os, "symlink", as_on_xfs)
     log = a_log(tmp_path)
@@ -258,7 +258,7 @@ def test_a_disk_in_trouble_is_a_store_out_of_reach(
     log._timeout = 0.1
     append_many(log, "c", 2)
 
-    def fails(*_: object) -> int:
+    def fails(*_: object, **__: object) -> int:
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
@@ -278,9 +278,9 @@ def test_an_answer_that_is_lost_is_settled_by_what_is_there(
     append_many(log, "c", 2)
     symlink, calls = os.symlink, []
 
-    def loses_its_answer(*arguments: Any) -> None:
+    def loses_its_answer(*arguments: Any, **options: Any) -> None:
         calls.append(arguments)
-        symlink(*arguments)
+        symlink(*arguments, **options)
         if len(calls) == 1:
             raise OSError(errno.EIO, "Input/output error")
 
@@ -307,9 +307,9 @@ def test_a_commit_whose_folder_could_not_be_synced_is_written_anew_before_it_is_
                 raise OSError(errno.EIO, "disk on fire")
         fsync(fd)
 
-    def noted(text: str, path: str) -> None:
+    def noted(text: str, path: str, **options: Any) -> None:
         calls.append("link")
-        symlink(text, path)
+        symlink(text, path, **options)
 
     monkeypatch.setattr(os, "fsync", fails_once)
     monkeypatch.setattr(os, "symlink", noted)
@@ -382,7 +382,7 @@ def test_every_commit_and_its_name_are_synced_before_it_is_acknowledged(
     append_many(log, "c", 1)
     done: list[str] = []
     fsync, symlink = os.fsync, os.symlink
-    monkeypatch.setattr(os, "symlink", lambda *a: (done.append("name"), symlink(*a)))
+    monkeypatch.setattr(os, "symlink", lambda *a, **b: (done.append("name"), symlink(*a, **b)))
     monkeypatch.setattr(
         os, "fsync", lambda fd: (done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd))
     )
@@ -531,13 +531,13 @@ def test_what_a_writer_puts_into_a_removed_range_while_it_sleeps_is_not_acknowle
 
     append(zombie, outgoing("proven"), 100)
 
-    def sleeps(text: str, path: str) -> None:
+    def sleeps(text: str, path: str, **options: Any) -> None:
         monkeypatch.undo()
         append_many(log, "d", 200, 101)
         log.objects.remove_folder(f"study/study/commits/{1:020d}")
         single(tmp_path, 1).parent.mkdir()  # another zombie, which has not looked yet
         zombie.history.clocks = lambda: clocks()._replace(boot=clocks().boot + 3600)
-        symlink(text, path)
+        symlink(text, path, **options)
 
     monkeypatch.setattr(os, "symlink", sleeps)
     with pytest.raises(StoreUnreachable):
@@ -1167,8 +1167,8 @@ def test_a_link_that_is_half_made_is_looked_at_again_and_never_content(
 def test_a_link_whose_answer_was_lost_is_known_by_its_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
-    def loses_its_answer(source: str, target: str) -> None:
-        link(source, target)
+    def loses_its_answer(source: str, target: str, **options: Any) -> None:
+        link(source, target, **options)
         raise FileExistsError(errno.EEXIST, "sent again by the client, and already there")
 
     log = a_log(tmp_path)
@@ -1186,7 +1186,7 @@ def test_without_hard_links_a_commit_is_a_symbolic_link_there_too(
     log = a_log(tmp_path)
     append_many(log, "linked", 2)
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refused)

@@ -142,7 +142,7 @@ def test_a_write_that_stalls_holds_up_its_own_process_only(tmp_path: Path, monke
     everything(other)
     symlink = os.symlink
 
-    def stalls(text: str, path: str) -> None:
+    def stalls(*_: object, **__: object) -> None:
         monkeypatch.setattr(os, "symlink", symlink)
         append_many(other, "d", 5, 3)
         raise OSError(errno.ETIMEDOUT, "no answer for 20 s")

@@ -119,7 +119,7 @@ class Directory:
         self._described = (0, 0)
         """Device and inode of the description that was last read."""
         self._checked: dict[str, float] = {}
-        """Folder -> time until which it is known not to be a link."""
+        """Folder -> time until which it is known not to be a link; negative if others could make it one at any time."""
         self._doubtful: dict[str, bytes] = {}
         """Path -> bytes of the objects that this process wrote into folders that it could not sync."""
 
@@ -138,7 +138,6 @@ class Directory:
             if described != self._described or described == (0, 0):  # check that this store is still mounted here
                 self._check_mounted()
                 self._described = described
-            self._check_links(folder)
             try:
                 created = self._create(data, path)
             except FileNotFoundError:
@@ -153,10 +152,20 @@ class Directory:
             raise _reached(path, error) from error
         return created
 
+    @_again_if_replaced
     def _create(self, data: bytes, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if -self._checked.get(folder, 0.0) <= time.monotonic():
+            self._check_links(folder)
+            if self._checked.get(folder, 0.0) > 0.0:
+                return self._name(data, path, None)
+        with self._opened(folder) as fd:
+            return self._name(data, name, fd)
+
+    def _name(self, data: bytes, path: str, dir_fd: int | None) -> bool:
         if self._hard_links:
             try:
-                return _name_file(data, path, hard=True)
+                return _name_file(data, path, dir_fd, hard=True)
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
@@ -166,7 +175,7 @@ class Directory:
             if len(text) > _NAME:  # for a tool that follows the link as if it were a path
                 text = "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
             try:
-                os.symlink(text, path)
+                os.symlink(text, path, dir_fd=dir_fd)
                 return True
             except FileExistsError:
                 return False
@@ -174,7 +183,7 @@ class Directory:
                 if len(text) <= _SHORT or error.errno not in _TOO_LONG:
                     raise
                 self._longest = _SHORT
-        return _name_file(data, path, hard=False)
+        return _name_file(data, path, dir_fd, hard=False)
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
@@ -190,16 +199,17 @@ class Directory:
         After a failed sync, the system may consider unwritten data written, so syncing the same file again proves
         nothing. A name that was lost with the sync may belong to another writer by now, and is left alone.
         """
-        folder = path[: path.rindex("/")]
+        folder, _, name = path.rpartition("/")
         self._check_links(folder)
         found = self._read(path, len(data))
         if isinstance(found, StoreUnreachable):
             raise found
         if found is None or found.data != data:
             return
-        again = f"{folder}/again-{secrets.token_hex(6)}"
-        self._create(data, again)
-        os.replace(again, path)
+        again = f"again-{secrets.token_hex(6)}"
+        self._create(data, f"{folder}/{again}")
+        with self._opened(folder) as fd:
+            os.replace(again, name, src_dir_fd=fd, dst_dir_fd=fd)
 
     def exists(self, key: str) -> bool | None:
         """Whether the object exists; None if an answer takes a call to a server."""
@@ -271,10 +281,9 @@ class Directory:
             if stat.S_ISLNK(status.st_mode):
                 raise OSError(errno.ELOOP, f"{path} is a symbolic link that somebody put there: remove it")
             alone = alone and status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if alone:
-            if len(self._checked) > _MOST_CHECKED:
-                self._checked.clear()
-            self._checked[folder] = now + _CHECKED
+        if len(self._checked) > _MOST_CHECKED:
+            self._checked.clear()
+        self._checked[folder] = now + _CHECKED if alone else -now - _CHECKED
 
     @contextlib.contextmanager
     def _opened(self, folder: str) -> Iterator[int]:
@@ -283,6 +292,7 @@ class Directory:
         Raises:
             FileNotFoundError: it does not exist.
             NotADirectoryError: the folder, or one above it, is a link or a file.
+            OSError: it was removed. From now on, this machine sees that.
 
         """
         fd = os.open(self.root, FOLDER | os.O_NOFOLLOW)
@@ -291,6 +301,10 @@ class Directory:
                 above, fd = fd, -1
                 fd = step_down(above, name)
             yield fd
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                look_anew(folder)
+            raise
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -521,13 +535,12 @@ class Directory:
             self.make_folder(key.rpartition("/")[0])
         with self._opened(parent) as fd:
             made = _make_folder(name, fd)
-        self._sync(parent)
-        if self._any(unless):
-            if made:
+            self._sync(parent)
+            ended = self._any(unless)
+            if ended and made:
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
-            return False
-        return True
+                    os.rmdir(name, dir_fd=fd)
+        return not ended
 
     def _any(self, keys: Sequence[str]) -> bool:
         return any(found is not None for found in self.get_many(keys, limit=0))
@@ -546,28 +559,31 @@ class Directory:
             os.close(fd)
 
 
-def _name_file(data: bytes, path: str, *, hard: bool) -> bool:
+def _name_file(data: bytes, path: str, dir_fd: int | None = None, *, hard: bool) -> bool:
     """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
-    folder, _, name = path.rpartition("/")
+    folder, slash, name = path.rpartition("/")
     beside = f".{name}.{secrets.token_hex(6)}"
-    draft, created = f"{folder}/{beside}", False
+    draft, created = f"{folder}{slash}{beside}", False
     try:
-        _write(draft, data)
-        os.link(draft, path) if hard else os.symlink(beside, path)
+        _write(draft, data, dir_fd=dir_fd)
+        if hard:
+            os.link(draft, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        else:
+            os.symlink(beside, path, dir_fd=dir_fd)
         created = True
     except FileExistsError:
-        created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and the object is ours
+        created = hard and os.stat(draft, dir_fd=dir_fd).st_nlink == 2  # an answer was lost, and the object is ours
     finally:
-        if hard or not (created or _may_link_to(path, beside)):
+        if hard or not (created or _may_link_to(path, beside, dir_fd)):
             with contextlib.suppress(OSError):
-                os.unlink(draft)
+                os.unlink(draft, dir_fd=dir_fd)
     return created
 
 
-def _may_link_to(path: str, text: str) -> bool:
+def _may_link_to(path: str, text: str, dir_fd: int | None) -> bool:
     """Whether this link may have that text, as far as is known."""
     try:
-        return os.readlink(path) in (text, "")
+        return os.readlink(path, dir_fd=dir_fd) in (text, "")
     except FileNotFoundError:
         return False
     except OSError:
