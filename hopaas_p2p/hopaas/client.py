@@ -27,7 +27,7 @@ class Client:
 
     Args:
         server: the store, as a directory or a URL.
-        token: the token for `server` if that is a served store, otherwise for your own store; never for a joined study's.
+        token: for `server` if that is a served store, otherwise for your own store; never for a joined study's.
         config_filename: has no effect; the original's files name its server.
         force_reconfig: has no effect; the original asked questions at the terminal.
 

@@ -141,7 +141,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),
         (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Name only one study"),
         (["trial", "tell", "1"], 2, "HOPAAS_TICKET"),
-        (["trial", "tell", "1", "--ticket", "hp1-abc"], 2, "not a ticket"),
+        (["trial", "tell", "1", "--ticket", "hp1-abc"], 2, "not a whole ticket"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
