@@ -96,7 +96,10 @@ _AS_DOWNLOAD: Final = [
 
 
 def confined(app: Wsgi, *, actions: bool) -> Wsgi:
-    """Remember which study a request is about, send files as downloads, and refuse changes unless they are allowed."""
+    """Remember which study a request is about, send files as downloads, and refuse changes unless they are allowed.
+
+    Tables are refused, too, because a spreadsheet would run what peers wrote as formulas.
+    """
 
     def confine(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -106,10 +109,16 @@ def confined(app: Wsgi, *, actions: bool) -> Wsgi:
         found = _STUDY_OF_PATH.match(path)
         _asked.set(int(found[1]) if found is not None else None)  # each request is served in a thread of its own
 
+        refused: list[bytes] = []
+
         def begin(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            if any(value.startswith("text/csv") for _, value in headers):
+                refused.append(b"The monitor's page Trials has this table, without formulas.\n")
+                return start_response("403 Forbidden", [("Content-Type", "text/plain")], *rest)
             more = _AS_DOWNLOAD if path.startswith("/artifacts/") else []
             return start_response(status, [*headers, *more], *rest)
 
-        return app(environ, begin)
+        body = app(environ, begin)
+        return refused or body
 
     return confine

@@ -38,12 +38,12 @@ def note_of(study: StudyLike, number: int | None = None) -> str:
 
 
 def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
-    """The note in a study's decoded system attributes."""
+    """The note in a study's decoded system attributes, at most 262,144 characters of it."""
     prefix = _prefix(trial_id)
     pieces: list[str] = []
     while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str) and piece:
         pieces.append(piece)
-    return "".join(pieces)
+    return "".join(pieces)[:_MAX_NOTE]
 
 
 def save_note(study: StudyLike, text: str, number: int | None = None) -> None:

@@ -32,7 +32,7 @@ def init(session: CliSession, url: str | None) -> None:
     URL is the database's URL with its owner's login, such as postgresql://owner@db.example.org/tuning. You can give it
     with --store instead. Repeating the command does no harm.
     """
-    chosen = url or session.store_url
+    chosen = (CliSession(store=url) if url else session).store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
         store = open_beside(chosen)
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")

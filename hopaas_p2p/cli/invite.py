@@ -30,7 +30,6 @@ def invite(session: CliSession, **given: Any) -> None:
     name. On Postgres you need an administrator's login. `admin token revoke` revokes the token. For a bucket or a
     directory that guests reach themselves, the string only names the study; they need their own keys or permissions.
     """  # noqa: D301  # click wants the backspace
-    session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
     said = made.invitation
     secret, expires = said.seal().reveal(), to_iso(said.expires * 1_000_000)

@@ -60,12 +60,13 @@ class CliSession:
 
     @property
     def store_url(self) -> str:
-        """The store that the command is about.
+        """The store that the command is about; from now on the library uses the settings that apply to it.
 
         Raises:
             ConfigurationError: it is not set, or only an untrusted file in this directory sets it.
 
         """
+        self.settings.publish()
         return self._required("store", "--store URL")
 
     @property
@@ -93,7 +94,6 @@ class CliSession:
             from hopaas_p2p.storage import open_storage
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            self.settings.publish()
             patience = self.settings.seconds("patience")
             self._storage = open_storage(self.store_url, create=create, patience=patience, named=False, **options)
         return self._storage

@@ -35,7 +35,6 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     were suspended for longer than --keep notice this and rejoin.
     """
     _address(session)
-    session.settings.publish()
     columns: Columns = {"study": "study", "what": "what", "objects": "objects", "size": output.size_in("size")}
     rows: list[dict[str, Any]] = []
     try:

@@ -93,6 +93,7 @@ def send(session: CliSession, source: Path | None) -> int:
             kept += 1
         else:
             batches.append((path, spooled))
+    session.settings.publish()
     anywhere, configured = session.given["store"] is None, session.settings.get("store", session.given["store"])
     others = sorted({spooled.store for _, spooled in batches} - {configured}) if anywhere else []
     for url in others if source is not None else ():

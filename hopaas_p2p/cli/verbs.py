@@ -20,10 +20,13 @@ from hopaas_p2p.analysis import facts
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, space_option
 from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
+from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.extras import check_sampler
+from hopaas_p2p.runtime.settings import Settings
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
@@ -120,6 +123,8 @@ def _asking(
     from hopaas_p2p.ports.ticket import Ticket, carry
 
     ticket, patience = Ticket.parse(found), session.settings.seconds("patience")
+    joined = credentials.is_joined(servers_of(ticket.store))  # else its authority would vouch for other stores
+    (session.settings if joined else Settings(warn=lambda _: None, names_store=True)).publish()
     last = end(ticket) if end is not None else None
     with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
         yield verbs.do

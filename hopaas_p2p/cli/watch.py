@@ -47,7 +47,6 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
     sender = None
     if alert:
-        session.settings.publish()
         url = webhook_url()
         if url is None:
             raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")

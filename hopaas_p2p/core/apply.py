@@ -90,6 +90,7 @@ from hopaas_p2p.core.state import (
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
     MAX_WAITING,
+    MOST_ATTEMPTS,
     MOST_METRICS,
     STATUSES,
     constraints_of,
@@ -468,7 +469,9 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     """
     state.refuse("late")
     retry, lost = None, state.trials.opened(lost.number)
-    while (retry or lost).retried_by is not None:  # the newest attempt at its parameters
+    for _ in range(MOST_ATTEMPTS):  # until the newest attempt at its parameters
+        if (retry or lost).retried_by is None:
+            break
         retry = state.trials.named((retry or lost).retried_by or 0)
     withdrawn = f"withdrawn: #{lost.number} came back"
     ledger = state.ledger
@@ -555,7 +558,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     retry.attempt = trial.attempt + 1
     retry.retry_of, trial.retried_by = trial.number, retry.number
     history, earlier = [trial.number], trial
-    while earlier.retry_of is not None:
+    while earlier.retry_of is not None and len(history) < MOST_ATTEMPTS:
         earlier = state.trials.named(earlier.retry_of)
         history.insert(0, earlier.number)
     retry.system["failed_trial"] = str(history[0])

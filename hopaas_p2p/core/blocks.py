@@ -21,6 +21,7 @@ from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.records import Categorical, Distribution, Natural, Step, TrialState
 from hopaas_p2p.core.state import BLOCK, BlockColumns, Rare, State, Trial
 from hopaas_p2p.core.validity import (
+    MOST_ATTEMPTS,
     MOST_METRICS,
     possible_attributes,
     possible_distributions,
@@ -305,7 +306,7 @@ def _possible_values(block: BlockColumns, directions: int, *, all_over: bool) ->
 
 def _possible_params(block: BlockColumns, dists: Mapping[str, Distribution]) -> bool:
     """Whether each value lies within its distribution: the study's, or the trial's own."""
-    if any(len(set(names)) < len(names) for names in block.param_sets):
+    if any(len(set(names)) < len(names) or not dists.keys() >= set(names) for names in block.param_sets):
         return False
     params = _reals(block.params).tolist()
     if len(block.param_sets) == 1 and not any(rare.dists for rare in block.rare.values()):
@@ -337,7 +338,7 @@ def _possible_rare(block: BlockColumns, place: int, rare: Rare, study: StudyRule
     later = [rare.retried_by, *[past.kept_as for past in rare.history]]
     return (
         place >= 0
-        and rare.attempt <= number + 1
+        and rare.attempt <= min(number + 1, MOST_ATTEMPTS)
         and all(past.epoch <= block.epochs[place] for past in rare.history)
         and possible_distributions(rare.dists, study.dists)
         and possible_attributes(rare.user, rare.system)

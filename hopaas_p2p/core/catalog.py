@@ -6,6 +6,7 @@ all peers agree on it. A trial's id is `study_id * 2**32 + number`.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ MAX_NAME: Final = 200
 RESERVED: Final = frozenset({"catalog", "access"})
 """Names that stores use for logs of their own; never the uuid of a study."""
 VERSION: Final = 2
+_CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
 _GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # others have no twin
 
@@ -121,7 +123,7 @@ def flaw(name: str) -> str | None:
     """What is wrong with a name, or None."""
     if len(name) > MAX_NAME:
         return f"a study name has at most {MAX_NAME} characters, got {len(name)}"
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+    if _CONTROL.search(name):
         return f"the study name {name!r} contains control characters; use printable ones"
     if name in (".", "..") or "/" in name or "\\" in name:
         return f"the study name {name!r} looks like a path; use a name without slashes, such as 'run-7'"

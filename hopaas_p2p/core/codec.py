@@ -22,6 +22,7 @@ commit. Where a server offers the store to users, what that server vouches for a
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Annotated, Any, Final
 
@@ -83,7 +84,13 @@ _strict: Final = msgspec.msgpack.Decoder(_Wire)
 _loose: Final = msgspec.msgpack.Decoder(_LooseWire)
 _head: Final = msgspec.msgpack.Decoder(_Head)
 _record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
-_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError)
+_DEEPEST: Final = 200
+"""Levels of arrays and maps in a commit. How many more a Python reads depends on its version."""
+_NESTING: Final = bytes([*range(0x81, 0x90), *range(0x91, 0xA0), *range(0xDC, 0xE0)])
+"""First bytes of arrays and maps, except empty ones."""
+_RUN: Final = re.compile(rb"[\0-\x80\x90\xa0\xc0-\xc3\xe0-\xff]*")  # values of one byte
+_SIZES: Final = (4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17)  # numbers and extensions, from 0xCA to 0xD8
 
 
 def encode(commit: Commit) -> bytes:
@@ -134,7 +141,7 @@ def nonce_of(payload: bytes) -> str:
     """The nonce under which this commit is sent, `writer:seq`; empty if the bytes are not a commit."""
     try:
         head = _head.decode(memoryview(payload)[4:])
-    except _UNREADABLE:
+    except (*_UNREADABLE, RecursionError):
         return ""
     return f"{head.writer}:{head.seq}"
 
@@ -150,6 +157,8 @@ def decode(payload: bytes) -> Commit | Garbage:
         return Garbage(f"{len(payload):,} bytes, more than a commit may have")
     if not intact(payload):
         return Garbage("checksum does not match")
+    if _too_deep(payload):
+        return Garbage("nested too deeply")
     body = memoryview(payload)[4:]
     try:
         wire, strict = _strict.decode(body), True
@@ -172,6 +181,34 @@ def decode(payload: bytes) -> Commit | Garbage:
         return Garbage("header out of range")
     records = wire.records if strict else [_record_or_opaque(raw) for raw in wire.records]  # type: ignore[arg-type]
     return Commit(wire.writer, wire.seq, owner, wire.at, tuple(records))
+
+
+def _too_deep(payload: bytes) -> bool:
+    """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, even in a field that is ignored."""
+    if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST:
+        return False
+    at, left = 4, [1]  # how many values are still to come in each open array or map
+    while left and at < len(payload) and len(left) <= _DEEPEST:
+        run = _RUN.match(payload, at, at + left[-1]).end() - at  # type: ignore[union-attr]  # it matches nothing, too
+        at, left[-1] = at + run, left[-1] - run - 1
+        if left[-1] < 0 or at == len(payload):
+            left.pop()
+            continue
+        first, at = payload[at], at + 1
+        if first >= 0xDC:
+            width = 2 << (first & 1)
+            left.append(int.from_bytes(payload[at : at + width]) << (first >= 0xDE))
+            at += width
+        elif first < 0xA0:
+            left.append((first & 15) << (first < 0x90))
+        elif first < 0xC0:
+            at += first & 31
+        elif 0xCA <= first < 0xD9:
+            at += _SIZES[first - 0xCA]
+        else:  # a text, bytes or an extension, after its length
+            width = 1 << (first - 0xC4) % 3
+            at += width + int.from_bytes(payload[at : at + width]) + (0xC7 <= first < 0xCA)
+    return len(left) > _DEEPEST
 
 
 def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:

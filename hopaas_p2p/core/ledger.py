@@ -412,7 +412,7 @@ def _thousandths(text: str | None, most: int = _MOST_DEVICES) -> int:
 def announced_number(text: str | None) -> float:
     """A number from an introduction, which may contain anything, such as NaN; 0 if it cannot be read."""
     try:
-        return float(text or 0.0)
+        return float(text) if text and text.isascii() else 0.0
     except ValueError:
         return 0.0
 

@@ -59,6 +59,13 @@ LONGEST_CHOICES: Final = 1 << 16
 """Characters that the choices of a parameter have together."""
 LONGEST_METRIC: Final = 100
 """Characters of the name of a metric."""
+_ONE_LINE: Final = re.compile(
+    "(?! *$)[^\0-\x1f\x7f-\xa0\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f"
+    "\u2028-\u202f\u205f-\u206f\u3000\ud800-\uf8ff\ufdd0-\ufdef\ufeff\ufff0-\ufffb\ufffe\uffff"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U00040000-\U000e00ff"
+    "\U000e01f0-\U0010ffff]+"
+)
+"""Not only spaces; no controls, other spaces, format or private characters. Python's own tables differ by version."""
 _DIRECTIONS: Final = ("minimize", "maximize")
 MOST_DIRECTIONS: Final = 100
 LONGEST_TTL: Final = 366 * 86_400.0
@@ -67,7 +74,7 @@ LONGEST_NAME: Final = 512
 """Characters of a parameter's or an attribute's name, as in the column of Optuna's database."""
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
-_MOST_ATTEMPTS: Final = 1000
+MOST_ATTEMPTS: Final = 1000
 """A retry lists all attempts before it."""
 _LARGEST: Final = 1e300
 """The largest bound. The sum or difference of two larger bounds may be infinite, and Optuna's samplers would raise."""
@@ -78,6 +85,8 @@ _REACH: Final = 1e6
 """
 _DEEPEST: Final = 64
 """Levels of nested JSON. Beyond a few hundred, copying fails in a program whose call stack is already deep."""
+_MOST_DIGITS: Final = 640
+"""Digits of a whole number. Whether Python reads more depends on `sys.set_int_max_str_digits`."""
 
 
 def possible_time(microseconds: int) -> bool:
@@ -87,7 +96,7 @@ def possible_time(microseconds: int) -> bool:
 
 def possible_metric(name: str) -> bool:
     """Whether a metric may have this name: one to 100 characters in one line."""
-    return 0 < len(name) <= LONGEST_METRIC and name.isprintable() and not name.isspace()
+    return len(name) <= LONGEST_METRIC and _ONE_LINE.fullmatch(name) is not None
 
 
 def readable(text: str) -> str:
@@ -214,15 +223,11 @@ def possible_attributes(*texts: Mapping[str, str]) -> bool:
 def _possible_text(text: str) -> bool:
     if _too_deep(text):
         return False
-    if "\\u" not in text or "\\ud" not in text.lower():
-        return True
-    try:  # half a surrogate pair is not a character, and no file, page or database can hold it
-        json.dumps(json.loads(text), ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        return not isinstance(error, UnicodeEncodeError)
-    return True
+    # half a surrogate pair is not a character, and no file, page or database can hold it
+    return "\\u" not in text or _HALF.search(text.replace(r"\\", "-")) is None
 
 
+_HALF: Final = re.compile(r"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 _NESTS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')
 
 
@@ -271,13 +276,22 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
 def _is(wanted: Any, text: str) -> bool:
     """Whether this text is JSON of the wanted type, or of a value that the wanted function accepts."""
     try:
-        value = json.loads(text)
+        value = _decode(text)
         if isinstance(wanted, type(_is_space)):
             return bool(wanted(value))
         msgspec.convert(value, wanted)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return wanted not in _REALS or "NaN" not in text
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError
+    return int(digits)
+
+
+_decode: Final = json.JSONDecoder(parse_int=_whole).decode
 
 
 class _Method(msgspec.Struct):
@@ -374,9 +388,9 @@ READ: Final[dict[str, Any]] = {
 
 _READ_LIKE: Final = (
     (re.compile(r"constraints:.*", re.DOTALL), float),
-    (re.compile(r"completed_rung_\d+"), float),
-    (re.compile(r"\w+:generation"), Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]),
-    (re.compile(r"\w+:parent:\d+"), list[Step]),
+    (re.compile(r"completed_rung_[0-9]+"), float),
+    (re.compile(r"[^:]+:generation"), Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]),
+    (re.compile(r"[^:]+:parent:[0-9]+"), list[Step]),
     (re.compile(r"qmc .*'s last sample id", re.DOTALL), Step),
     (re.compile(r"hopaas:artifact:.*", re.DOTALL), _Checksum),
     (re.compile(r"hopaas:exporter:.*", re.DOTALL), dict),
@@ -401,7 +415,7 @@ def possible_definition(define: StudyDefine) -> bool:
         and all(direction in _DIRECTIONS for direction in directions)
         and possible_distributions(define.space, {})
         and 0 < policy.ttl <= LONGEST_TTL
-        and policy.attempts <= _MOST_ATTEMPTS
+        and policy.attempts <= MOST_ATTEMPTS
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
         and (policy.progress_timeout is None or policy.progress_timeout > 0)
         and policy.interrupted in ("fail", "prune")

@@ -244,7 +244,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
         ConfigurationError: the credential may not be sent to one of them.
 
     """
-    allowed = _words(env.get("HOPAAS_TOKEN_HOST"))
+    allowed = _words(Settings(env=dict(env), warn=lambda _: None).own("token_host"))
     for host, port in servers:
         names = _names((host, port))
         if by and not (what != _TOKEN and _AMAZON.fullmatch(host.lower())) and not names & _named_by_user(env):
@@ -254,7 +254,7 @@ def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, st
             )
         if what == _TOKEN and not by and port and allowed and not names & allowed:
             raise ConfigurationError(
-                f"the token is for {', '.join(sorted(allowed))} (HOPAAS_TOKEN_HOST), and is not sent to {host}:{port}"
+                f"the token is for {', '.join(sorted(allowed))} (token_host), and is not sent to {host}:{port}"
             )
 
 
@@ -389,7 +389,7 @@ def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
 
     The token is sent to these servers only. Nothing changes if there is already a token.
     """
-    if "HOPAAS_TOKEN" not in os.environ:
+    if not any(os.environ.get(name) for name in ("HOPAAS_TOKEN", "HOPAAS_TOKEN_FILE")):
         os.environ["HOPAAS_TOKEN"] = secret.reveal()
         os.environ.setdefault("HOPAAS_TOKEN_HOST", ",".join(f"{host}:{port}" for host, port in servers))
 

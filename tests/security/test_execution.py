@@ -11,6 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 
@@ -324,6 +325,25 @@ def test_a_file_of_a_peer_is_saved_and_never_shown(tmp_path: Path) -> None:
     assert heads[0]["X-Content-Type-Options"] == "nosniff"
     assert heads[0]["Content-Security-Policy"].startswith("sandbox")
     assert "Content-Disposition" not in heads[1]
+
+
+@pytest.mark.parametrize("path", ["/csv/0", "/\xffcsv/0/"])
+def test_a_table_of_optunas_dashboard_which_may_hold_formulas_is_refused(path: str, tmp_path: Path) -> None:
+    optuna_dashboard = pytest.importorskip("optuna_dashboard")
+    pytest.importorskip("streamlit")
+    from dashboard_app.optuna_server import RequestedFiles, confined
+
+    study = hopaas_p2p.open_study(str(tmp_path), "s", space={"c": Categorical(("=cmd|' /C calc'!A0",))})
+    study.tell(study.ask(), 1.0)
+    said: list[str] = []
+    request: dict[str, Any] = {}
+    setup_testing_defaults(request)
+    app = confined(optuna_dashboard.wsgi(study.storage, RequestedFiles(study.storage)), actions=False)
+    body = b"".join(app(request | {"PATH_INFO": path}, lambda status, *_: said.append(status)))
+    study.close()
+    assert said == ["403 Forbidden"]
+    assert b"cmd" not in body
+    assert b"page Trials" in body
 
 
 def test_docs_load_checkpoints_without_running_them() -> None:

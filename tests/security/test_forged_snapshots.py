@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import random
 import zlib
@@ -46,7 +47,19 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, Replicates, State, Trial, Verdict
+from hopaas_p2p.core.state import (
+    BLOCK,
+    COMPLETE,
+    FAIL,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    LastCommit,
+    Replicates,
+    State,
+    Trial,
+    Verdict,
+)
 from hopaas_p2p.open import open_store
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 
@@ -104,6 +117,7 @@ FORGED: Final[dict[str, Callable[[State], None]]] = {
     # trials
     "two values for one objective": _trial(0, values=(1.0, 2.0)),
     "no values": _trial(0, values=()),
+    "a parameter that the study does not have": _trial(0, params={"new": 1.5}, dists={"new": Float(0.0, 2.0)}),
     "COMPLETE without a value": _trial(0, values=None),
     "a value that is no number": _trial(0, values=(NAN,)),
     "a value of a trial that runs": _trial(8, values=(1.0,)),
@@ -213,6 +227,18 @@ def test_an_honest_snapshot_is_read_as_it_was() -> None:
 def test_what_no_log_can_lead_to_is_no_snapshot(change: Callable[[State], None]) -> None:
     with pytest.raises(CorruptSnapshot):
         snapshot.load(forged(change))
+
+
+def test_a_forged_chain_of_retries_is_followed_as_far_as_a_real_one_can_be() -> None:
+    """No trial in it says that it is a retry by its attempt."""
+    scribe, chain = Scribe(space={}), 1500
+    scribe.say("eve", *[TrialCreate(FAIL) for _ in range(chain)], TrialCreate(RUNNING))
+    for number in range(chain + 1):
+        trial = scribe.state.trials.opened(number)
+        trial.retry_of, trial.retried_by = number - 1 if number else None, number + 1 if number < chain else None
+    state = snapshot.load(snapshot.dump(scribe.state))
+    apply(state, state.lsn + 1, Commit("eve", 2, "eve", 1, (TrialReclaim(chain, 1),)))
+    assert json.loads(state.trials[chain + 1].system["retry_history"]) == [*range(chain - 999, chain + 1)]
 
 
 def test_replicates_that_a_log_can_lead_to_are_read() -> None:

@@ -22,7 +22,7 @@ from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, _authority, _public
 from hopaas_p2p.open import servers_of, store_option
-from hopaas_p2p.ports.ticket import Ticket, carry
+from hopaas_p2p.ports.ticket import Ticket, carry, ending, keep
 from hopaas_p2p.remote.tokens import log_in
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
@@ -207,6 +207,45 @@ def test_who_checks_the_store_of_a_joined_study_sends_it_no_token_of_her_own(
     run(["doctor", urls[0]])
     monkeypatch.delenv("HOPAAS_JOINED", raising=False)
     assert credentials.login(None, servers_of(urls[0]))[0] == "guest-s-123456-worker.0a1b2c3d"
+
+
+COMMANDS = ["study list", "admin grants s", "admin user list", "admin unlock", "admin spool send", "invite s"]
+COMMANDS += ["trial tell 0.5"]
+
+
+@pytest.mark.parametrize("words", [*COMMANDS, "admin init", "admin backup"])
+def test_every_command_heeds_the_hosts_that_a_users_own_file_allows_for_the_token(
+    words: str, ann: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"postgresql://127.0.0.1:{free_port()}/d"
+    monkeypatch.delenv("HOPAAS_TOKEN_HOST")
+    (ann / "config/hopaas-p2p").mkdir(parents=True)
+    (ann / "config/hopaas-p2p/config.toml").write_text('token_host = "gw.example.org"\npatience = 0.1\n')
+    ticket = Ticket(url, "s", 0, "owner", 1, "0" * 32, credentials.seal(url, servers_of(url)))
+    keep(ticket, ending(ticket, [0.5]), url)  # to be sent
+    more = {"admin backup": [url, str(ann / "file")], "trial tell 0.5": ["--ticket", str(ticket)]}
+    run([*words.split(), *more.get(words, [url] if words == "admin init" else ["--store", url])])
+    assert "the token is for gw.example.org" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_trusts_the_authority_of_the_joined_study_that_it_uses_and_a_tickets_own_store_does_not(
+    words: str, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, own = (f"https://{host}:{free_port()}/d" for host in ("127.0.0.1", "localhost"))
+    authority = trustme.CA().cert_pem.bytes().decode()
+    kept = membership.accept(Invitation(theirs, "s", Secret(GUEST), int(time.time()) + 86400, "", authority))
+    monkeypatch.setenv("HOPAAS_PATIENCE", "0.1")
+    monkeypatch.setattr("hopaas_p2p.cli.spool._opened", lambda *_: ConfigurationError("it would be tried for a minute"))
+    more, trusted = [], kept.values["ca_file"]
+    for url in (theirs, own) if words.startswith("trial") else [theirs]:
+        for name in ("HOPAAS_JOINED", "HOPAAS_CA_FILE"):
+            monkeypatch.setenv(name, "")
+        if words.startswith("trial"):
+            ticket = Ticket(url, "s", 0, "owner", 1, "0" * 32, credentials.seal(url, servers_of(url)))
+            more, trusted = ["--ticket", str(ticket)], kept.values["ca_file"] if url == theirs else ""
+        run([*words.split(), *more])
+        assert os.environ["HOPAAS_CA_FILE"] == trusted
 
 
 def test_a_command_that_a_message_suggests_names_no_host_of_a_joined_study(ann: Path) -> None:

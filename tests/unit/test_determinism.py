@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +27,7 @@ from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Population, Rungs, encode_fidelity
+from hopaas_p2p.core.ledger import announced, announced_number
 from hopaas_p2p.core.records import (
     FROM_START,
     Budget,
@@ -50,6 +55,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
+from hopaas_p2p.core.validity import possible_attributes, possible_metric, possible_system
 from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.storage.frozen import FrozenTrialCache
 from hopaas_p2p.stores.base import Outgoing
@@ -425,3 +431,144 @@ def test_a_replica_joins_from_a_sound_snapshot_and_reads_only_the_tail() -> None
 
     assert min(asked) == 30
     assert snapshot.digest(replica.state) == snapshot.digest(replayed(payloads))
+
+
+# --- on every version of Python, in every program ---
+
+_TABLES = {"isprintable", "isalnum", "isalpha", "isdecimal", "isdigit", "isidentifier", "isnumeric", "isspace"}
+_TABLES |= {"casefold", "lower", "upper", "swapcase", "title", "capitalize", "istitle", "islower", "isupper"}
+_NEW_LETTER, _NEW_DIGIT = "\U00011f02", "\U00011f53"  # since Unicode 15, which Python 3.11 does not know
+
+
+def _foreign_texts(tree: ast.AST) -> Iterator[str]:
+    """What the version of Python or a setting of the program decides, besides where a person is told about a name."""
+    own = [one for one in ast.walk(tree) if getattr(one, "name", "") in ("checked_name", "mixes_alphabets")]
+    spared = {id(node) for one in own for node in ast.walk(one)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\\[wWdDsSbB]", node.value):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and id(node) not in spared:
+            empty = node.attr in ("strip", "lstrip", "rstrip", "split", "rsplit", "splitlines")
+            called = [one for one in ast.walk(tree) if isinstance(one, ast.Call) and one.func is node]
+            if (
+                node.attr in _TABLES
+                or (empty and not any(one.args for one in called))
+                or (isinstance(node.value, ast.Name) and node.value.id == "unicodedata")
+            ):
+                yield ast.unparse(node)
+        elif (
+            isinstance(node, ast.ExceptHandler) and node.type is not None and "RecursionError" in ast.unparse(node.type)
+        ):
+            yield "RecursionError"
+
+
+def test_nothing_that_the_log_decides_depends_on_the_tables_of_a_python_or_on_the_depth_of_calls() -> None:
+    found = {
+        f"{path.name}: {text}"
+        for path in Path(core_state.__file__).parent.glob("*.py")
+        for text in _foreign_texts(ast.parse(path.read_text()))
+    }
+    assert found == {
+        "codec.py: RecursionError",  # in `nonce_of`, which decides nothing
+        "leases.py: text.isdigit",  # of ASCII
+        "snapshot.py: RecursionError",  # the log is read instead
+    }
+
+
+def test_characters_that_only_some_pythons_know_are_judged_as_all_others_are() -> None:
+    for letter in ("x", "é", _NEW_LETTER, "\u0378"):
+        assert not possible_system({f"{letter}:generation": '"abc"'})
+        assert not possible_system({f"{letter}:parent:1": '"abc"'})
+        assert possible_metric(letter)
+    for digit in ("\u0663", _NEW_DIGIT):
+        assert possible_system({f"completed_rung_{digit}": '"abc"'})
+        assert announced_number(digit) == 0
+        assert announced("a", "b", digit, digit, digit)[2:] == (0, 0, 0)
+    assert announced_number(" 3.5\n") == 3.5
+    for name in (
+        "",
+        "  ",
+        "a\nb",
+        "\x7f",
+        "\xa0",
+        "a\u200bb",
+        "\u2028",
+        "\ufeff",
+        "\ue000",
+        "\U000e0041",
+        "\U0010ffff",
+    ):
+        assert not possible_metric(name)
+
+
+def _verdicts_on(*records: Record) -> tuple[object, ...]:
+    scribe = Scribe(defined())
+    scribe.say("eve", *records)
+    return snapshot.digest(scribe.state), scribe.state.refusals
+
+
+def test_how_many_digits_a_program_lets_python_read_changes_no_verdict() -> None:
+    long, limit = "9" * 5000, sys.get_int_max_str_digits()
+    texts = {
+        "fixed_params": f'{{"x":{long}}}',
+        "search_space": f'{{"x":[{long}]}}',
+        "hopaas:artifact:a": f'{{"x":{long}}}',
+    }
+    texts |= {"hopaas:cmaes": f'{{"generation":1,"parents":[],"z":{long}}}'}
+    records = [TrialCreate(COMPLETE, values=(1.0,), system={key: text}) for key, text in texts.items()]
+    records += [TrialCreate(COMPLETE, values=(1.0,), user={"a": f'["\\ud800",{long}]'})]
+    records += [TrialCreate(COMPLETE, values=(1.0,), system={"fixed_params": f'{{"x":{"9" * 640}}}'})]
+    found = []
+    try:
+        for digits in (limit, 0, 640):
+            sys.set_int_max_str_digits(digits)
+            found.append(_verdicts_on(*records))
+    finally:
+        sys.set_int_max_str_digits(limit)
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == {"malformed": 5}
+
+
+def test_half_a_surrogate_pair_is_found_however_it_is_written() -> None:
+    for half in (r"\ud800", r"\uDFFF", r"\ud83d\ud83d\ude00", r"\ude00\ud83d", r"\ud83d\\\ude00", r"\\\ud800"):
+        assert not possible_attributes({"a": f'["{half}"]'})
+    for whole in (
+        r"\ud83d\ude00",
+        r"\uD83D\uDE00\ud83d\uDE00",
+        r"\\ud800",
+        r"\\\\ude00",
+        r"\ud7ff\ue000",
+        "\U0001f600",
+    ):
+        assert possible_attributes({"a": f'["{whole}"]'})
+
+
+def test_a_record_that_is_read_deep_in_a_programs_calls_is_judged_as_elsewhere_or_not_at_all() -> None:
+    deep = TrialCreate(COMPLETE, values=(1.0,), system={"fixed_params": f'{{"x":{"[" * 62}{"]" * 62}}}'})
+    payload = codec.encode(Commit("eve", 1, "eve", 1, (deep,)))
+    scribe = Scribe(defined())
+    scribe.read(payload)
+    there, known = set(), snapshot.dump(Scribe(defined()).state)
+
+    def called(depth: int) -> None:
+        if depth:
+            called(depth - 1)
+        else:
+            state = snapshot.load(known)
+            apply(state, 2, codec.decode(payload))
+            there.add(snapshot.digest(state))
+
+    for depth in range(sys.getrecursionlimit()):
+        with contextlib.suppress(RecursionError, snapshot.CorruptSnapshot):
+            called(depth)
+    assert there == {snapshot.digest(scribe.state)}
+
+
+@pytest.mark.parametrize("depth", [190, 300, 990, 5000, 100_000])
+@pytest.mark.parametrize("around", [b"\x91", b"\x81\xa1x", b"\xdc\x00\x02\x90", b"\xdf\x00\x00\x00\x01\xd9\x01x"])
+def test_what_is_nested_too_deeply_for_some_pythons_is_garbage_to_all(around: bytes, depth: int) -> None:
+    wide = msgspec.msgpack.encode([1.5, -7, "x" * 300, b"y" * 70_000, [[]] * 300, msgspec.msgpack.Ext(1, b"123")])
+    for field in (around * depth + b"\xc0", wide):
+        body = b"\x97" + msgspec.msgpack.encode([1, "eve", 1, None, 1, [["unknown", 1]]])[1:] + field
+        found = codec.decode(zlib.crc32(body).to_bytes(4, "little") + body)
+        assert isinstance(found, Commit) == (field == wide or depth < 200)
