@@ -152,17 +152,14 @@ class Directory:
             raise _reached(path, error) from error
         return created
 
-    @_again_if_replaced
-    def _create(self, data: bytes, path: str) -> bool:
+    def _create(self, data: bytes, path: str, dir_fd: int | None = None) -> bool:
+        """Create an object; in a folder that others could exchange for a link, below a descriptor of the folder."""
         folder, _, name = path.rpartition("/")
-        if -self._checked.get(folder, 0.0) <= time.monotonic():
-            self._check_links(folder)
-            if self._checked.get(folder, 0.0) > 0.0:
-                return self._name(data, path, None)
-        with self._opened(folder) as fd:
-            return self._name(data, name, fd)
-
-    def _name(self, data: bytes, path: str, dir_fd: int | None) -> bool:
+        if dir_fd is None:
+            if self._checked.get(folder, 0.0) >= 0.0:
+                self._check_links(folder)
+            if self._checked.get(folder, 0.0) <= 0.0:
+                return self._create_in_opened(data, folder, name)
         if self._hard_links:
             try:
                 return _name_file(data, path, dir_fd, hard=True)
@@ -184,6 +181,11 @@ class Directory:
                     raise
                 self._longest = _SHORT
         return _name_file(data, path, dir_fd, hard=False)
+
+    @_again_if_replaced
+    def _create_in_opened(self, data: bytes, folder: str, name: str) -> bool:
+        with self._opened(folder) as fd:
+            return self._create(data, name, fd)
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
