@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -185,6 +187,37 @@ def test_nobody_but_an_administrator_makes_a_snapshot_of_the_catalog(place: Plac
         say(forge)
     with place.session(place.admin) as say:
         say(forge)
+
+
+def test_nobody_uses_up_the_numbers_of_logs(place: Place) -> None:
+    """An attempt that fails or is undone takes a number, too, and one login can make 2^31 of them in days."""
+    ann = place.person("ann")
+    place.token("bob")
+    place.server.execute("SELECT setval('hopaas.logs_id_seq', 2147483647)", database="store")
+    place.study(ann)
+    access.grant(ann, "s", "bob", "worker")
+    uuid = place.uuid()
+    log = place.store(ann).log(uuid)
+    log.put_block("0" * 8 + hashlib.sha256(b"b").hexdigest()[:32], b"b")
+    log.put_snapshot_head(1, b"head")
+    place.store(ann).artifacts().put(f"{uuid}/note", Path(__file__))
+    with place.session(ann) as say:
+        assert say(f"SELECT * FROM hopaas.unlock_v1('{uuid}')") == []
+    for table in ("commits", "grants", "blocks", "snapshots", "artifacts"):
+        found = place.server.execute(f"SELECT bool_or(log > 2147483647) FROM hopaas.{table}", database="store")
+        assert found == [(True,)], table
+    log.destroy()
+
+
+def test_a_guest_leaves_no_trace_of_a_study_that_it_may_not_create(place: Place) -> None:
+    place.study(place.person("ann"))
+    guest = access.guest(place.admin, place.uuid(), "worker", "x")
+    access.grant(place.admin, "s", guest, "worker")
+    last = "SELECT last_value FROM hopaas.logs_id_seq"
+    before = place.server.execute(last, database="store")
+    with place.session(place.person(guest)) as say, pytest.raises(psycopg2.Error, match="is the guest of one study"):
+        say("SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)")
+    assert place.server.execute(last, database="store") == before
 
 
 def test_no_reply_is_larger_than_the_server_allows_whatever_is_asked_for(place: Place) -> None:

@@ -8,7 +8,7 @@
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,
-    log integer NOT NULL,
+    log bigint NOT NULL,
     key text NOT NULL CHECK (length(key) <= 300 AND key ~ '^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$'),
     author text NOT NULL,
     at timestamptz NOT NULL DEFAULT now(),

@@ -19,7 +19,7 @@ CREATE TABLE hopaas.schema_version (
 
 -- One row per log: the studies, and the catalog. A deleted study's row stays, so that its uuid is never used again.
 CREATE TABLE hopaas.logs (
-    id serial PRIMARY KEY,
+    id bigserial PRIMARY KEY,
     uuid text NOT NULL UNIQUE CHECK (length(uuid) BETWEEN 1 AND 64),
     created timestamptz NOT NULL DEFAULT now(),
     created_by text NOT NULL,
@@ -27,10 +27,10 @@ CREATE TABLE hopaas.logs (
 );
 
 -- A caller in a log: the log, the user, and the user's role there. Log and role are NULL if no log has that name.
-CREATE TYPE hopaas.entry AS (log integer, username text, role text);
+CREATE TYPE hopaas.entry AS (log bigint, username text, role text);
 
 CREATE TABLE hopaas.commits (
-    log integer NOT NULL,
+    log bigint NOT NULL,
     lsn bigint NOT NULL CHECK (lsn > 0),
     nonce text NOT NULL CHECK (length(nonce) BETWEEN 1 AND 128),
     author text NOT NULL,
@@ -44,7 +44,7 @@ CREATE TABLE hopaas.commits (
 
 -- A worker's snapshot is doubtful until another author has compared it with the log; see newest_snapshot_v1.
 CREATE TABLE hopaas.snapshots (
-    log integer NOT NULL,
+    log bigint NOT NULL,
     lsn bigint NOT NULL,
     author text NOT NULL,
     role text NOT NULL,
@@ -57,7 +57,7 @@ ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compres
 
 -- Finished trials, which snapshots share. Each block is stored once, under a name that ends in a hash of its bytes.
 CREATE TABLE hopaas.blocks (
-    log integer NOT NULL,
+    log bigint NOT NULL,
     name text NOT NULL CHECK (length(name) BETWEEN 33 AND 64),
     data bytea NOT NULL,
     PRIMARY KEY (log, name)
@@ -73,7 +73,7 @@ CREATE UNLOGGED TABLE hopaas.beats (
 ) WITH (fillfactor = 50);
 
 CREATE TABLE hopaas.grants (
-    log integer NOT NULL,
+    log bigint NOT NULL,
     username text NOT NULL,
     role text NOT NULL CHECK (role IN ('viewer', 'worker', 'owner')),
     granted timestamptz NOT NULL DEFAULT now(),
@@ -171,7 +171,7 @@ END $$;
 
 -- The user's role in a log: owner, worker, viewer, or NULL. All users except guests may write to the catalog. A login that
 -- is a member of the schema's owner role is an administrator's, and has the role of an owner in every log.
-CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
+CREATE OR REPLACE FUNCTION hopaas.role_in(p_log bigint, p_uuid text, p_user text) RETURNS text
 LANGUAGE plpgsql STABLE AS $$
 DECLARE v_role text;
 BEGIN
@@ -239,7 +239,7 @@ $$;
 
 -- The sum of a log up to this lsn, computed from the checksum of the commit there, its first four bytes (little-endian);
 -- see core/codec.py. NULL if the log has no such commit.
-CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log bigint, p_lsn bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT CASE p_lsn WHEN 0 THEN 0 ELSE (
         SELECT (c.before * 1000003 + get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16)
                 + (get_byte(h, 3)::bigint << 24)) % 4398046511093
@@ -267,7 +267,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered(p_log, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
     v_head bigint;
-    v_about integer;
+    v_about bigint;
     v_chain bigint;
 BEGIN
     IF p_payload IS NOT NULL AND p_nonce LIKE '_%:%' THEN
@@ -283,6 +283,7 @@ BEGIN
         IF p_payload IS NULL THEN
             RETURN;
         END IF;
+        PERFORM hopaas.entered('catalog', 'worker');  -- so that a guest leaves no trace of a study that it may not create
         INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v.username) ON CONFLICT DO NOTHING
         RETURNING id INTO v.log;
         IF FOUND THEN
@@ -549,7 +550,7 @@ BEGIN
 END $$;
 
 -- Fail if a study would lose its last owner, because then nobody could share or delete it.
-CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
+CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log bigint, p_user text, p_role text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM hopaas.logs WHERE id = p_log FOR NO KEY UPDATE;
