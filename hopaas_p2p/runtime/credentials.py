@@ -384,6 +384,11 @@ def login(
     return found
 
 
+def certificate(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What libpq is told about a certificate of the user: a joined study's host sees none, even if it asks for one."""
+    return {"sslcert": f"{os.devnull}/none"} if is_joined(servers, env) else {}
+
+
 def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
     """Put a token into the environment, where this process and its children look for one.
 

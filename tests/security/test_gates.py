@@ -6,6 +6,9 @@ import contextlib
 import os
 import pickle
 import re
+import socket
+import ssl
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -135,6 +138,47 @@ def test_a_servers_certificate_vouches_for_none_of_its_callers(
     with pytest.raises(StoreUnreachable):
         log_in(f"postgresql://db.example.org/d{certificate}", "gateway", Secret("anything"))
     assert [one["require_auth"] for one in asked] == ["scram-sha-256"]
+
+
+@pytest.mark.parametrize("whose", ["own", "joined"])
+def test_a_joined_studys_database_that_asks_for_a_certificate_is_shown_none(
+    whose: str, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libpq would show the one in ~/.postgresql, or that of PGSSLCERT, to every server that asks."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("ann@example.org")
+    issued.cert_chain_pems[0].write_to_path(ann / "ann.crt")
+    issued.private_key_pem.write_to_path(ann / "ann.key")
+    (ann / "ann.key").chmod(0o600)
+    authority.cert_pem.write_to_path(ann / "ca.pem")
+    for name, value in {"PGSSLCERT": "ann.crt", "PGSSLKEY": "ann.key", "HOPAAS_CA_FILE": "ca.pem"}.items():
+        monkeypatch.setenv(name, str(ann / value))
+    monkeypatch.setattr("hopaas_p2p.stores.postgres.connect.is_loopback", lambda _: False)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    shown: list[object] = []
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(8)  # its request for TLS
+            connection.sendall(b"S")
+            with context.wrap_socket(connection, server_side=True) as encrypted:
+                encrypted.recv(1)
+                shown.append(encrypted.getpeercert())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"postgresql://127.0.0.1:{listener.getsockname()[1]}/d"
+        if whose == "joined":
+            membership.accept(Invitation(url, "s", Secret(GUEST), int(time.time()) + 86400))
+        serving = threading.Thread(target=serve, args=(listener,), daemon=True)
+        serving.start()
+        address = PostgresAddress(url)
+        with pytest.raises(StoreUnreachable):
+            address.connect(*address.credentials())
+        serving.join(timeout=10)
+    assert [bool(one) for one in shown] == [whose == "own"]
 
 
 @pytest.mark.parametrize("name", ["too many connections for role", 'too many connections for role "x"'])

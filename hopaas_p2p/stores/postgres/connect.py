@@ -140,14 +140,14 @@ class PostgresAddress:
 
         if secret is not None and not secret.reveal():  # libpq would then look for the user's own password
             raise ConfigurationError(f"{self.url}: the token or password is empty; set it, or leave it out")
-        parameters = {**_DEFAULTS, **self.parameters, **self.tls}
+        parameters = {**_DEFAULTS, **credentials.certificate(self.destinations), **self.parameters, **self.tls}
         if user is not None:
             parameters["user"] = user
         if secret is not None:
             parameters["password"] = secret.reveal()
         if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
             own = self._login is None  # a certificate or Kerberos identifies this machine, not a server's caller
-            certified = own and (secret is None or "sslcert" in parameters)
+            certified = own and (secret is None or "sslcert" in self.parameters)
             parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
         try:
             made = psycopg2.connect(**parameters)
