@@ -73,6 +73,8 @@ _MOST_CHECKED: Final = 1000
 _CHECKED: Final = 1.0
 """Seconds for which a folder that only this user may write to is trusted not to be a link."""
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
+_PLACES: Final = "/proc/self/fd/%d" if os.path.isdir("/proc/self/fd") else ""
+"""Links that name the path of an open folder, whatever links led to it; only Linux has them."""
 
 
 class NoFolder(LookupError):
@@ -159,7 +161,13 @@ class Directory:
             if self._checked.get(folder, 0.0) >= 0.0:
                 self._check_links(folder)
             if self._checked.get(folder, 0.0) <= 0.0:
-                return self._create_in_opened(data, folder, name)
+                fd = os.open(folder, FOLDER | os.O_NOFOLLOW)
+                try:
+                    if _PLACES and not os.readlink(_PLACES % fd).endswith(folder[len(self.root) :]):
+                        raise FileNotFoundError(errno.ENOENT, f"{folder} was moved away")
+                    return self._create(data, name, fd)
+                finally:
+                    os.close(fd)
         if self._hard_links:
             try:
                 return _name_file(data, path, dir_fd, hard=True)
@@ -181,11 +189,6 @@ class Directory:
                     raise
                 self._longest = _SHORT
         return _name_file(data, path, dir_fd, hard=False)
-
-    @_again_if_replaced
-    def _create_in_opened(self, data: bytes, folder: str, name: str) -> bool:
-        with self._opened(folder) as fd:
-            return self._create(data, name, fd)
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
