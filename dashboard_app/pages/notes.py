@@ -24,9 +24,9 @@ from hopaas_p2p.files.artifacts import Artifact
 from hopaas_p2p.runtime.atomic import scratch
 
 _IMAGE: Final = re.compile(r"!(?=\[)")
-_MARK: Final = re.compile(r"[^\w\s]")
-_MARKS: Final = 2000
-"""Marks in a note that is drawn as Markdown. A browser takes time with their square: half a second for these."""
+_MARK: Final = re.compile(r"[\n!-/:-@[-`{-~]")
+_MOST_MARKS: Final = 2000
+"""Marks of Markdown in a note that is drawn. A browser's time grows with their square, to half a second for these."""
 _SHOWN: Final = 100  # files shown on a page
 
 
@@ -56,7 +56,7 @@ def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
     text = notes.read_note(frame.system, None if number is None else first_id(frame.study_id) + number)
     if text.strip():
         with st.container(border=True, key=f"hopaas-note-{number}"):
-            st.markdown(tame(text)) if len(_MARK.findall(text)) <= _MARKS else st.text(text)
+            st.markdown(tame(text)) if len(_MARK.findall(text)) <= _MOST_MARKS else st.text(text)
     elif not page.may_act:
         theme.nothing("No note yet.")
     if not page.may_act:

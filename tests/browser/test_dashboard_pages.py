@@ -22,7 +22,7 @@ from dashboard_app.pages.steer import stop_all
 from dashboard_app.pages.trials import queue_again
 from dashboard_app.replica_cache import ReplicaCache
 from hopaas_p2p import access
-from hopaas_p2p.core.records import Categorical, Float, Int
+from hopaas_p2p.core.records import Categorical, Float, Int, StudySet
 from hopaas_p2p.errors import StoreUnreachable
 from tests.support.dashboard_pages import cache, calm, close_all, listing_of, page, texts
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
@@ -98,6 +98,19 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("name", ALL)
 def test_a_page_shows_whatever_the_study_holds(name: str, kind: str, stores: dict[str, str]) -> None:
     calm(page(name, stores[kind], "study"))
+
+
+@pytest.mark.parametrize("marks", ["*a_ ", "1. ", "a\n\n"])
+def test_a_note_in_which_a_browser_would_look_for_long_is_shown_as_it_is(marks: str, tmp_path: Path) -> None:
+    scribe, text = one_trial(), marks * 200_000
+    pieces = {f"dashboard:note_str:{at}": json.dumps(text[at * 2045 : (at + 1) * 2045]) for at in range(200)}
+    scribe.say("a", StudySet(system=pieces))
+    scribe.put_into(str(tmp_path / "store"))
+    test = page("notes", str(tmp_path / "store"), "study", actions=False)
+    calm(test)
+    assert not any(marks in one.value for one in test.markdown)
+    (shown,) = [one.value for one in test.text if marks in one.value]
+    assert shown == text[: 1 << 18].strip()
 
 
 @pytest.mark.parametrize("name", ALL)
