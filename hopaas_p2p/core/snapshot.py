@@ -296,6 +296,7 @@ def _possible(header: _Header, state: State, most: int) -> bool:
             0 <= number < header.trials and 1 <= one.seed < one.count and can_be_repeated(state, one, one.count)
             for number, one in header.replicates.items()
         )
+        and all(one.dists.keys() <= header.dists.keys() for one in header.replicates.values())
         and all(
             last.lsn <= header.lsn
             and all(

@@ -114,6 +114,7 @@ def _again(count: int = 5, **changes: Any) -> Callable[[State], None]:
 
 
 FORGED: Final[dict[str, Callable[[State], None]]] = {
+    "replicates with a parameter that the study lacks": _again(params={"new": 1.0}, dists={"new": Float(0, 2)}),
     # trials
     "two values for one objective": _trial(0, values=(1.0, 2.0)),
     "no values": _trial(0, values=()),
