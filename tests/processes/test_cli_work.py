@@ -250,12 +250,12 @@ def test_a_ticket_is_text_and_comes_back() -> None:
 @pytest.mark.parametrize("change", [lambda t: t[:-3], lambda t: t[4:], lambda t: t[:9] + "X" + t[10:], lambda _: ""])
 def test_a_ticket_that_was_cut_or_changed_is_refused(change: Any) -> None:
     text = str(Ticket("file:///x", "s", 0, "o", 1, "u"))
-    with pytest.raises(InvalidInput, match="not a ticket"):
+    with pytest.raises(InvalidInput, match="not a whole ticket"):
         Ticket.parse(change(text))
 
 
 def test_a_ticket_of_a_trial_that_cannot_be_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="not a ticket"):
+    with pytest.raises(InvalidInput, match="not a whole ticket"):
         Ticket.parse(str(Ticket("file:///x", "s", -1, "o", 1, "u")))
 
 
