@@ -58,9 +58,9 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
         which = "complete and feasible" if trials.infeasible.any() else "complete"
         return Importance((), f"Needs {_FEWEST} {which} trials; there are {len(rows)}.")
     some = rows[spread(len(rows), _MOST)]
-    few = [name for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES]
-    few = sorted(few, key=lambda name: np.count_nonzero(np.isnan(trials.params[name][some])))[:_MOST_PARAMETERS]
+    names = [name for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES]
     try:
+        few = sorted(names, key=lambda name: np.isnan(trials.params[name][some]).sum())[:_MOST_PARAMETERS]
         shares = _ped_anova(state, few, some, trials.cost(objective)[some])
     except Exception as error:  # noqa: BLE001  # an odd log must not hide the rest of the report
         return Importance((), f"Could not be computed: {type(error).__name__}.")
@@ -68,7 +68,7 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
     which = "" if len(trials.directions) == 1 else f", for {trials.objectives[objective]}"
     sampled = f"{len(some):,} of " if len(some) < len(rows) else ""
-    of = f", of the {len(few)} most frequent parameters" if len(few) == _MOST_PARAMETERS else ""
+    of = f", of the {len(few)} most frequent parameters" if len(few) < len(names) else ""
     note = f"PED-ANOVA over {sampled}{len(rows):,} complete trials{which}{of}. Shares add up to 100%."
     return Importance(tuple(shares.items()), note)
 

@@ -14,7 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command
 from hopaas_p2p.cli.submit import JOB_OPTIONS, job_options, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
-from hopaas_p2p.errors import InvalidInput, explained
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, explained
 from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
@@ -76,7 +76,13 @@ def join(
         return 0
     membership = _membership(file, site=given["site"] or "")
     ways.enter(membership)
-    kind, membership = ways.find(membership, lambda finding: output.say(output.finding_text(finding)))
+    try:
+        kind, membership = ways.find(membership, lambda finding: output.say(output.finding_text(finding)))
+    except ConfigurationError as error:
+        if membership.name not in before or system is not None or not command:
+            raise
+        output.say(f"{error}. In the meantime, this job waits for the store")
+        kind = "as last time"
     ways.enter(membership)
     output.say(f"Study {membership.study!r} in {membership.store}. Connection: {kind}")
     if membership.name not in before:

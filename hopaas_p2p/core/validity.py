@@ -9,6 +9,7 @@ Numbers that do not fit 64 bits are refused even earlier, by the types in `recor
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -85,8 +86,8 @@ _REACH: Final = 1e6
 """
 _DEEPEST: Final = 64
 """Levels of nested JSON. Beyond a few hundred, copying fails in a program whose call stack is already deep."""
-_MOST_DIGITS: Final = 640
-"""Digits of a whole number. Whether Python reads more depends on `sys.set_int_max_str_digits`."""
+_LONG_NUMBER: Final = re.compile("(?<![0-9])[0-9]{641}")
+"""Whether Python reads a whole number with so many digits depends on `sys.set_int_max_str_digits`."""
 
 
 def possible_time(microseconds: int) -> bool:
@@ -234,16 +235,9 @@ _NESTS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')
 def _too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= _DEEPEST:
         return False
-    depth, plain = 0, text.replace(r"\\", "").replace(r"\"", "")  # so that a string ends at the next quote
-    for found in _NESTS.finditer(plain):
-        mark = plain[found.start()]
-        if mark in "[{":
-            depth += 1
-            if depth > _DEEPEST:
-                return True
-        elif mark in "]}":
-            depth -= 1
-    return False
+    plain = text.replace(r"\\", "").replace(r"\"", "")  # so that a string ends at the next quote
+    marks = (plain[found.start()] for found in _NESTS.finditer(plain))
+    return any(depth > _DEEPEST for depth in itertools.accumulate((one in "[{") - (one in "]}") for one in marks))
 
 
 def satisfies_constraints(system: Mapping[str, str]) -> bool:
@@ -275,23 +269,16 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
 
 def _is(wanted: Any, text: str) -> bool:
     """Whether this text is JSON of the wanted type, or of a value that the wanted function accepts."""
+    if _LONG_NUMBER.search(text):
+        return False
     try:
-        value = _decode(text)
+        value = json.loads(text)
         if isinstance(wanted, type(_is_space)):
             return bool(wanted(value))
         msgspec.convert(value, wanted)
     except ValueError:
         return False
     return wanted not in _REALS or "NaN" not in text
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError
-    return int(digits)
-
-
-_decode: Final = json.JSONDecoder(parse_int=_whole).decode
 
 
 class _Method(msgspec.Struct):

@@ -181,6 +181,7 @@ def test_a_restore_refuses_a_store_in_which_peers_are_alive(tmp_path: Path) -> N
         restore(file, new, watch=lambda _: store.beat(Beat(peer, "2")))
     assert list(read_all(store.catalog())) == []
     restore(file, new)  # it has fallen silent
+    assert restore(file, new, watch=lambda _: pytest.fail("where nothing is left to restore, nobody is waited for"))
 
 
 def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) -> None:

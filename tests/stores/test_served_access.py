@@ -51,6 +51,7 @@ from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append
+from tests.support.ports import free_port
 from tests.support.processes import SPACE, cli, until
 from tests.support.served import Serve, forget_servers
 
@@ -424,6 +425,28 @@ def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: 
     (name,) = [one.name for one in access.tokens(site.url) if one.label == "invitation to s for north"]
     revoked = cli("admin", "token", "revoke", name, HOPAAS_STORE=site.url)
     assert "Revoked" in revoked.stderr + revoked.stdout
+
+
+def test_a_job_of_a_joined_study_whose_server_is_away_waits_as_a_worker_does_and_is_run_again(
+    site: Site, tmp_path: Path
+) -> None:
+    site.person("ann")
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", space={"x": Float(0, 1)}, budget=3)):
+        pass
+    trusting = {"HOPAAS_CA_FILE": os.environ["HOPAAS_CA_FILE"]}
+    made = cli("invite", "s", "--via", site.served, HOPAAS_STORE=site.url, **trusting)
+    (tmp_path / "s.invitation").write_text(made.stdout)
+    at_site = {"XDG_CONFIG_HOME": str(tmp_path / "site"), "HOPAAS_TOKEN": "", "HOPAAS_STORE": ""}
+    cli("join", str(tmp_path / "s.invitation"), **at_site)
+    (settings,) = (tmp_path / "site").rglob("s.toml")
+    settings.write_text(settings.read_text().replace(site.served.rpartition(":")[2], str(free_port())))
+
+    job = cli("join", "--", "sh", "-c", ": {x}", check=False, HOPAAS_PATIENCE="0.5", **at_site)
+    assert job.returncode == 75, job.stderr
+    assert "cannot be reached from here (tried: direct)" in job.stderr
+    assert "Run this job again later" in job.stderr
+    person = cli("join", check=False, **at_site)
+    assert person.returncode == 78, "who only asks for the route is told at once"
 
 
 # --- what only a server that keeps the list itself can get wrong ---------------------------------------------------

@@ -297,7 +297,6 @@ class Directory:
         Raises:
             FileNotFoundError: it does not exist.
             NotADirectoryError: the folder, or one above it, is a link or a file.
-            OSError: it was removed. From now on, this machine sees that.
 
         """
         fd = os.open(self.root, FOLDER | os.O_NOFOLLOW)
@@ -306,10 +305,6 @@ class Directory:
                 above, fd = fd, -1
                 fd = step_down(above, name)
             yield fd
-        except OSError as error:
-            if error.errno == errno.ESTALE:
-                look_anew(folder)
-            raise
         finally:
             if fd >= 0:
                 os.close(fd)
