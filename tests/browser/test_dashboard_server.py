@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
         done = cli("dashboard", str(store), "--port", str(taken.getsockname()[1]), check=False)
 
     assert done.returncode == 78
-    assert "hoose another --port" in done.stderr
+    assert "hoose a lower --port" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -136,7 +136,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
         (("nowhere", "--port", "1"), 78, ""),
         (("--auth", "oidc", "--optuna"), 2, "Leave out --optuna or --auth"),
         (("https://127.0.0.1:1/x", "--auth", "oidc"), 78, "use the URL of the store that it serves"),
-        (("--port", "65535", "--optuna"), 2, "hoose another --port"),
+        (("--port", "65535", "--optuna"), 2, "hoose a lower --port"),
         ((), 78, "--store URL"),
     ],
 )
