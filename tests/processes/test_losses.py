@@ -12,7 +12,6 @@ import hashlib
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +54,7 @@ from tests.support.lease_peer import store_away
 from tests.support.processes import environment, script, until
 from tests.support.scribe import defined
 from tests.support.served import WAYS, each_way, reached
-from tests.support.studies import opened_study
+from tests.support.studies import copy_store, opened_study, remove_store
 from tests.support.ticking import tick
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -658,10 +657,10 @@ def test_a_result_that_is_told_to_a_log_of_two_histories_is_on_disk_when_tell_sa
     store, older = tmp_path / "store", tmp_path / "older"
     study = studies()
     study.tell(study.ask(), 0.1)
-    shutil.copytree(store, older, symlinks=True)
+    copy_store(store, older)
     study.tell(study.ask(), 0.2)
     trials = [study.ask(), study.ask()]
-    shutil.rmtree(store)
+    remove_store(store)
     older.rename(store)
     for trial, value in zip(trials, (0.3, 0.4), strict=True):
         with pytest.raises(BrokenChain, match=rf"trial {trial.number}.*kept in .* for a rescue"):

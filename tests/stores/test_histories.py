@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything, sum_of
+from tests.support.studies import copy_store, remove_store
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 FORGED = codec.encode(Commit("eve", 1, "eve", 0, (StudySet({"who": '"eve"'}),)))
@@ -173,9 +173,9 @@ def test_a_new_peer_stops_where_the_histories_part(kind: Kind, join: Callable[[s
 
 def rolled_back(tmp_path: Path, study: Study) -> None:
     """Copy the store, tell a trial, and bring the copy back."""
-    shutil.copytree(tmp_path / "store", tmp_path / "backup", symlinks=True)
+    copy_store(tmp_path / "store", tmp_path / "backup")
     tell_some(study, 2)
-    shutil.rmtree(tmp_path / "store")
+    remove_store(tmp_path / "store")
     (tmp_path / "backup").rename(tmp_path / "store")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any, Final
 
 import hopaas_p2p
@@ -27,3 +29,14 @@ def opened_study(store: str | os.PathLike[str] | Storage, name: str, **options: 
     if storage and not isinstance(store, Storage):
         store = hopaas_p2p.open_storage(store, create=options.get("create", True), **storage)
     return hopaas_p2p.open_study(store, name, policy=hopaas_p2p.StudyPolicy(**policy), **options)
+
+
+def copy_store(store: Path, to: Path) -> None:
+    """Copy a directory in which peers may be at work: their beats' drafts come and go meanwhile."""
+    shutil.copytree(store, to, symlinks=True, ignore=shutil.ignore_patterns(".*"))
+
+
+def remove_store(store: Path) -> None:
+    """Remove a directory in which peers may be at work: a beat may come or go meanwhile."""
+    while store.exists():
+        shutil.rmtree(store, ignore_errors=True)

@@ -91,8 +91,8 @@ class Bucket:
         """The seconds by which the server's clock is assumed to be ahead when requests are signed."""
         self._pool: urllib3.PoolManager | None = None
         self._room = threading.Semaphore(WIDEST)
-        """Shared by the requests of all `get_many` and `delete` calls, which together use no more connections than
-        this.
+        """Shared by the requests of all calls of `get_many` for many keys and of `delete`, which together use no more
+        connections than this.
         """
 
     def server_now(self) -> float | None:
@@ -244,8 +244,10 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
+        room = self._room if len(keys) > WIDEST else contextlib.nullcontext()  # few keys wait for nobody
+
         def one(key: str) -> Found | StoreUnreachable | None:
-            with self._room:
+            with room:
                 try:
                     return self.get(key, limit=limit)
                 except StoreUnreachable as error:
