@@ -72,8 +72,7 @@ def serve_https(
         raise ConfigurationError("--tls-cert and --tls-key need each other.")
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _allow_many_files()
 
     async def run() -> None:
         made = https.HttpsServer(
@@ -138,6 +137,12 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
         raise InvalidInput(f"{error}; write a network such as 10.0.0.0/8, or one address") from None
 
 
+def _allow_many_files() -> None:
+    """As many open files, and so connections, as the system lets this process have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @serve.command(study="none", store=False)
 @click.option("--listen", required=True, metavar="PORT|HOST:PORT", help="Where to listen.")
 @click.option("--to", "url", required=True, metavar="URL", help="The target: https:// or s3://.")
@@ -151,6 +156,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    _allow_many_files()
     targets, login_file = targets_of(url), login_file.expanduser()  # a shell leaves --login-file=~/x as it is
     password, (host, port) = read_password(login_file), _address(listen)
 

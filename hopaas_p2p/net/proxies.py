@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.runtime.redaction import foreign
 from hopaas_p2p.runtime.settings import Secret
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) ->
     made.sendall("\r\n".join([f"CONNECT {server} HTTP/1.1", *lines, "", ""]).encode())
     with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:
         answer.begin()
-    said = f"{answer.status} {answer.reason}"
+    said = foreign(f"{answer.status} {answer.reason}")
     if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
         raise _wrong_login(proxy, said)
     if answer.status in (502, 503, 504):

@@ -7,6 +7,7 @@ script names; the script itself, the job's description and every argument may be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -71,8 +72,10 @@ class BatchJob(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name that is valid in every batch system."""
-        return "hopaas-" + re.sub(r"[^a-z0-9]+", "-", self.study.lower()).strip("-")[:40].strip("-")
+        """A name that is valid in every batch system. Two studies or stores share none, nor a Secret of this name."""
+        told = [self.study, *(self.environment.get(f"HOPAAS_{key}", "") for key in ("STORE", "STUDY", "JOINED"))]
+        digest = hashlib.blake2s(json.dumps(told).encode(), digest_size=8).hexdigest()
+        return re.sub(r"[^a-z0-9]+", "-", f"hopaas {self.study.lower()[:30]} {digest}")
 
 
 def files(system: str, job: BatchJob) -> dict[Path, str]:

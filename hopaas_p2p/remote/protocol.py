@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from hopaas_p2p import errors
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.runtime.redaction import foreign
 from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Log, Outgoing, Store
 
 VERSION: Final = 1
@@ -71,21 +72,21 @@ class Call(NamedTuple):
 CALLS: Final = {
     "exchange": Call("log", tuple[Outgoing | None, Lsn], tuple[ExchangeResult, float]),  # and `Log.flush_interval`
     "snapshot_head": Call("log", tuple[Lsn | None], tuple[int, bytes] | None),
-    "blocks": Call("log", tuple[Names], dict[str, bytes]),
+    "blocks": Call("log", tuple[Names], Annotated[dict[str, bytes], Meta(max_length=AT_ONCE)]),
     "block_names": Call("log", answer=Annotated[set[str], _MANY]),
     "put_block": Call("log", tuple[Name, Annotated[bytes, Meta(max_length=_BLOCK)]], least="worker"),
     "put_snapshot_head": Call("log", tuple[Lsn, bytes], least="worker"),
     "doubtful_head": Call("log", tuple[Lsn, Lsn], Doubtful | None),
     "judge_snapshot": Call("log", tuple[Doubtful, bool]),
-    "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
+    "denied_snapshots": Call("log", answer=Annotated[list[tuple[int, str, list[str]]], _MANY]),
     "removed_up_to": Call("log", answer=int),
     "news": Call("log", tuple[Lsn, Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]], bool),  # the seconds to wait
     "confirm": Call("log"),
     "destroy": Call("log", least="owner"),
     "erase": Call("log", least="owner"),
-    "shared": Call("store", answer=set[str] | None),
+    "shared": Call("store", answer=Annotated[set[str], _MANY] | None),
     "beat": Call("store", tuple[Beat]),
-    "beats": Call("store", tuple[Names], dict[str, str]),
+    "beats": Call("store", tuple[Names], Annotated[dict[str, str], Meta(max_length=AT_ONCE)]),
     "remove_beat": Call("store", tuple[Name]),
     "hello": Call("store", answer=Facts),
     "keys": Call("files", answer=Annotated[list[str], _MANY]),
@@ -213,7 +214,7 @@ def refused(error: Exception) -> bytes:
 def refusal(answer: bytes) -> tuple[str, str] | None:
     """(name of the error, message) of an answer with an error."""
     found = _decode_answer(answer)
-    return (found.error, found.message) if found.error else None
+    return (found.error, foreign(found.message)) if found.error else None
 
 
 def result_of(call: str, data: bytes) -> Any:
@@ -230,7 +231,7 @@ def result_of(call: str, data: bytes) -> Any:
     except (msgspec.MsgspecError, RecursionError) as error:
         why = "Unless a proxy changes answers, the versions differ: install the same version on both sides"
         raise StoreUnreachable(f"the server's answer to {call!r} cannot be read: {error}. {why}") from None
-    raise _KINDS.get(found.error, StoreUnreachable)(found.message)
+    raise _KINDS.get(found.error, StoreUnreachable)(foreign(found.message))
 
 
 def encode_header(text: str) -> str:

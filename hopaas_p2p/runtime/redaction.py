@@ -19,6 +19,8 @@ _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
 
+_LONGEST: Final = 2000  # characters of what a server says
+
 
 def redacted(url: str) -> str:
     """The URL with `***` in place of a password."""
@@ -42,3 +44,8 @@ def path_of(url: str) -> Path:
     if parts.netloc not in ("", "localhost"):
         raise ConfigurationError(f"{redacted(url)!r}: write three slashes, as in {parts.scheme}:///shared/campaign")
     return Path(unquote(parts.path))
+
+
+def foreign(text: str) -> str:
+    """What a server said, for a message: not too long, and without characters that a terminal would obey."""
+    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text[:_LONGEST])

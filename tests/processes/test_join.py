@@ -156,7 +156,7 @@ def test_where_there_is_no_batch_system_the_script_stays_and_that_is_said(
     done = join(there, *words, PATH=str(empty))
     assert done.returncode == 78
     assert "there is no sbatch on this machine" in done.stderr
-    assert (there / "hopaas-jobs" / "hopaas-s.slurm.sh").exists()
+    assert list((there / "hopaas-jobs").glob("hopaas-s-*.slurm.sh"))
 
 
 def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_path: Path, there: Path) -> None:
@@ -181,7 +181,7 @@ def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_pa
     arguments = (tmp_path / "arguments").read_text()
     assert f"--from-file=token={token}" in arguments
     assert "apply -f -" in arguments
-    manifest = (there / "hopaas-jobs/hopaas-s.yaml").read_text()
+    (manifest,) = (path.read_text() for path in (there / "hopaas-jobs").glob("hopaas-s-*.yaml"))
     assert "hunter2" not in arguments + done.stderr + manifest
     assert (tmp_path / "piped").read_text() == f"made-by-kubectl\n{manifest}"
     assert "HOPAAS_TOKEN_FILE" in manifest

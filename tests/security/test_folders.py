@@ -89,6 +89,12 @@ def run(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=120, cwd=cwd, env=env, check=False)
 
 
+def script_in(folder: Path) -> Path:
+    """The one script of Slurm in this folder, in whose name is a digest of the store."""
+    (found,) = folder.glob("hopaas-s-*.slurm.sh")
+    return found
+
+
 # --- job scripts -----------------------------------------------------------------------------------------------------
 
 
@@ -102,8 +108,9 @@ def test_a_link_in_the_place_of_the_folder_of_scripts_is_refused(own_place: Path
 
 @pytest.mark.usefixtures("study")
 def test_a_link_in_the_place_of_a_script_is_replaced_and_not_followed(own_place: Path, home: Path) -> None:
-    script = own_place / "hopaas-jobs" / "hopaas-s.slurm.sh"
-    script.parent.mkdir()
+    run("submit", "slurm", "--dry-run", *SUBMIT[2:], cwd=own_place)
+    script = script_in(own_place / "hopaas-jobs")
+    script.unlink()
     script.symlink_to(home / ".bashrc")
     done = run("submit", "slurm", "--dry-run", *SUBMIT[2:], cwd=own_place)
     assert done.returncode == 0, done.stderr
@@ -118,12 +125,13 @@ def test_what_is_submitted_is_what_was_written_whatever_lies_in_its_place(own_pl
     (own_place / "bin").mkdir()
     sbatch = own_place / "bin" / "sbatch"
     sbatch.write_text(
-        '#!/bin/sh\necho "echo stolen" > hopaas-jobs/hopaas-s.slurm.sh\ncat "${2:--}" > submitted\necho "$@"\n'
+        '#!/bin/sh\necho "echo stolen" | tee hopaas-jobs/hopaas-s-*.sh > stolen\ncat "${2:--}" > submitted\necho "$@"\n'
     )
     sbatch.chmod(0o755)
     done = run(*SUBMIT, cwd=own_place, PATH=f"{sbatch.parent}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
     assert "submitted: --parsable." in done.stderr
+    assert "stolen" in script_in(own_place / "hopaas-jobs").read_text()
     assert "hopaas-p2p" in (own_place / "submitted").read_text()
     assert "stolen" not in (own_place / "submitted").read_text()
 
@@ -133,7 +141,7 @@ def test_a_job_imports_nothing_from_the_folder_where_it_runs(study: Study, own_p
     assert run(*words, cwd=own_place).returncode == 0
     for name in ("hopaas_p2p", "click", "json"):
         (own_place / f"{name}.py").write_text("raise SystemExit('stolen')")
-    script = own_place / "hopaas-jobs" / "hopaas-s.slurm.sh"
+    script = script_in(own_place / "hopaas-jobs")
     done = subprocess.run([script], capture_output=True, text=True, timeout=120, cwd=own_place, check=False)
     assert done.returncode == 0, done.stderr
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
@@ -162,7 +170,7 @@ def test_where_others_may_write_scripts_and_the_output_of_jobs_go_elsewhere(plac
     assert done.returncode == 0, done.stderr
     assert f"others may write to {place}" in done.stderr
     elsewhere = place.parent / "state" / "hopaas-p2p" / "jobs"
-    assert f'#SBATCH --output="{elsewhere}/' in (elsewhere / "hopaas-s.slurm.sh").read_text()
+    assert f'#SBATCH --output="{elsewhere}/' in script_in(elsewhere).read_text()
     assert list(place.iterdir()) == []
 
 

@@ -19,7 +19,15 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    InvalidInput,
+    StoreCorrupt,
+    StoreUnreachable,
+    StudyDeleted,
+)
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Entry, read_all
@@ -167,6 +175,27 @@ def test_an_interrupted_restore_goes_on(tmp_path: Path) -> None:
     assert not restore(file, new)
     assert logs(new) == logs(old)
     assert restore(file, new)
+
+
+def test_of_two_restores_at_once_the_one_that_fails_leaves_no_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, files = f"{tmp_path}/new", [tmp_path / "a.backup", tmp_path / "b.backup"]
+    for file in files:
+        filled(str(file.with_suffix("")), file.stem)
+    access.add_user(str(tmp_path / "a"), "mallory")
+    for file in files:
+        back_up(str(file.with_suffix("")), file)
+
+    def meanwhile(*_: object) -> None:
+        monkeypatch.undo()
+        restore(files[1], new)
+
+    monkeypatch.setattr(backups, "_check_nobody_lives", meanwhile)
+    with pytest.raises(StoreCorrupt, match="nothing was replaced"):
+        restore(files[0], new)
+    assert access.users(new) == []
+    assert restore(files[1], new)
 
 
 def test_a_restore_refuses_a_store_in_which_peers_are_alive(tmp_path: Path) -> None:

@@ -302,6 +302,19 @@ def test_a_script_has_no_gap_left_and_hands_the_command_over_as_it_is(system: st
     assert ("it's $$HOME" if system == "kubernetes" else "'it'\"'\"'s $HOME'") in text
 
 
+@pytest.mark.parametrize("system", batch.SYSTEMS)
+def test_studies_of_like_names_and_of_two_stores_share_neither_a_file_nor_a_secret(system: str) -> None:
+    """Who invites chooses the study's name, and a pod gets the token that lies in the Secret of this name."""
+    jobs = [
+        job(study=name, image="me/train:1" if system == "kubernetes" else "") for name in ("alpha", "Alpha!", "é", "ü")
+    ]
+    jobs += [jobs[0]._replace(environment={"HOPAAS_STORE": url}) for url in ("https://a.org/t", "https://b.org/t")]
+    assert len({made.name for made in jobs}) == len(jobs)
+    assert len({path for made in jobs for path in batch.files(system, made)}) == len(jobs) * len(batch._FILES[system])
+    assert jobs[0].name == job(study="alpha").name
+    assert all(re.fullmatch(r"hopaas-[a-z0-9-]{1,47}", made.name) for made in jobs)
+
+
 def test_the_script_of_slurm_is_the_example_with_values_in_it() -> None:
     text = written("slurm", queue="gpu", account="physics", more=("--qos=low",), seconds=5400)
     lines = text.splitlines()
@@ -384,12 +397,12 @@ def test_no_name_of_a_folder_adds_an_option_for_slurm(tmp_path: Path, name: str)
     text = written("slurm", folder=tmp_path / name, queue=name, account=name)
     lines = [shlex.split(line, comments=True) for line in re.findall("^#SBATCH (.*)$", text, re.MULTILINE)]
     assert all(len(words) == 1 for words in lines)
-    wanted = [f"--output={tmp_path / name}/hopaas-my-study-%a.out", f"--partition={name}", f"--account={name}"]
+    wanted = [f"--output={tmp_path / name}/{job().name}-%a.out", f"--partition={name}", f"--account={name}"]
     assert [[one] for one in wanted if [one] not in lines] == []
 
 
 def test_slurm_replaces_nothing_in_the_name_of_a_folder() -> None:
-    assert '#SBATCH --output="/x%%d/hopaas-my-study-%a.out"' in written("slurm", folder=Path("/x%d"))
+    assert f'#SBATCH --output="/x%%d/{job().name}-%a.out"' in written("slurm", folder=Path("/x%d"))
 
 
 @pytest.mark.parametrize("name", ["$ENV(WANDB_API_KEY)", "x$(Process)"])
