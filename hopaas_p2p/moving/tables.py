@@ -129,7 +129,7 @@ def load_csv(
         try:
             trials[at] = _from_row(row, values, columns)
         except (ValueError, KeyError, TypeError) as error:
-            wrong = " is not a state, or not a choice of its parameter" if isinstance(error, KeyError) else ""
+            wrong = " is not a choice of its parameter" if isinstance(error, KeyError) else ""
             raise InvalidInput(f"row {at + 2}: {str(error)[:200]}{wrong}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
     names = [column.removeprefix("values_") for column in values if column.startswith("values_")]
@@ -144,12 +144,17 @@ def _from_row(
     from hopaas_p2p.translate import read_json
 
     told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
+    state = row.get("state", "").rpartition(".")[2].upper()
+    if state not in TrialState.__members__:
+        raise ValueError(f"{row.get('state', '')!r} is not a state; write COMPLETE, PRUNED, FAIL or WAITING")
+    if state == "COMPLETE" and not 0 < len(told) == len(values):
+        raise ValueError("the trial is COMPLETE, but has no value; write FAIL, or give the value")
     user = dict(mapping(read_json(_unquoted(row.get("user_attrs", "{}"))), "user_attrs"))
     user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
     params = _under("params_", row)
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
-        state=TrialState[row.get("state", "").rpartition(".")[2].upper()],
+        state=TrialState[state],
         params={key: columns[key][1](text) for key, text in params.items()},
         dists={key: columns[key][0] for key in params},
         user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},

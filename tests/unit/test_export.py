@@ -263,6 +263,7 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
         ("a,b\n1,2\n", "no column 'state'"),
         ("number,state,value\n0,GREAT,1\n", "row 2: 'GREAT' is not a state"),
         ("number,state,value\n0,,1\n", "row 2: '' is not a state"),
+        ("number,state,value\n0,COMPLETE,\n", "row 2: the trial is COMPLETE, but has no value"),
         ("number,state,value\n0,COMPLETE,high\n", "row 2: .* 'high'"),
         (f"number,state,value\n0,COMPLETE,{'high' * 5000}\n", "row 2: .{200}$"),
         (f"number,state,value,params_x\n0,COMPLETE,1,{'9' * 20}\n", "cannot be written to a log"),
