@@ -86,7 +86,7 @@ class StoreCorrupt(HopaasError):
 
 
 class BrokenChain(StoreCorrupt):
-    """This log has other commits than this process has read; the process stops writing. Run: hopaas-p2p doctor URL."""
+    """This log differs from what this process has read, so the process stops writing. Run: hopaas-p2p doctor URL."""
 
 
 class StoreUnreachable(HopaasError):

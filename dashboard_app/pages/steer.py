@@ -89,7 +89,7 @@ def _stop_study(page: PageContext) -> None:
         theme.nothing("The study no longer exists, or you may no longer see it.")
         return
     epochs = {number: frame.state.trials[number].epoch for number in sorted(frame.state.running)}
-    st.write(f"No more trials will start. {len(epochs):,} are running now; their peers finish them.")
+    st.write(f"No more trials will start. Running now: {len(epochs):,}; their peers finish them.")
     too = st.checkbox("Also ask the running trials to end", disabled=not epochs)
 
     if st.button("Stop it", type="primary"):
@@ -206,7 +206,7 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
             if value is not None:
                 given[name] = value
         if len(space) > _FIELDS:
-            theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
+            theme.caption(f"Parameters left to the sampler: {len(space) - _FIELDS:,}.")
         times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             page.act("worker", lambda it: _each(*[lambda: it.enqueue_trial(given)] * times), done="Queued for a peer.")

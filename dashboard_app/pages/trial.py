@@ -146,7 +146,7 @@ def _when(at: float | None) -> str:
     try:
         return datetime.datetime.fromtimestamp(at / 1e6, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, OSError, ValueError):
-        return "at an impossible time"
+        return "at an invalid time"
 
 
 def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:

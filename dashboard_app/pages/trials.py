@@ -73,7 +73,7 @@ def _table(page: PageContext, frame: Frame) -> None:
             ),
             "reason": st.column_config.TextColumn("Reason", width="large"),
         },
-        alt=f"{count} trials with their state, values, parameters, and where they ran",
+        alt=f"Table of {count} trial{'s' * (count != 1)}: states, values, parameters, and where each ran",
     )  # fmt: skip
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
@@ -123,7 +123,7 @@ def _failures(page: PageContext, frame: Frame) -> None:
 
 @st.dialog("Queue these trials again?")
 def _confirm(page: PageContext, numbers: list[int]) -> None:
-    st.write(f"{len(numbers):,} trials with the same parameters will wait for the next peers.")
+    st.write(f"New trials with the same parameters, to wait for the next peers: {len(numbers):,}.")
     theme.caption(", ".join(map(str, numbers[:40])) + (" …" if len(numbers) > 40 else ""))
     if not st.button("Queue them", type="primary", key="requeue-now"):
         return

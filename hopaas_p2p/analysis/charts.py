@@ -112,7 +112,7 @@ def history(
     if len(best_rows):
         line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best_rows[-1]])}
         layers.append(Series("best so far", "steps", line, palette.BEST, 2))
-        best = f"trial {best_rows[-1]} with {number(float(y[best_rows[-1]]))}; it improved {len(best_rows) - 1} times."
+        best = f"trial {best_rows[-1]} with {number(float(y[best_rows[-1]]))}; improvements: {len(best_rows) - 1}."
     else:
         best = "unknown, because no trial satisfies the constraints."
     if ignored:
@@ -148,7 +148,7 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
         for at in (first, second)
     )
     total = len(columns.directions)
-    alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
+    alt = f"Complete trials on the Pareto front of {total} objectives: {len(front)} of {len(rows):,}."
     return Chart("Pareto front", layers, x_axis, y_axis, alt)
 
 
@@ -220,7 +220,7 @@ def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask |
     caption = facts.count(count, "complete trial")
     caption += f", of which {len(drawn):,} are drawn, the best among them" if len(drawn) < count else ""
     said = _NO_BEST if columns.infeasible[drawn[-1]] else f"the best is trial {drawn[-1]}"
-    alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; {said}."
+    alt = f"Parallel coordinates of {facts.count(len(drawn), 'trial')} over {', '.join(names)}; {said}."
     axes = (*(axis_of(columns.parameters[name]) for name in names), value)
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
 

@@ -56,7 +56,7 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
     rows = np.flatnonzero(trials.complete(objective, shown) & ~trials.infeasible)
     if len(rows) < _FEWEST:
         which = "complete and feasible" if trials.infeasible.any() else "complete"
-        return Importance((), f"Needs {_FEWEST} {which} trials; there are {len(rows)}.")
+        return Importance((), f"Needs {_FEWEST} {which} trials; found {len(rows)}.")
     some = rows[spread(len(rows), _MOST)]
     names = [name for name, one in state.dists.items() if len(getattr(one, "choices", ())) <= _MOST_CHOICES]
     try:

@@ -82,8 +82,8 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
         name = f"{unit} since the first trial"
     counts = Counter(one.kind for one in bars)
     notes = ["Each peer's times are by its own clock"]
-    notes += [f"{len(owners) - len(row):,} peers are not drawn"] if len(owners) > len(row) else []
-    notes += [f"{len(kept) - len(bars):,} earlier stretches are not drawn"] if len(kept) > len(bars) else []
+    notes += [f"{count(len(owners) - len(row), 'more peer')} not drawn"] if len(owners) > len(row) else []
+    notes += [f"{count(len(kept) - len(bars), 'earlier period')} not drawn"] if len(kept) > len(bars) else []
     about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     return Chart(
         "Timeline by peer",

@@ -82,7 +82,7 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which the token is valid.")
 @click.option("--label", help="A note, such as where the token is used.")
-@click.option("--connections", type=int, help="Processes at once. [default: a quarter of the server's, <= 256]")
+@click.option("--connections", type=int, help="Processes that may use it at once. [default: 256, or fewer]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 

@@ -68,7 +68,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     found = []
     newest = listings[-limit:]
     if newest:
-        none = f"None of the newest {len(newest):,} studies can be read."
+        none = f"No study can be read, of the newest {len(newest):,}."
     for name in [one.study_name for one in storage.frozen_studies(newest)]:
         with contextlib.suppress(NoSuchStudy):  # deleted this moment
             found.append(summary.of_study(open_study(storage, name, create=False)))
@@ -91,7 +91,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     }
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=none)
     if len(listings) > limit:
-        output.say(f"{len(listings) - limit:,} older studies are not shown; give a pattern, --limit N, or --names")
+        output.say(f"Older studies not shown: {len(listings) - limit:,}; give a pattern, --limit N, or --names")
 
 
 @study.command(study="argument")

@@ -132,12 +132,12 @@ class _Steps:
         self.values, self.steps, self.late = values, sorted(values), list[int]()
 
     def floor(self, first: int, last: int) -> int | None:
-        """The last step from `first` to `last`."""
+        """The highest known step in [first, last]."""
         places = [(steps, bisect.bisect_right(steps, last)) for steps in (self.steps, self.late)]
         return max([steps[at - 1] for steps, at in places if at and steps[at - 1] >= first], default=None)
 
     def ceiling(self, first: int, last: int) -> int | None:
-        """The first step from `first` to `last`."""
+        """The lowest known step in [first, last]."""
         places = [(steps, bisect.bisect_left(steps, first)) for steps in (self.steps, self.late)]
         return min([steps[at] for steps, at in places if at < len(steps) and steps[at] <= last], default=None)
 

@@ -165,7 +165,7 @@ class OwnerMonitor:
         return {owner for owner in watched if before is not None and state.has_written(owner, since=before)}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
-        """The owners to watch: all if they are few or this peer runs no trial, otherwise the eight next in a ring.
+        """The owners to watch: all if they are few or this peer runs no trial, otherwise the next eight in a ring.
 
         If every peer watched every other, a thousand peers would read a million beats each round. The ring orders
         owners by their random uuids, so each is watched by the eight before it. If these die too, their trials are

@@ -104,7 +104,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 REFUSALS: Final = {
-    "malformed": "the record cannot be read, or contains an impossible value",
+    "malformed": "the record cannot be read, or contains an invalid value",
     "duplicate": "this commit is already in the log",
     "undefined": "the study has no definition yet, or already has one",
     "role": "the author's grant does not allow it",

@@ -143,7 +143,7 @@ def load(name: str) -> Membership:
     """
     values = joined(name)
     if not {"store", "study"} <= values.keys():
-        raise ConfigurationError(f"{_beside(name, 'toml')} names no store or no study. Remove it, and join again")
+        raise ConfigurationError(f"{_beside(name, 'toml')} lacks a store or a study. Remove it, and join again")
     return Membership(name, values["store"], values["study"], values)
 
 

@@ -172,8 +172,8 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
         raise DefinitionMismatch(f"the study {name!r} has the directions {ours}; the import has {theirs}")
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
-            f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
-            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
+            f"the finished trials ({finished}) do not fit: the budget of {name!r} is {state.budget}, with "
+            f"{state.used()} used; run: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
             f"{store_option(storage.url)}"
         )
 
@@ -184,7 +184,7 @@ def _outside(state: State, source: StudyRecords) -> Iterator[str]:
         values = [record.params[name] for record in source.trials.values() if name in record.params]
         outside = sum(bool(widened_distributions({name: value}, {}, {name: one})) for value in values)
         if outside:  # values too far outside are refused later
-            yield f"{outside} of {len(values)} values of {name!r} are outside the search space, {spec(one)}"
+            yield f"values of {name!r} outside the search space, {spec(one)}: {outside} of {len(values)}"
 
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:

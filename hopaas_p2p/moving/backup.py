@@ -447,8 +447,8 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
     alive = [peers[peer] for peer in peers if after.get(peer) != before.get(peer)]
     if alive:
         raise ConfigurationError(
-            f"{len(alive)} peers are alive in {store.url} ({'; '.join(alive[:5])}) and have more than the backup. "
-            "Stop them first. Results that they could not send stay in their spool"
+            f"{count(len(alive), 'live peer')} in {store.url} ({'; '.join(alive[:5])}) may have commits that the "
+            "backup lacks. Stop all peers first. Results that they could not send stay in their spool"
         )
 
 

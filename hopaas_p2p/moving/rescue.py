@@ -131,13 +131,13 @@ def damage(store: Store, uuid: str) -> str | None:
     found, log = rescue(store, uuid, unsent=False), store.log(uuid)
     if found.damaged:
         count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
-        return f"{count} commits cannot be read; the first is {first}"
+        return f"{count} commit{'s' * (count != 1)} cannot be read, from commit {first} on"
     if found.histories > 1:
-        return f"the log has {found.histories} histories: some commits were written after others than those before them"
+        return f"the log has {found.histories} histories: some commits do not follow the commits before them"
     if found.disputed:
         return "the sum that is stored with a commit is not that of the commits before it"
     if found.from_spool and any(spool.histories(uuid)):
-        return f"{found.from_spool} commits of its peers are missing in the log, but are in this machine's spool"
+        return f"commits missing in the log, but present in this machine's spool: {found.from_spool}"
     try:
         for _ in read_all(log, log.removed_up_to()):
             pass

@@ -53,7 +53,7 @@ def read(path: Path) -> StudyDescription:
     """The study that this file describes.
 
     Raises:
-        InvalidInput: the file cannot be read, or asks for something impossible; the message is one line that shows
+        InvalidInput: the file cannot be read, or asks for something unsupported; the message is one line that shows
             where.
 
     """

@@ -121,7 +121,7 @@ def _untrusted(host: str, why: str) -> HopaasError:
             "then; results wait in the spool. If the date on this node is wrong, correct it"
         )
     if "not yet valid" in why:
-        return StoreUnreachable(f"the certificate of {host} is not valid yet; correct this node's date if wrong")
+        return StoreUnreachable(f"the certificate of {host} is not valid yet; correct this node's date if it is wrong")
     if "match" in why:
         return ConfigurationError(
             f"the certificate of {host} is for another name ({why}). Use the name that it is for, or have one issued "

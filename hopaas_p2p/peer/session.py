@@ -453,7 +453,7 @@ class LogSession(Generic[S]):
     def _is_cut_off(self, last: LastCommit | None) -> bool:
         """Whether the log, read again, has lost commits that this session has seen."""
         head, (seen, chain) = self.state.lsn, self._seen
-        lost = f"it ends at commit {head}, and this process has read {seen} commits, with the sum {shown(chain)}"
+        lost = f"it ends at commit {head}, and this process has read up to commit {seen}, with the sum {shown(chain)}"
         if head >= seen:
             own = f"{self.writer}:"
             placed = next((one for one in reversed(self.acknowledged) if one.commit.nonce.startswith(own)), None)

@@ -124,7 +124,7 @@ class SpoolSender:
         if not commits or not self._lasts:
             return
         path, why = self._write(uuid, log, commits, "history", [])
-        what = f"{len(commits)} commits of this process may be missing in the log"
+        what = f"{len(commits)} commit{'s' * (len(commits) != 1)} of this process may be missing in the log"
         if path is None:
             _log.error("%s, and no copy could be kept: %s", what, why)
         else:
@@ -147,7 +147,7 @@ class SpoolSender:
                 if path is not None and path not in before:
                     _log.warning("unconfirmed results are kept in %s; to send them: hopaas-p2p admin spool send", path)
                 elif path is None and why and self._lasts:
-                    _log.error("the last changes, such as to trials %s, are lost with this process: %s", ends, why)
+                    _log.error("the last changes are lost with this process (ended trials: %s): %s", ends, why)
                 elif path is None:
                     log.withdraw()
 
@@ -224,9 +224,9 @@ class SpoolSender:
         if lost:
             spool.take_in(spooled)
             raise KeptForRescue(
-                f"{spooled.name}: of {len(spooled.placed)} commits that the store had acknowledged, the log has lost "
-                f"some, and continued without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
-                "because in this log they would mean something else. Run: hopaas-p2p doctor STORE --rescue"
+                f"{spooled.name}: the log has lost acknowledged commits, and has continued without them. "
+                f"Of these commits, {lost} {'is' if lost == 1 else 'are'} kept for a rescue, because in this log they "
+                "would mean something else. Run: hopaas-p2p doctor STORE --rescue"
             )
         found = []
         for commit in map(codec.decode, [one.payload for one in sent]):
@@ -279,7 +279,7 @@ class SpoolSender:
                     log.pull(began)
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
-        """Append acknowledged commits again that the log has lost; return how many of them it cannot accept.
+        """Append again acknowledged commits that the log has lost; return how many of them it cannot accept.
 
         The log can accept a commit if it has, up to the commit's old place, what the writer had read. Everything that
         the commit refers to is then there, under the same numbers. The log must also have no later commit of the

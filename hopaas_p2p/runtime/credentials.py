@@ -190,8 +190,8 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
         return None
     if not there:
         raise ConfigurationError(
-            f"{', '.join(sorted(left))} is known here only by a study that you have left, so it gets no credentials of "
-            "yours. Join that study again; or, if it is your own server, name it: --store or HOPAAS_STORE"
+            f"{', '.join(sorted(left))} is known here only through a study that you have left, so it gets none of "
+            "your credentials. Join that study again; or, if it is your own server, name it: --store or HOPAAS_STORE"
         )
     found, *others = chosen or there
     if others:
@@ -542,7 +542,8 @@ def check_wandb(file: Path) -> None:
     """Let W&B's library send its key to its default server, but not where this file of the directory redirects it.
 
     Raises:
-        ConfigurationError: the file contains more than names; it may have come with somebody else's repository.
+        ConfigurationError: the file sets more than an entity, a project and a mode; it may have come with
+            somebody else's repository.
 
     """
     parser = configparser.RawConfigParser()

@@ -130,7 +130,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         except msgspec.ValidationError as error:
             raise InvalidInput(str(error)) from None
         if not possible_priors([value]):
-            raise InvalidInput(made.flaw() or "its parameters are impossible")
+            raise InvalidInput(made.flaw() or "its parameters are invalid")
         return made
 
     @classmethod

@@ -108,7 +108,7 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
         if key not in annotations or any(one in annotations[key] for one in _OBJECTS):
             raise InvalidInput(f"{kind} {name}: the argument {str(key)[:80]!r} cannot be stored")
         if not _is_plain(value) or (isinstance(value, str) and not any(one in annotations[key] for one in _WORDS)):
-            raise InvalidInput(f"{kind} {name}: {key} = {str(value)[:80]!r} is impossible")
+            raise InvalidInput(f"{kind} {name}: {key} = {str(value)[:80]!r} is not allowed")
     try:
         return _made(cls, arguments)
     except Exception as error:  # whatever it raises because of its arguments

@@ -42,7 +42,7 @@ from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
 """The number of search spaces whose trials are cached; a study with a fixed space has one, or one per parameter."""
-_DRAWS: Final = 4  # of all candidates, before a new configuration is chosen without the model
+_DRAWS: Final = 4  # times that candidates are drawn, before a new configuration is chosen without the model
 _ANYWHERE: Final = 100
 _LOOKED_UP: Final = 3  # candidates that are compared with all trials one by one
 _PROCESS_UP_TO: Final = 500  # trials; with more, the densities are good enough, and cheaper

@@ -26,7 +26,7 @@ def checked(policy: object) -> Fidelity:
     """These rungs or this population, if valid for a study.
 
     Raises:
-        InvalidInput: the policy is of another type, or impossible; the message says why.
+        InvalidInput: the policy is of another type, or invalid; the message says why.
 
     """
     if not isinstance(policy, Rungs | Population):

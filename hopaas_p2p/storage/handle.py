@@ -364,7 +364,7 @@ class StudyHandle:
 
         Raises:
             NoWork: the budget has no room for it.
-            InvalidInput: the record describes an impossible trial.
+            InvalidInput: the record describes an invalid trial.
 
         """
         verdict = self._commit(record)

@@ -472,7 +472,7 @@ class Storage(BaseStorage):
         """
         define = msgspec.structs.replace(define, name=checked_name(define.name))
         if not possible_definition(define):
-            raise InvalidInput(f"this definition has an impossible value: {define}")
+            raise InvalidInput(f"this definition has an invalid value: {define}")
         taken = DuplicatedStudyError(f"A study named {define.name!r} already exists in {self.url}.")
         if define.name in self._catalog().by_name:
             raise taken
@@ -490,7 +490,7 @@ class Storage(BaseStorage):
         said = (define,) if settings is None else (define, settings)
         if not all(verdict.accepted for verdict in self.peer.await_commit(log, log.put(self.peer.uuid, *said))):
             self._destroy(uuid)
-            raise InvalidInput(f"this definition has an impossible value: {define}, {settings}")
+            raise InvalidInput(f"this definition has an invalid value: {define}, {settings}")
         verdict = self.peer.commit_to_catalog(StudyRegistered(uuid, define.name))
         if not verdict.accepted or verdict.number is None:
             self._destroy(uuid)

@@ -187,11 +187,11 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
         yield Finding(name, "not shared with this user")
         return
     refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "none"
-    detail = f"{state.lsn} commits, {len(state.trials)} trials, refused records: {refused}"
+    detail = f"commits: {state.lsn}, trials: {len(state.trials)}, refused records: {refused}"
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
     yield Finding(name, detail, passed=not unreadable, cure=cure)
     if forks:
-        detail = f"the log has two histories: commit {', '.join(forks)} was not written after those before it"
+        detail = f"the log has two histories: commit {', '.join(forks)} does not follow those before it"
         cure = "a backup was restored under running peers, or the store accepted two commits under one number"
         yield Finding(f"{name}, history", detail, passed=False, cure=cure)
     if twins:

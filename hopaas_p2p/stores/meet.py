@@ -119,7 +119,7 @@ class Meeting:
         lost = sum(there.get(lsn) != payload for lsn, payload in self._mine.items())
         twice = len(there) - len(set(there.values()))
         whole = not lost and not twice and list(there) == list(range(1, max(len(there), len(self._entries)) + 1))
-        detail = "every commit is there exactly once" if whole else f"{lost} commits lost, {twice} duplicated"
+        detail = "every commit is there exactly once" if whole else f"commits lost: {lost}, duplicated: {twice}"
         yield Finding("nothing lost", detail, passed=whole, cure=_CURE)
         reports = [one for said in self._others.values() for one in said if one.digest]
         differ = any(self._digest(one.upto) != one.digest for one in reports)

@@ -211,7 +211,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             LeaseLost: another peer runs the trial now.
             StoreUnreachable: the store did not answer for `store_wait`.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MB; the message says what to do.
+            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
         """
         checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
@@ -223,7 +223,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             InvalidInput: there is no such file.
             LeaseLost: another peer runs the trial now; the file was removed again.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MB; the message says what to do.
+            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
         """
         files = StudyArtifacts(self.storage, self.study.study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)

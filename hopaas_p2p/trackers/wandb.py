@@ -241,7 +241,7 @@ def _has_key() -> bool:
 
     """
     for folder in (Path.cwd(), Path(os.environ.get("WANDB_DIR", "")).absolute()):
-        for name in ("wandb", ".wandb"):  # what one of them says may hide that it was read
+        for name in ("wandb", ".wandb"):  # check both: one file's settings can hide that it was read
             credentials.check_wandb(folder / name / "settings")
     settings = _module().setup().settings
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

@@ -219,7 +219,7 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
 
     assert [said.split(":")[0] for said in lines(chart)["complete"]] == [f"trial {at}" for at in range(7, 12)]
     assert chart is not None
-    assert "2 peers are not drawn. 3 earlier stretches are not drawn." in chart.caption
+    assert "2 more peers not drawn. 3 earlier periods not drawn." in chart.caption
 
 
 def test_a_long_timeline_is_drawn_at_the_milliseconds_that_it_says() -> None:

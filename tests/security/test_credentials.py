@@ -327,7 +327,7 @@ def test_nor_after_the_study_was_left(ann: Path, evil: Stranger) -> None:
     for words in (["trial", "tell", "0.5", "--ticket", str(ticket)], ["admin", "spool", "send"]):
         done = as_ann(*words, cwd=ann, HOPAAS_JOINED="")
         assert done.returncode == 78
-        assert "127.0.0.1 is known here only by a study that you have left" in done.stderr + done.stdout
+        assert "127.0.0.1 is known here only through a study that you have left" in done.stderr + done.stdout
     ways.enter(membership.accept(invitation("https://gw.example.org/d")))
     with pytest.raises(ConfigurationError, match="a study that you have left"):
         address.credentials()

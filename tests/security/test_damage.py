@@ -131,7 +131,7 @@ def test_a_commit_far_behind_the_end_costs_a_rescue_nothing(tmp_path: Path, lsn:
         far.symlink_to(text)
     store = DirectoryStore(url)
     assert rescue.names_of(store) == ({uuid: "s"}, False)
-    assert "cannot be read; the first is" in str(rescue.damage(store, uuid))
+    assert "cannot be read, from commit" in str(rescue.damage(store, uuid))
     found = rescue.rescue(store, uuid)
     assert found.lost == found.damaged == [range(found.damaged[0].start, lsn)]
     assert found.study is not None

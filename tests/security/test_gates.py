@@ -195,7 +195,7 @@ def test_no_name_of_a_caller_is_taken_for_what_the_database_says(name: str, monk
 
 
 def test_nobody_names_code_for_libpq_to_load() -> None:
-    with pytest.raises(ConfigurationError, match="libpq takes a colon for code to load"):
+    with pytest.raises(ConfigurationError, match="with a colon in it, libpq would load code"):
         PostgresAddress("postgresql://db.example.org/d?sslcert=/x&sslkey=/home/ann/engine.so:x")
 
 
@@ -478,7 +478,7 @@ def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str,
     container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{where}/keys", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "canary"}
     machine = {"HOME": str(ann), "AWS_EC2_METADATA_SERVICE_ENDPOINT": where}
     for env in (container, machine, identity)[: 2 if "[" in where else 3]:
-        with pytest.raises(ConfigurationError, match="but is not an https:// URL"):
+        with pytest.raises(ConfigurationError, match="which is not an https:// URL"):
             keys.Chain(address, env=env).retrieve()
 
 

@@ -206,7 +206,7 @@ def test_a_restore_refuses_a_store_in_which_peers_are_alive(tmp_path: Path) -> N
         back_up(old, file)
     store = open_store(new)
     store.beat(Beat(peer, "1"))
-    with pytest.raises(ConfigurationError, match="1 peers are alive"):
+    with pytest.raises(ConfigurationError, match="1 live peer in"):
         restore(file, new, watch=lambda _: store.beat(Beat(peer, "2")))
     assert list(read_all(store.catalog())) == []
     restore(file, new)  # it has fallen silent

@@ -101,7 +101,7 @@ def test_a_commit_that_was_acknowledged_and_is_not_there_is_told(
     meeting._mine[10**6] = b"acknowledged"
     other = Meeting(DirectoryStore(tmp_path), "word", seconds=0.2, timeout=20.0)
     found, _ = together(lambda: list(meeting.findings()), lambda: list(other.findings()))
-    assert "1 commits lost" in next(one for one in found if one.check == "nothing lost").detail
+    assert "commits lost: 1" in next(one for one in found if one.check == "nothing lost").detail
 
 
 @pytest.mark.parametrize("word", ["", "a b", "../x", "x" * 41])

@@ -84,7 +84,7 @@ def test_a_file_belongs_to_a_study_of_this_database(place: Place, source: Path) 
     for url in (place.person("ann"), place.admin):
         artifacts = place.store(url).artifacts()
         for key in ("files/0123456789abcdef", "catalog/x"):
-            with pytest.raises(Denied, match=r"is of no study in this database\. Set HOPAAS_ARTIFACTS"):
+            with pytest.raises(Denied, match=r"belongs to no study in this database\. Set HOPAAS_ARTIFACTS"):
                 artifacts.put(key, source)
             with pytest.raises(KeyError):
                 artifacts.get(key, source.with_name("target"))

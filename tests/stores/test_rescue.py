@@ -281,7 +281,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
 
     done = cli("doctor", str(store), "--rescue")
 
-    assert "the log has 2 histories: some commits were written after others" in done.stderr
+    assert "the log has 2 histories: some commits do not follow the commits before them" in done.stderr
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0, 9.0], "the other's trial 3 has a number of its own"
 
 
@@ -319,7 +319,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     examined = cli("doctor", str(store), check=False)
     assert examined.returncode == 1
     assert "study s, spool: " in examined.stdout
-    assert "missing in the log, but are in this machine's spool" in examined.stdout
+    assert "missing in the log, but present in this machine's spool" in examined.stdout
     cli("doctor", str(store), "--rescue")
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 

@@ -198,7 +198,7 @@ def test_what_would_mean_something_else_in_the_log_is_kept_for_a_rescue(server: 
     else:
         sent = cli("admin", "spool", "send", check=False)
         assert sent.returncode
-        assert "2 of them are kept for a rescue" in sent.stderr
+        assert "Of these commits, 2 are kept for a rescue" in sent.stderr
     assert not list(spool.waiting())
     assert len(list(spool.histories(uuid))) == 1
     assert told(url) == [(0, 1.0), (1, 2.0), (2, 4.0)]

@@ -347,7 +347,7 @@ def test_values_of_a_csv_outside_the_search_space_are_named(
 
     _, _, err = said(capsys, "study", "import", "s", "--store", store, "--from", str(table))
 
-    assert "Note: 2 of 3 values of 'x' are outside the search space, float(0,1)\n" in err
+    assert "Note: values of 'x' outside the search space, float(0,1): 2 of 3\n" in err
     assert "Imported 3 trials" in err
 
 

@@ -116,8 +116,8 @@ def test_studies_that_cannot_be_read_are_not_denied(
     monkeypatch.setattr(Storage, "_frozen_study", lambda *_: None)  # as of a damaged log
     said = run("study", "list", "--limit", "1")[1]
     assert "No studies yet" not in said
-    assert "None of the newest 1 studies can be read." in said
-    assert "1 older studies are not shown" in said
+    assert "No study can be read, of the newest 1." in said
+    assert "Older studies not shown: 1" in said
 
 
 @pytest.mark.parametrize("words", [("worker",), ("run",), ("trial", "ask"), ("submit", "slurm"), ("join",)])

@@ -48,7 +48,7 @@ BEGIN
             USING ERRCODE = 'ZH413';
     END IF;
     IF v.log IS NULL THEN
-        RAISE EXCEPTION 'the file % is of no study in this database', p_key USING ERRCODE = 'ZH405';
+        RAISE EXCEPTION 'the file % belongs to no study in this database', p_key USING ERRCODE = 'ZH405';
     END IF;
     IF p_part = 0 THEN
         DELETE FROM hopaas.artifacts WHERE id IN (
@@ -66,7 +66,7 @@ BEGIN
         RETURN;
     END IF;
     IF p_part::bigint * 1048576 >= greatest(p_size, 1) THEN
-        RAISE EXCEPTION 'part % is not one of this upload', p_part USING ERRCODE = 'ZH409';
+        RAISE EXCEPTION 'this upload has no part %', p_part USING ERRCODE = 'ZH409';
     END IF;
     INSERT INTO hopaas.artifact_parts (artifact, part, data) VALUES (v_file.id, p_part, p_data)
     ON CONFLICT (artifact, part) DO UPDATE SET data = excluded.data;
@@ -75,7 +75,7 @@ BEGIN
     END IF;
     SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
     IF v_there <> p_size THEN
-        RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, p_size
+        RAISE EXCEPTION '% of % bytes arrived: the file changed while it was sent', v_there, p_size
             USING ERRCODE = 'ZH409';
     END IF;
     LOOP

@@ -76,7 +76,7 @@ class PostgresAddress:
         if not url.database:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
         if ":" in str(url.query.get("sslkey", "")):
-            raise ConfigurationError(f"{shown}: sslkey must be a file; libpq takes a colon for code to load")
+            raise ConfigurationError(f"{shown}: sslkey must be a file; with a colon in it, libpq would load code")
         unknown = set(url.query) - _OPTIONS
         if unknown:
             raise ConfigurationError(

@@ -79,7 +79,7 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
             with store.transaction() as connection:
                 ((count,),) = query(connection, _END_SESSIONS, (roles,))
             if count and time.monotonic() > deadline:
-                left.append(f"{count} of their sessions have not ended within {_SHUTDOWN_TIMEOUT:.0f} s")
+                left.append(f"sessions that have not ended within {_SHUTDOWN_TIMEOUT:.0f} s: {count}")
                 break
             time.sleep(0.02 if count else 0.0)
     with noted():

@@ -139,7 +139,7 @@ BEGIN
         RETURN session_user;
     END IF;
     IF NOT pg_has_role(session_user, v_token.username, 'MEMBER') THEN
-        RAISE EXCEPTION 'this token is no longer its user''s' USING ERRCODE = 'ZH403';
+        RAISE EXCEPTION 'this token no longer belongs to its user' USING ERRCODE = 'ZH403';
     END IF;
     IF v_token.last_used IS NULL OR v_token.last_used < now() - interval '1 minute' THEN
         PERFORM 1 FROM hopaas.tokens WHERE role = session_user FOR UPDATE SKIP LOCKED;
@@ -278,7 +278,7 @@ BEGIN
     END IF;
     IF v.log IS NULL THEN
         IF p_since > 0 THEN
-            RAISE EXCEPTION 'the log is gone, of which a peer has seen % commits', p_since USING ERRCODE = 'ZH409';
+            RAISE EXCEPTION 'the log is gone, although a peer has seen % of its commits', p_since USING ERRCODE = 'ZH409';
         END IF;
         IF p_payload IS NULL THEN
             RETURN;

@@ -34,7 +34,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
             f"{endpoint} does not speak TLS on this port. If it should, correct the port; otherwise "
             "write endpoint=http://HOST:PORT in the URL"
         )
-    if "failed: 407" in reason:  # a number alone may be an lsn
+    if "failed: 407" in reason:  # 407 alone may be part of an lsn
         return ConfigurationError(
             f"the proxy on the way to {endpoint} requires a login: set HTTPS_PROXY=http://user:password@host:port"
         )

@@ -140,7 +140,7 @@ class Chain:
         answer = _ask("POST", endpoint, body=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
         keys = _keys_of({name: html.unescape(text) for name, text in _ELEMENT.findall(answer)})
         if keys is None:
-            raise ConfigurationError(f"{_shown(endpoint)} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
+            raise ConfigurationError(f"{_shown(endpoint)} gave no keys for the token in AWS_WEB_IDENTITY_TOKEN_FILE")
         return keys
 
     def _container(self) -> Keys | None:
@@ -201,8 +201,8 @@ def _check_private(url: str) -> None:
     scheme, host, _ = _place(url) or ("", "", 0)
     if not host or not (scheme == "https" or is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
-            f"{_shown(url)} should give the keys for the bucket, but is not an https:// URL. Without TLS, anybody "
-            "in between could read them"
+            f"the keys for the bucket would come from {_shown(url)}, which is not an https:// URL. Without TLS, "
+            "anybody in between could read them"
         )
 
 
@@ -216,12 +216,12 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
             response = http.whole(asked)
             status, text = response.status, (response.data or b"").decode(errors="replace")
     except urllib3.exceptions.HTTPError:
-        raise StoreUnreachable(f"{service} does not answer; it should give the keys for the bucket") from None
+        raise StoreUnreachable(f"{service}, which provides the keys for the bucket, does not answer") from None
     if status >= 500 or status == 429:
-        raise StoreUnreachable(f"{service} answered with {status}; it should give the keys for the bucket")
+        raise StoreUnreachable(f"{service}, which provides the keys for the bucket, answered HTTP {status}")
     if status != 200:
         why = f"HTTP {status}. Check that the token is still valid"
-        raise ConfigurationError(f"{service} refused to give keys for the bucket: {why}")
+        raise ConfigurationError(f"{service} refused to provide keys for the bucket: {why}")
     return text
 
 

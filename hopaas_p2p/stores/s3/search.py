@@ -19,9 +19,9 @@ _FAR: Final = 2.0 * MOST  # expected commits beyond which they are read in windo
 ABREAST: Final = 4  # objects at once for a peer that must not be late
 _RUSH: Final = 8  # rounds of such reads, after which it reads windows, the last with the end
 _LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen; a log may outgrow a distant peer
-_SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; determined, like the next two, in
-_SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
-_SURE: Final = 0.98  # that the expectation is good for anything
+_SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; from test_write_scheduler.py
+_SHARE: Final = 0.5  # probability that the end lies beyond the offset that is read; from the same test
+_SURE: Final = 0.98  # probability that the expectation is of any use; from the same test
 
 
 class EndSearch:
