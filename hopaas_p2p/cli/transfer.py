@@ -22,7 +22,11 @@ from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
 _INTERVAL: Final = 5.0  # seconds between two updates of a tracker
-_FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_FEW_RETRIES: Final = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
 
