@@ -91,7 +91,7 @@ def join(
         )
         undo = f"To undo this: hopaas-p2p join --leave {membership.name}"
         output.say(
-            f"From now on, this study is used in {where}; `hopaas-p2p config show` shows which settings apply. {undo}"
+            f"From now on, this study is used by {where}; `hopaas-p2p config show` shows which settings apply. {undo}"
         )
     if system is not None:
         submit_joined(session, system, _prepare(membership, via, login_node), command, given)

@@ -41,7 +41,7 @@ from hopaas_p2p.runtime.settings import Secret
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 PENDING: Final = 512
-"""The most connections without a valid token so far. One more closes the oldest of the address with the most."""
+"""The most connections that have sent no valid token yet. One more closes the oldest of the address with the most."""
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _BACKLOG: Final = 1024
 _FRAME: Final = 1 << 16  # bytes

@@ -37,7 +37,7 @@ _CHUNK: Final = 1 << 16
 CONNECTIONS: Final = 1024
 """The most connections carried at once."""
 PENDING: Final = 256
-"""The most connections without a login so far. One more closes the oldest of the address with the most."""
+"""The most connections that have not logged in yet. One more closes the oldest of the address with the most."""
 
 
 def targets_of(url: str) -> list[ServerAddress]:
@@ -101,7 +101,7 @@ class Relay:
         self._expected = f"{USER}:{password.reveal()}".encode()
         self._limit = limit
         self._pending: dict[asyncio.Task[None], str] = {}
-        """Connections without a login so far, oldest first, with their addresses."""
+        """Connections that have not logged in yet, oldest first, with their addresses."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 

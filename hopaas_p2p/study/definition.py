@@ -232,7 +232,7 @@ def check_points(sampler: object, space: Mapping[str, object]) -> None:
     endless = [name for name, one in reals.items() if one.step is None and one.low < one.high]
     if endless and isinstance(sampler, BruteForceSampler):
         one, named = reals[endless[0]], ", ".join(map(repr, endless))
-        such = f"{endless[0]}=float({one.low:g},{one.high:g},step={(one.high - one.low) / 10:.1g})"  # none has log, too
+        such = f"{endless[0]}=float({one.low:g},{one.high:g},step={(one.high - one.low) / 10:.1g})"  # log excludes step
         raise InvalidInput(f"the grid sampler tries every value, so {named} needs a step, as in {such}")
 
 

@@ -813,7 +813,7 @@ def test_a_folder_a_pipe_or_a_socket_in_the_place_of_an_artifact_is_none(
 def test_an_object_that_would_be_in_a_file_is_refused_for_good(tmp_path: Path, key: str) -> None:
     objects = DirectoryStore(tmp_path).objects
     objects.put("files/one", b"a file")
-    with pytest.raises(InvalidInput, match=f"{key} is a folder of this store, or would be in a file"):
+    with pytest.raises(InvalidInput, match=f"{key} is a folder of this store, or a folder above it is a file"):
         objects.put(key, b"below it")
 
 

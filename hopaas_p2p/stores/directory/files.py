@@ -428,7 +428,7 @@ class Directory:
                             os.unlink(draft, dir_fd=fd)
                         raise
             except (IsADirectoryError, NotADirectoryError):
-                raise InvalidInput(f"{key} is a folder of this store, or would be in a file") from None
+                raise InvalidInput(f"{key} is a folder of this store, or a folder above it is a file") from None
             self._sync(folder)
 
     # --- folders ---
