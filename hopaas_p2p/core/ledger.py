@@ -321,7 +321,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         if until.trials_without_gain is not None and self.since_best >= until.trials_without_gain:
             return f"{self.since_best} trial{'s' * (self.since_best != 1)} without a better one"
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
-            return f"{until.hours_without_gain:g} h without a better trial"
+            return f"{until.hours_without_gain:g} hours without a better trial"
         return None
 
     def spent(self, name: str) -> float:

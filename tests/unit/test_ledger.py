@@ -312,7 +312,7 @@ def test_limits_that_come_later_know_when_the_best_trial_ended() -> None:
     assert study.reached() is None
     study.at(11, "ann", end(1, value=2.0))
     study.at(11, "bob", end(2, value=2.0))
-    assert study.reached() == "2 h without a better trial"
+    assert study.reached() == "2 hours without a better trial"
 
 
 def test_a_date_ends_a_study_by_the_clocks_of_most_and_not_by_one_that_is_wrong() -> None:
