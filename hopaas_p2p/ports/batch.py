@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.settings import is_one_line
+from hopaas_p2p.runtime.settings import is_one_line, variable
 
 _FILES: Final = {
     "slurm": {"slurm.sh": ".slurm.sh"},
@@ -73,7 +73,7 @@ class BatchJob(NamedTuple):
     @property
     def name(self) -> str:
         """A name that is valid in every batch system. Two studies or stores share none, nor a Secret of this name."""
-        told = [self.study, *(self.environment.get(f"HOPAAS_{key}", "") for key in ("STORE", "STUDY", "JOINED"))]
+        told = [self.study, *(self.environment.get(variable(key), "") for key in ("store", "study", "joined"))]
         digest = hashlib.blake2s(json.dumps(told).encode(), digest_size=8).hexdigest()
         return re.sub(r"[^a-z0-9]+", "-", f"hopaas {self.study.lower()[:30]} {digest}")
 

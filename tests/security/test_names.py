@@ -739,5 +739,5 @@ def test_a_guest_has_no_files_but_those_of_its_study(place: Place, key: str) -> 
     place.study(ann)
     guest = access.guest(place.admin, place.uuid(), "worker")
     access.grant(ann, "s", guest, "worker")
-    with place.session(place.person(guest)) as say, pytest.raises(psycopg2.Error, match="of no study in this database"):
+    with place.session(place.person(guest)) as say, pytest.raises(psycopg2.Error, match="to no study in this database"):
         say(f"SELECT hopaas.put_part_v1('{key}', '{'g' * 20}', 3145728, 0, 'x')")
