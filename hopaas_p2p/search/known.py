@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED, RUNNING, Floats, Ints, Mask, TrialTable
@@ -177,9 +177,13 @@ class KnownTrials(TrialTable):
             present &= ~np.isnan(self.params[name][rows]) if name in self.params else False
         return present
 
-    def observations(self, names: Iterable[str], rows: Ints) -> dict[str, Floats]:
-        """The values of these parameters in these rows."""
-        return {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in names}
+    def observations(self, space: Mapping[str, BaseDistribution], rows: Ints) -> dict[str, Floats]:
+        """The values of these parameters in these rows; one outside its range counts at the edge, as of a prior."""
+        found = {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in space}
+        for name, one in space.items():
+            if isinstance(one, FloatDistribution | IntDistribution):
+                found[name] = found[name].clip(one.low, one.high)
+        return found
 
     def contains(self, values: Mapping[str, float], but: int | None) -> bool:
         """Whether a trial that has not failed, other than the one in row `but`, has these values."""

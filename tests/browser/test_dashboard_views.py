@@ -201,7 +201,7 @@ def test_importance_says_why_there_is_none() -> None:
     found = importance(state, TrialTable.of(state))
     chart = charts.importance(found)
     assert chart is None
-    assert "there are 5" in found.note
+    assert "found 5" in found.note
 
 
 def test_a_slice_has_a_point_a_trial_that_has_the_parameter() -> None:
