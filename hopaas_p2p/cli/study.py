@@ -68,7 +68,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     found = []
     newest = listings[-limit:]
     if newest:
-        none = f"No study can be read, of the newest {len(newest):,}."
+        none = f"None of the newest studies ({len(newest):,}) can be read."
     for name in [one.study_name for one in storage.frozen_studies(newest)]:
         with contextlib.suppress(NoSuchStudy):  # deleted this moment
             found.append(summary.of_study(open_study(storage, name, create=False)))

@@ -178,12 +178,13 @@ class KnownTrials(TrialTable):
         return present
 
     def observations(self, space: Mapping[str, BaseDistribution], rows: Ints) -> dict[str, Floats]:
-        """The values of these parameters in these rows; one outside its range counts at the edge, as of a prior."""
-        found = {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in space}
-        for name, one in space.items():
-            if isinstance(one, FloatDistribution | IntDistribution):
-                found[name] = found[name].clip(one.low, one.high)
-        return found
+        """The values of these parameters in these rows, within their ranges."""
+        return {name: self.within(name, one, rows) if len(rows) else np.empty(0) for name, one in space.items()}
+
+    def within(self, name: str, one: BaseDistribution, rows: Ints | slice) -> Floats:
+        """The values of a parameter in these rows; a number outside the range counts at the nearer edge."""
+        found = self.merged(name, rows)
+        return found.clip(one.low, one.high) if isinstance(one, FloatDistribution | IntDistribution) else found
 
     def contains(self, values: Mapping[str, float], but: int | None) -> bool:
         """Whether a trial that has not failed, other than the one in row `but`, has these values."""

@@ -36,13 +36,14 @@ def listed(inside: str, before: str = "") -> str:
 @pytest.mark.parametrize(
     "text",
     [
+        "",
         listed("<Contents/>" * 100_000),
         listed(
             "<IsTruncated>false</IsTruncated><Contents><Key>&a;</Key></Contents>",
             f'<!DOCTYPE l [<!ENTITY a "{"x" * 100_000}">]>',
         ),
     ],
-    ids=["elements", "entities"],
+    ids=["nothing", "elements", "entities"],
 )
 def test_a_listing_of_a_bucket_has_what_was_asked_for_and_declares_nothing(
     listing: Callable[[str], S3Store], text: str

@@ -116,7 +116,7 @@ def test_studies_that_cannot_be_read_are_not_denied(
     monkeypatch.setattr(Storage, "_frozen_study", lambda *_: None)  # as of a damaged log
     said = run("study", "list", "--limit", "1")[1]
     assert "No studies yet" not in said
-    assert "No study can be read, of the newest 1." in said
+    assert "None of the newest studies (1) can be read." in said
     assert "Older studies not shown: 1" in said
 
 

@@ -14,7 +14,7 @@ import hopaas_p2p
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler, default_sampler
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Optuna's, about twenty equal integers
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Optuna's own, in a range of 2**53 integers
 @pytest.mark.parametrize("sampler", [default_sampler, TPESampler, CmaEsSampler])
 @pytest.mark.parametrize(
     ("searched", "far"),

@@ -298,7 +298,7 @@ class Bucket:
     def _xml(self, data: bytes, root: str) -> Any:
         """The server's answer, parsed."""
         with contextlib.suppress(ElementTree.ParseError):
-            found = ElementTree.fromstring(data, ElementTree.XMLParser(target=_Builder()))  # noqa: S314  # no entities
+            found = ElementTree.fromstring(data or b"", ElementTree.XMLParser(target=_Builder()))  # noqa: S314  # no entities
             if found.tag.rpartition("}")[2] == root:
                 return found
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
@@ -391,7 +391,7 @@ def _code(data: bytes) -> str:
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Of documents without a type: in one that declares entities, a few bytes may stand for many."""
+    """Builds a document that declares no entities, with which a few bytes could stand for many."""
 
     def doctype(self, *_: object) -> NoReturn:
         raise ElementTree.ParseError
