@@ -16,6 +16,7 @@ from hopaas_p2p.core.state import BlockColumns
 
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _SUPERSEDED: Final = -1
+_FAR: Final = 1e3  # ranges; Optuna's estimator overflows at some 1e100
 _PRESENT: Final = 32  # cached sets of parameters with the trials that have them
 _STRIDE: Final = 64  # costs per group, of which the minimum is checked first
 
@@ -178,13 +179,13 @@ class KnownTrials(TrialTable):
         return present
 
     def observations(self, space: Mapping[str, BaseDistribution], rows: Ints) -> dict[str, Floats]:
-        """The values of these parameters in these rows, within their ranges."""
-        return {name: self.within(name, one, rows) if len(rows) else np.empty(0) for name, one in space.items()}
-
-    def within(self, name: str, one: BaseDistribution, rows: Ints | slice) -> Floats:
-        """The values of a parameter in these rows; a number outside the range counts at the nearer edge."""
-        found = self.merged(name, rows)
-        return found.clip(one.low, one.high) if isinstance(one, FloatDistribution | IntDistribution) else found
+        """The values of these parameters in these rows; one that is many ranges away is moved nearer."""
+        found = {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in space}
+        for name, one in space.items():
+            if isinstance(one, FloatDistribution | IntDistribution):
+                far = _FAR * (one.high - one.low)
+                found[name] = found[name].clip(one.low / _FAR if one.log else one.low - far, one.high + far)
+        return found
 
     def contains(self, values: Mapping[str, float], but: int | None) -> bool:
         """Whether a trial that has not failed, other than the one in row `but`, has these values."""

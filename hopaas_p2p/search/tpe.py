@@ -67,7 +67,6 @@ class KernelDensity:
         self._seen = 0
         self._room = columns.room
         self.names = tuple(space)
-        self._space = dict(space)
         self.axes: dict[str, Normal | Cells] = {}
         self.choices: dict[str, Choices] = {}
         self._mu = np.zeros((sum(not isinstance(one, CategoricalDistribution) for one in space.values()), self._room))
@@ -117,8 +116,7 @@ class KernelDensity:
         absent = np.full(len(rows), np.nan)
         at = _place(rows)
         values = {
-            name: self._columns.within(name, one, at) if name in self._columns.params else absent
-            for name, one in self._space.items()
+            name: self._columns.merged(name, at) if name in self._columns.params else absent for name in self.names
         }
         present = ~np.isnan([values[name] for name in self.names]).any(axis=0)
         self._leave_out(rows[self._chosen[rows] & ~present])
