@@ -17,7 +17,7 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.facts import count, state_word
 from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
@@ -89,7 +89,7 @@ def _stop_study(page: PageContext) -> None:
         theme.nothing("The study no longer exists, or you may no longer see it.")
         return
     epochs = {number: frame.state.trials[number].epoch for number in sorted(frame.state.running)}
-    st.write(f"No more trials will start. Running now: {len(epochs):,}; their peers finish them.")
+    st.write(f"No more trials will start. {count(len(epochs), 'running trial')} will still be finished.")
     too = st.checkbox("Also ask the running trials to end", disabled=not epochs)
 
     if st.button("Stop it", type="primary"):

@@ -162,7 +162,7 @@ def test_the_study_is_stopped_after_a_second_word_and_its_trials_if_wanted(
 ) -> None:
     page = visit.page
     page.get_by_role("button", name=END).click()
-    page.get_by_role("dialog").get_by_text("2 are running now").wait_for()
+    page.get_by_role("dialog").get_by_text("2 running trials will still be finished").wait_for()
     leave(page)
     assert study.state.status == "running"
 

@@ -63,7 +63,7 @@ def test_a_server_that_drips_head_or_body_is_given_up(dripping: int, monkeypatch
 
 
 _NEXT = b"<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
-_ODD = b"<Contents><Key>a</Key><Size>many</Size><LastModified>now</LastModified></Contents>"
+_ODD = b"<Contents><Key>store/v1/some/a</Key><Size>many</Size><LastModified>now</LastModified></Contents>"
 
 
 def _listing(of: bytes) -> bytes:
@@ -101,10 +101,12 @@ def test_a_listing_that_is_none_or_does_not_end_is_given_up(
     thread.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bucket = Bucket(parse(f"s3://bucket/store?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=us-east-1"))
-    with pytest.raises(StoreUnreachable, match=r"again and again|longer than allowed|invalid sizes|endless"):
+    with (
+        listening,
+        contextlib.closing(bucket),
+        pytest.raises(StoreUnreachable, match=r"again and again|longer than allowed|invalid sizes|endless"),
+    ):
         bucket.listed("some/")
-    bucket.close()
-    listening.close()
     thread.join(10)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
