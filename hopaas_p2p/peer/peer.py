@@ -129,7 +129,7 @@ class Peer:
         """The name of this process: the writer of its commits, the owner of its trials. No other process uses it."""
         self.acts_for = acts_for
         """Peers whose running trials moved to this process."""
-        self._pid = os.getpid()
+        self._pid, self._lock = os.getpid(), threading.Lock()
         self.patience = 60.0 if patience is None else patience
         self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
         self.clock, self.now_us, self.describe = clock, now_us, describe
@@ -149,6 +149,8 @@ class Peer:
         """How often this process was forked, or its storage pickled; another process may then also run its trials."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         """Storages of this process that share this peer, which is closed with the last of them."""
+        self.asked: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Trials of `ask`, each of which is forgotten when it is collected or this process ends."""
         self.forgotten: deque[Any] = deque()
         """Weak references to trials that were collected before they were ended, for a job to release."""
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
@@ -162,15 +164,13 @@ class Peer:
         self._beating = self.jobs.add(lambda peer: peer.in_background(peer._beat_if_due))
         self._snapshots = self.jobs.add(Peer._write_snapshots)
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
-        self.closed = False
+        self.closed = self._said_farewell = False
         self.visits = False
         """Whether this peer writes only for others, as for a ticket; it then neither introduces itself nor sends
         beats.
         """
-        self._lock = threading.Lock()
         self._beats, self._beaten_at, self._next_beat, self._unbroken = 0, -1e9, 0.0, dict[str, float]()
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
-        self._said_farewell = False
         self._author = ""
         """The user as which the store sees this process write, once it has written."""
         self._answered: dict[str, str] = {}
@@ -874,6 +874,7 @@ class Peer:
         for uuid, log in list(self.logs.items()):
             if log.session.broken is not None:
                 self.spool.keep_history(uuid, log)
+        self.forgotten.extend(self.asked)
         try:
             with self.in_a_hurry(since=-math.inf):
                 self._send_and_confirm()

@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core.names import checked_key, valid_name
-from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import (
+    ASK_FOR_ANOTHER,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.answers import AnswerBytes
 from hopaas_p2p.net.backoff import persistently
@@ -183,9 +191,12 @@ class Connections:
             data = answer.read(LARGEST + 1)
         try:
             return protocol.result_of(call, data)
-        except Denied:
-            self._token = None  # the next request may find a new one
-            raise
+        except (HopaasError, KeyError) as error:
+            if isinstance(error, Denied):
+                self._token = None  # the next request may find a new one
+            raise error.with_traceback(None) from None  # the frames would keep the answer for as long as the error
+        finally:
+            del data
 
     def put(self, key: str, source: Path) -> None:
         """Store a copy of this file."""

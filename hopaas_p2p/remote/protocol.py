@@ -228,10 +228,11 @@ def result_of(call: str, data: bytes) -> Any:
         found = _decode_answer(data)
         if not found.error:
             return _results[call].decode(found.result)
+        failure = _KINDS.get(found.error, StoreUnreachable)(foreign(found.message))
     except (msgspec.MsgspecError, RecursionError) as error:
         why = "Unless a proxy changes answers, the versions differ: install the same version on both sides"
-        raise StoreUnreachable(f"the server's answer to {call!r} cannot be read: {error}. {why}") from None
-    raise _KINDS.get(found.error, StoreUnreachable)(foreign(found.message))
+        failure = StoreUnreachable(f"the server's answer to {call!r} cannot be read: {error}. {why}")
+    raise failure
 
 
 def encode_header(text: str) -> str:

@@ -83,13 +83,13 @@ def is_new(trial: LoggedTrial, record: Record) -> bool:
 
 
 class AskedTrial(weakref.ref[Any]):
-    """Detects that a trial was forgotten, which means that its object was collected before the trial ended.
+    """Detects that a trial was forgotten: its object was collected, or its process ends, and it has no result.
 
     Collection may happen at any line, under any lock, so the callback is only a method of a deque, and a job does the
     rest.
     """
 
-    __slots__ = ("release",)
+    __slots__ = ("__weakref__", "release")
 
     release: Callable[[], None]
     """Releases the trial, if this process still runs it."""
@@ -819,22 +819,25 @@ class StudyHandle:
         return self.peer.await_commit(self.log, pending)[-1].accepted
 
     def release_when_forgotten(self, trial: Any, number: int) -> None:
-        """Release this trial if its object is collected before it has ended."""
+        """Release this trial if its object is collected, or this process ends, before it has ended."""
         owned = self.view.owned.get(number)
         if owned is not None:  # otherwise another thread, which was interrupted, gave it back
             owned.asked = asked = AskedTrial(trial, self.peer.forgotten.append)
             asked.release = partial(self.release_forgotten, number, owned.lease)
+            self.peer.asked.add(asked)
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
-        """Release a trial that can no longer be ended by `tell`, because its object was collected. Called by a job."""
+        """Release a trial that can no longer be ended by `tell`, because its object or its process is gone."""
         with self.log.lock:
             owned = self.view.owned.get(number)
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
             if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
                 return
-        _log.warning("trial %d is released: nothing refers to it any more, and it has no result", number)
+        _log.warning(
+            "trial %d is released, because it has no result and this program can no longer give it one", number
+        )
         try:
-            self.release(number, reason="forgotten: its object was garbage-collected before `tell`")
+            self.release(number, reason="forgotten: its object or its program was gone before `tell`")
         except (UpdateFinishedTrialError, HopaasError) as error:
             if isinstance(error, StoreUnreachable):
                 raise

@@ -575,8 +575,8 @@ class Study(optuna.Study):
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
         """Start the next trial: a WAITING one if there is one, else a new one. Blocks for one exchange.
 
-        Keep a reference to the trial until you call `tell`, because it is released once nothing refers to it. The
-        parameters of `fixed_distributions` are suggested at once.
+        Keep a reference to the trial until you call `tell`: it is released once nothing refers to it, or the study is
+        closed. The parameters of `fixed_distributions` are suggested at once.
 
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.

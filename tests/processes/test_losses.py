@@ -311,7 +311,9 @@ def test_what_a_child_with_a_study_of_its_own_said_is_in_the_store_when_it_ends(
     program = tmp_path / "alone.py"
     program.write_text(ALONE)
     subprocess.run([sys.executable, program, method, tmp_path / "store"], check=True, timeout=60, env=environment())
-    assert study.state.trials[0].reports == {1: 0.5}
+    said = [(line["kind"], line["detail"]) for line in audit(study)]
+    assert said[-2:] == [("trial.set", "1 report"), ("trial.release", said[-1][1])]
+    assert state_of(study, 0) == "WAITING"
 
 
 def test_a_child_whose_token_expires_goes_on_with_its_training(
@@ -1023,6 +1025,20 @@ def test_an_exception_between_ask_and_tell_holds_no_place_of_the_budget(studies:
         cell()
     give_back(study)
     assert state_of(study, 0) == "WAITING"
+
+
+@pytest.mark.parametrize("end", ["study.close()", "", "raise ZeroDivisionError", "sys.exit(3)"])
+def test_a_trial_that_a_program_ends_without_a_result_is_given_back_at_once(end: str, tmp_path: Path) -> None:
+    program = f"""
+import sys
+import hopaas_p2p
+study = hopaas_p2p.open_study(sys.argv[1], "study", budget=1)
+trial = study.ask()
+{end}
+"""
+    subprocess.run([*script(tmp_path, program), str(tmp_path / "store")], check=not end, env=environment(), timeout=60)
+    with contextlib.closing(hopaas_p2p.open_study(str(tmp_path / "store"), "study")) as study:
+        assert state_of(study, 0) == "WAITING"
 
 
 class _FailingSampler(optuna.samplers.RandomSampler):

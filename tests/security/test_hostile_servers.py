@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.client import Connections, RemoteAddress
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_imitation import Imitation
@@ -80,3 +83,26 @@ def test_what_a_server_says_is_short_and_no_terminal_obeys_it(error: str) -> Non
 def test_an_answer_holds_no_more_than_was_asked_for(call: str, result: object) -> None:
     with pytest.raises(StoreUnreachable, match="cannot be read"):
         protocol.result_of(call, protocol.answered(result))
+
+
+class _Answer(bytearray):
+    """An answer's bytes, of which can be told whether anything still holds them."""
+
+
+@pytest.mark.parametrize("answer", [b"\xc1", protocol.refused(Denied("go away")), protocol.refused(StoreUnreachable())])
+def test_an_error_that_is_kept_keeps_no_answer(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that tries again for hours meets one error after the other, and each answer may have 64 MB."""
+    data = _Answer(answer)
+    found = weakref.ref(data)
+
+    class Sent(io.BytesIO):
+        def read(self, _: int | None = -1) -> _Answer:  # type: ignore[override]
+            nonlocal data
+            said, data = data, _Answer()
+            return said
+
+    monkeypatch.setattr(Connections, "send", lambda *_, **__: Sent())
+    with pytest.raises(HopaasError) as kept:
+        Connections(RemoteAddress.parse("https://example.org")).ask("hello")
+    assert kept.value.__context__ is None
+    assert found() is None
