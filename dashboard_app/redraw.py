@@ -50,7 +50,7 @@ def live(
             body(page, frame)
             return
         lsn, why = page.cache.lsn(page.uuid), page.cache.freshness(page.uuid).trouble
-        theme.nothing(why or f"This study {'was deleted' if lsn < 0 else 'is being read, or closed to you'}.")
+        theme.nothing(why or f"This study {'was deleted' if lsn < 0 else 'is still loading, or you may not see it'}.")
 
     follow(
         draw,

@@ -34,7 +34,7 @@ from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """The script that Streamlit executes."""
-_LARGEST_UPLOAD: Final = 32  # MB; Streamlit holds it in memory. `hopaas-p2p trial artifact put` takes any size
+_LARGEST_UPLOAD: Final = 32  # MiB; Streamlit holds it in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
 _SOON: Final = 0.5  # seconds after which the port is open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")

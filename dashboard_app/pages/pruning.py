@@ -75,7 +75,7 @@ def _rungs(frame: Frame) -> None:
         ("configurations", f"{len(rows):,}", in_words(policy)),
         ("running", f"{words.count('running'):,}", "now"),
         ("waiting at a rung", f"{words.count('paused'):,}", "with a checkpoint"),
-        ("promoted", f"{sum(one.promoted for one in places):,}", "from a rung to the next"),
+        ("promoted", f"{sum(one.promoted for one in places):,}", "from one rung to the next"),
         ("complete", f"{words.count('complete'):,}", "trained to the end"),
         ("moved", f"{sum(len(row.sites) > 1 for row in rows):,}", "continued at another site"),
     ])  # fmt: skip

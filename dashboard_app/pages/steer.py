@@ -206,7 +206,7 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
             if value is not None:
                 given[name] = value
         if len(space) > _FIELDS:
-            theme.caption(f"Parameters left to the sampler: {len(space) - _FIELDS:,}.")
+            theme.caption(f"The sampler chooses {count(len(space) - _FIELDS, 'more parameter')}.")
         times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             page.act("worker", lambda it: _each(*[lambda: it.enqueue_trial(given)] * times), done="Queued for a peer.")

@@ -15,7 +15,7 @@ from dashboard_app.redraw import live
 from dashboard_app.views import table as views
 from hopaas_p2p import notes
 from hopaas_p2p.analysis import failures, palette
-from hopaas_p2p.analysis.facts import phrase, queued_again
+from hopaas_p2p.analysis.facts import count, phrase, queued_again
 from hopaas_p2p.analysis.failures import Failure, Key
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.moving import records, tables
@@ -44,12 +44,12 @@ def _table(page: PageContext, frame: Frame) -> None:
     mask = shared_filter(frame)
     if text:
         mask = mask & views.matching(frame.state, frame.columns, text, tags)
-    count = int(mask.sum())
+    passing = int(mask.sum())
     st.html(
-        f'<p class="hp-caption" role="status">{count:,} of {len(mask):,} trials, newest first. '
+        f'<p class="hp-caption" role="status">{passing:,} of {len(mask):,} trials, newest first. '
         "Click a column to sort by it, or a trial's number to open it.</p>"
     )
-    if not count:
+    if not passing:
         theme.nothing("No trial yet." if not len(mask) else "No trial passes the filter.")
         return
     lines = frame.once(lambda one: views.note_lines(one.system, one.study_id), "notes")
@@ -60,7 +60,7 @@ def _table(page: PageContext, frame: Frame) -> None:
     zone = st.context.timezone or "UTC"
     found["trial"] = [url.link("trial", study=frame.name, trial=one) for one in found["trial"].tolist()]
     st.dataframe(
-        found, hide_index=True, height=560, lazy=True if count > 500 else None, placeholder="", key="trials",
+        found, hide_index=True, height=560, lazy=True if passing > 500 else None, placeholder="", key="trials",
         column_config={
             **{name: phrase(name) for name in ("site", "node", "seconds", "steps", "attempt", "tags", "note")},
             **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
@@ -73,7 +73,7 @@ def _table(page: PageContext, frame: Frame) -> None:
             ),
             "reason": st.column_config.TextColumn("Reason", width="large"),
         },
-        alt=f"Table of {count} trial{'s' * (count != 1)}: states, values, parameters, and where each ran",
+        alt=f"Table of {count(passing, 'trial')}: states, values, parameters, and where each ran",
     )  # fmt: skip
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
@@ -123,7 +123,7 @@ def _failures(page: PageContext, frame: Frame) -> None:
 
 @st.dialog("Queue these trials again?")
 def _confirm(page: PageContext, numbers: list[int]) -> None:
-    st.write(f"New trials with the same parameters, to wait for the next peers: {len(numbers):,}.")
+    st.write(f"{count(len(numbers), 'new trial')} with the same parameters will wait for the next peers.")
     theme.caption(", ".join(map(str, numbers[:40])) + (" …" if len(numbers) > 40 else ""))
     if not st.button("Queue them", type="primary", key="requeue-now"):
         return

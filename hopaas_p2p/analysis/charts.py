@@ -148,7 +148,7 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
         for at in (first, second)
     )
     total = len(columns.directions)
-    alt = f"Complete trials on the Pareto front of {total} objectives: {len(front)} of {len(rows):,}."
+    alt = f"Pareto front of {total} objectives: {len(front)} of {len(rows):,} complete trials."
     return Chart("Pareto front", layers, x_axis, y_axis, alt)
 
 

@@ -40,7 +40,7 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
         if sign is None:  # a peer removes its heartbeat when it ends
             word = "unknown" if runs else "left"
         elif sign.alive is None:
-            word = "unknown" if sign.ago is None else "not heard of"
+            word = "unknown" if sign.ago is None else "not heard from"
         else:
             word = _WORDS[bool(runs), sign.alive]
         row = {

@@ -103,7 +103,7 @@ def _until_in_words(until: Until | None) -> list[str]:
         rounds = count(until.trials_without_gain, "trial")
         found.append(f"{rounds} in a row bring{'s' * (until.trials_without_gain == 1)} no improvement")
     if until.hours_without_gain is not None:
-        found.append(f"there is no improvement for {shown(until.hours_without_gain)} h")
+        found.append(f"there has been no improvement for {shown(until.hours_without_gain)} h")
     return found
 
 

@@ -28,9 +28,9 @@ def peers() -> None:
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more trials.
 
-    A peer is alive while its heartbeats come in time, "not heard of" when one is overdue, and silent once a lease would
-    have expired. A silent peer is listed until another peer takes over its trial. Among peers that run no trial, "idle"
-    means alive, "left" means ended, and "gone" means silent without having ended.
+    A peer is alive while its heartbeats come in time, "not heard from" when one is overdue, and silent once a lease
+    would have expired. A silent peer is listed until another peer takes over its trial. Among peers that run no trial,
+    "idle" means alive, "left" means ended, and "gone" means silent without having ended.
     """
     from hopaas_p2p.analysis.facts import person
     from hopaas_p2p.analysis.peers import peer_rows

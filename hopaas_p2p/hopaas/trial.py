@@ -24,7 +24,7 @@ class FrozenTrial:
 
 
 class FailedTrial(Exception):
-    """Fails a trial whose script called `sys.exit` inside its block, or left no loss."""
+    """Fails a trial whose script called `sys.exit` inside its block, or set no loss."""
 
 
 class Trial:

@@ -137,7 +137,7 @@ def damage(store: Store, uuid: str) -> str | None:
     if found.disputed:
         return "the sum that is stored with a commit is not that of the commits before it"
     if found.from_spool and any(spool.histories(uuid)):
-        return f"commits missing in the log, but present in this machine's spool: {found.from_spool}"
+        return f"the log lacks {found.from_spool} of the commits in this machine's spool"
     try:
         for _ in read_all(log, log.removed_up_to()):
             pass

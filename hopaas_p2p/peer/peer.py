@@ -883,7 +883,7 @@ class Peer:
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
         except BaseException as error:  # keep what was told, even after Ctrl-C or without threads
             unsent = any(log.session.has_pending for log in self.logs.values())
-            what = "some records could not be sent before this process ended" if unsent else "before the end"
+            what = "some records could not be sent before this process ended" if unsent else "an error at exit"
             why = str(error) if isinstance(error, HopaasError) else repr(error)
             ending = "".join(traceback.format_exception_only(ends_with))  # not `str`, which a program's own may fail at
             known = why.rstrip(".") in ending  # the handler of that error shows it

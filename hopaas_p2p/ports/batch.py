@@ -72,7 +72,7 @@ class BatchJob(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name that is valid in every batch system. Two studies or stores share none, nor a Secret of this name."""
+        """A name that is valid in every batch system. Two studies or stores never share one, nor a Secret."""
         told = [self.study, *(self.environment.get(variable(key), "") for key in ("store", "study", "joined"))]
         digest = hashlib.blake2s(json.dumps(told).encode(), digest_size=8).hexdigest()
         return re.sub(r"[^a-z0-9]+", "-", f"hopaas {self.study.lower()[:30]} {digest}")

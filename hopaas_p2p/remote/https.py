@@ -55,7 +55,7 @@ _LINES: Final = 20  # rejected addresses logged per second
 _WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
 _TEXT: Final = "text/plain; charset=utf-8"
 
-SSLProtocol.max_size = 1 << 14  # one TLS record; the default receive buffer takes 256 kB per connection
+SSLProtocol.max_size = 1 << 14  # one TLS record; the default receive buffer takes 256 KiB per connection
 
 
 def is_within(address: str, networks: Networks) -> bool:

@@ -411,7 +411,7 @@ def _parsed(path: Path, text: str) -> dict[str, str]:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether this is a directory in this folder, and not a URL."""
+    """Whether this is a path in this folder, and not a URL."""
     try:
         return ":" not in name and (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
     except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL

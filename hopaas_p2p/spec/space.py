@@ -77,7 +77,7 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     if kind == "cat":
         return msgspec.structs.replace(choices(rest, f"{what}, choices"), **said)
     if len(rest) < 2 or rest[2:] not in ([], ["log"] * (kind != "log")):
-        why = f"needs two bounds, and after them only 'log' or 'step=…'; write {name}={SHAPES}"
+        why = f"needs two bounds, then only 'log' or options such as step=…; write {name}={SHAPES}"
         raise InvalidInput(f"{what}: {why}")
     log, given = kind == "log" or len(rest) > 2, said.pop("step", None)
     low, high = number(rest[0], f"{what}, low"), number(rest[1], f"{what}, high")

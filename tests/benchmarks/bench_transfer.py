@@ -347,7 +347,7 @@ def picture(seeds: int = 21) -> str:
     found: dict[str, list[list[float]]] = {"with what last year taught": [], "without": []}
     for seed, (name, runs) in itertools.product(range(seeds), found.items()):
         priors = [] if name == "without" else [Prior.from_study(_digits(1e-3, default_sampler(seed + 1000), 40))]
-        study = _digits(3e-3, default_sampler(seed, priors=priors), 15)
+        study = _digits(2e-3, default_sampler(seed, priors=priors), 15)
         runs.append(list(itertools.accumulate([trial.value or 0.0 for trial in study.trials], min)))
     return histories(
         {name: [statistics.median(one) for one in zip(*runs, strict=True)] for name, runs in found.items()}

@@ -313,7 +313,7 @@ def test_a_form_has_a_bounded_number_of_fields(tmp_path: Path) -> None:
     scribe.put_into(str(tmp_path))
     test = calm(page("steer", str(tmp_path), "study"))
     assert len(test.number_input) < 110
-    assert "Parameters left to the sampler: 900." in texts(test)
+    assert "The sampler chooses 900 more parameters." in texts(test)
 
 
 def test_a_trial_is_queued_from_the_form(tmp_path: Path) -> None:

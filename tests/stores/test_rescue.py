@@ -319,7 +319,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     examined = cli("doctor", str(store), check=False)
     assert examined.returncode == 1
     assert "study s, spool: " in examined.stdout
-    assert "missing in the log, but present in this machine's spool" in examined.stdout
+    assert "of the commits in this machine's spool" in examined.stdout
     cli("doctor", str(store), "--rescue")
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 

@@ -109,7 +109,7 @@ def test_a_study_with_several_objectives_and_no_front_is_drawn() -> None:
     chart = charts.pareto(TrialTable.of(study.state))
     assert chart is not None
     assert [layer.name for layer in chart.series] == ["complete"]
-    assert chart.alt == "Complete trials on the Pareto front of 2 objectives: 0 of 3."
+    assert chart.alt == "Pareto front of 2 objectives: 0 of 3 complete trials."
     study.close()
 
 

@@ -130,7 +130,7 @@ def test_a_study_whose_peer_died_is_idle_and_the_peer_is_silent(store: str, caps
     study.tell(trial, 1.0)
     study.close()
 
-    assert (overdue["state"], 54 <= overdue["last_seen"] < 120) == ("not heard of", True)
+    assert (overdue["state"], 54 <= overdue["last_seen"] < 120) == ("not heard from", True)
     assert silent["state"] == "silent"
     assert silent["last_seen"] >= 1000
     assert shown["state"] == "idle"

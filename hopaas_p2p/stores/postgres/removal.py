@@ -79,7 +79,7 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
             with store.transaction() as connection:
                 ((count,),) = query(connection, _END_SESSIONS, (roles,))
             if count and time.monotonic() > deadline:
-                left.append(f"sessions that have not ended within {_SHUTDOWN_TIMEOUT:.0f} s: {count}")
+                left.append(f"{count} session{'s' * (count != 1)} did not end within {_SHUTDOWN_TIMEOUT:.0f} s")
                 break
             time.sleep(0.02 if count else 0.0)
     with noted():

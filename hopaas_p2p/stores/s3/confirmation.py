@@ -110,7 +110,7 @@ class Confirmation:
             self._written.extendleft(one._replace(due=now + AFTER) for one in reversed(unanswered + due))
         if unanswered and ending:
             raise StoreUnreachable(
-                f"the bucket accepted commits of this process that could not be checked again: {len(self._written)}."
+                f"the bucket accepted {len(self._written)} of this process's commits, which could not be checked again"
             )
         return bool(self._written) and ending
 
