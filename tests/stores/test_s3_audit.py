@@ -203,7 +203,7 @@ def test_nothing_is_appended_behind_a_loss_even_for_a_caller_that_tries_again(st
 def test_an_end_that_cannot_look_at_its_commits_says_so(server: Imitation, store: S3Store) -> None:
     log = written(store, 20)
     server.asked = lambda _: 503
-    with pytest.raises(StoreUnreachable, match="could not be checked again: 20"):
+    with pytest.raises(StoreUnreachable, match="20 of this process's commits"):
         log.confirm()
     server.asked = None
     log.confirm()
@@ -216,11 +216,11 @@ def test_an_end_does_not_wait_for_each_commit_of_a_bucket_that_does_not_answer(
     log = written(store, 40)
     server.asked = lambda _: 503
     before = store.objects.requests.copy()
-    with pytest.raises(StoreUnreachable, match="could not be checked again: 40"):
+    with pytest.raises(StoreUnreachable, match="accepted 40 of this process's commits"):
         log.confirm()
     assert store.objects.requests - before == {"LIST": 1, "GET": 16}
     server.asked = lambda request: 503 if request.kind == "LIST" or request.path.endswith("3") else None
-    with pytest.raises(StoreUnreachable, match="could not be checked again: 4"):
+    with pytest.raises(StoreUnreachable, match="4 of this process's commits"):
         log.confirm()
     server.asked = None
     log.confirm()
