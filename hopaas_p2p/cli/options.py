@@ -155,7 +155,7 @@ def check_new(target: Path, *, force: bool) -> None:
 
 
 def store_named(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Note that the user names this store (`credentials.named`). The callback of arguments that are stores."""
+    """Record that the user named this store (`credentials.named`). The callback of arguments that are stores."""
     credentials.named(value or "")
     return value
 

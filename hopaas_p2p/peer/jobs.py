@@ -121,7 +121,7 @@ class Jobs(Generic[P]):
             del owner
 
     def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:
-        """Note when the finished job is due again, and wait for the next one; None if this thread should end."""
+        """Record when the finished job is due again, and wait for the next one; None if this thread should end."""
         with self._changed:
             if done is not None:
                 done.running, done.due = False, min(done.due, time.monotonic() + pause)

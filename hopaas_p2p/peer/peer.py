@@ -587,7 +587,7 @@ class Peer:
             asked.release()
 
     def note_draft(self, log: LogClient[State]) -> None:
-        """Note that something was drafted, to be sent with the next exchange, or after the flush interval at the
+        """Record that something was drafted, to be sent with the next exchange, or after the flush interval at the
         latest.
         """
         self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
@@ -704,7 +704,7 @@ class Peer:
         return min(ttls) / 8
 
     def _have_beaten(self, owners: tuple[str, ...], began: float, ttl: float, *, since: float) -> None:
-        """Note that beats of these owners, sent after `began`, have arrived.
+        """Record that beats of these owners, sent after `began`, have arrived.
 
         For each owner, `_unbroken` has the time since which its beats have arrived without a gap so long that others
         may have reclaimed its trials. Its leases are valid once the log has been read after that time.

@@ -41,7 +41,7 @@ def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _stated(env: Mapping[str, str], variable: str) -> str | None:
-    """The number in this variable of ours; None if it is not set."""
+    """The number in this HOPAAS variable; None if it is not set."""
     text = env.get(variable) or None
     if text is not None and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
         raise ConfigurationError(f"{variable} = {shown(text)}: give a number, such as 2 or 0.5")

@@ -762,7 +762,7 @@ class StudyHandle:
         return verdict
 
     def _let_go(self, number: int) -> None:
-        """Note that the trial no longer belongs to this process, so that the log's version counts."""
+        """Record that the trial no longer belongs to this process, so that the log's version counts."""
         with self.log.lock:
             owned = self.view.owned.pop(number, None)
             if owned is not None:

@@ -32,7 +32,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
 
 def remember(path: Path, uuid: str) -> None:
-    """Note that this store exists. If the note cannot be written, the store is not recognized later."""
+    """Record that this store exists. If the note cannot be written, the store is not recognized later."""
     seen = KnownStore(uuid, mount_point(path))
     with contextlib.suppress(OSError, RuntimeError, StoreAway):
         if known(path) != seen:
