@@ -22,9 +22,10 @@ commit. Where a server offers the store to users, what that server vouches for a
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import msgspec
 
@@ -87,6 +88,8 @@ _record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError)
 _DEEPEST: Final = 200
 """Levels of arrays and maps in a commit. How many more a Python reads depends on its version."""
+_LONGEST_WALK: Final = 100_000
+"""Steps in which `_too_deep` looks at what no field of this version holds: a tenth of a second."""
 _NESTING: Final = bytes([*range(0x81, 0x90), *range(0x91, 0xA0), *range(0xDC, 0xE0)])
 """First bytes of arrays and maps, except empty ones."""
 _RUN: Final = re.compile(rb"[\0-\x80\x90\xa0\xc0-\xc3\xe0-\xff]*")  # values of one byte
@@ -183,12 +186,39 @@ def decode(payload: bytes) -> Commit | Garbage:
     return Commit(wire.writer, wire.seq, owner, wire.at, tuple(records))
 
 
+@functools.cache
+def _closed(kind: Any) -> Any:
+    """The same type, but a struct with more fields than it names is an error."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        fields = [
+            (one.name, _closed(one.type), msgspec.field(default=one.default, default_factory=one.default_factory))  # type: ignore[call-overload]
+            for one in msgspec.structs.fields(kind)
+        ]
+        tag, like = kind.__struct_config__.tag, kind.__struct_config__.array_like
+        return msgspec.defstruct(kind.__name__, fields, tag=tag, array_like=like, forbid_unknown_fields=True)
+    inside = tuple(map(_closed, get_args(kind)))
+    return (Union if isinstance(kind, type(int | str)) else get_origin(kind))[inside] if inside else kind
+
+
+def _ignores_nothing(payload: bytes) -> bool:
+    """Whether this version knows all fields in this commit, none of which is deep."""
+    try:
+        msgspec.msgpack.decode(memoryview(payload)[4:], type=_closed(_Wire))
+    except _UNREADABLE:
+        return False
+    return True
+
+
 def _too_deep(payload: bytes) -> bool:
-    """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, even in a field that is ignored."""
-    if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST:
+    """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, even in a field that is ignored, or
+    ignored fields are too long to tell.
+    """
+    if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST or _ignores_nothing(payload):
         return False
     at, left = 4, [1]  # how many values are still to come in each open array or map
-    while left and at < len(payload) and len(left) <= _DEEPEST:
+    for _ in range(_LONGEST_WALK):
+        if not left or at >= len(payload) or len(left) > _DEEPEST:
+            return len(left) > _DEEPEST
         run = _RUN.match(payload, at, at + left[-1]).end() - at  # type: ignore[union-attr]  # it matches nothing, too
         at, left[-1] = at + run, left[-1] - run - 1
         if left[-1] < 0 or at == len(payload):
@@ -208,7 +238,7 @@ def _too_deep(payload: bytes) -> bool:
         else:  # a text, bytes or an extension, after its length
             width = 1 << (first - 0xC4) % 3
             at += width + int.from_bytes(payload[at : at + width]) + (0xC7 <= first < 0xCA)
-    return len(left) > _DEEPEST
+    return True
 
 
 def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:

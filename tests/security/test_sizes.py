@@ -53,6 +53,21 @@ def test_a_commit_of_ten_thousand_nothings_is_garbage_as_is_one_of_millions() ->
         assert isinstance(codec.decode(zlib.crc32(body).to_bytes(4, "little") + body), codec.Garbage)
 
 
+@pytest.mark.parametrize(
+    "value", [b"\x91\xc0", b"\xcc\0", b"\xc4\0", b"\xa1a"], ids=["array", "number", "bytes", "text"]
+)
+def test_a_commit_of_millions_of_values_in_a_field_that_is_ignored_is_garbage(value: bytes) -> None:
+    """To walk through them takes Python seconds, at every reader; what the records' own fields hold takes no walk."""
+    several = b"\x91\xc0" * 300 + value * 1_000_000
+    body = b"\x97" + msgspec.msgpack.encode([1, "w", 1, None, 0, []])[1:]
+    body += b"\xdd" + (1_000_300).to_bytes(4, "big") + several
+    assert isinstance(codec.decode(zlib.crc32(body).to_bytes(4, "little") + body), codec.Garbage)
+
+    metrics = {f"metric-{number}": {1: number / 7} for number in range(100)}
+    wide = Commit("w", 1, "w", 0, (TrialCreate(COMPLETE, values=(1.0,), metrics=metrics),) * 1_000)
+    assert codec.decode(codec.encode(wide)) == wide
+
+
 def test_an_ask_passes_over_a_bounded_number_of_trials() -> None:
     scribe = Scribe()
     for skip, accepted in ((50_000, True), (70_000, False)):
