@@ -46,6 +46,7 @@ _DRAWS: Final = 4  # times that candidates are drawn, before a new configuration
 _ANYWHERE: Final = 100
 _LOOKED_UP: Final = 3  # candidates that are compared with all trials one by one
 _PROCESS_UP_TO: Final = 500  # trials; with more, the densities are good enough, and cheaper
+_PROCESS_AXES: Final = 100  # parameters; the time of a fit is in their square
 _RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
@@ -242,11 +243,14 @@ class TPESampler(OptunaTPE):
         if self.liar:
             worse |= running
         ranked = np.empty(0, np.int64)
-        if self._model == "process" and columns.learned <= _PROCESS_UP_TO:
+        if self._has_process(columns, space):
             ranked = ranked_rows(columns, maximize=maximize)
             ranked = ranked[present[ranked]]
         below = self.estimator(columns.observations(space, best[present[best]]), space)
         return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
+
+    def _has_process(self, columns: KnownTrials, space: Mapping[str, BaseDistribution]) -> bool:
+        return self._model == "process" and columns.learned <= _PROCESS_UP_TO and len(space) <= _PROCESS_AXES
 
     def _order(self, model: _Model, candidates: dict[str, Floats]) -> Iterator[int]:
         """The indices of the candidates by their likelihood ratio of better trials to others, the best first."""
@@ -289,7 +293,7 @@ class TPESampler(OptunaTPE):
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
         """Candidates in the order of the process, if there is one; some draws, the best first; then random ones."""
-        if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
+        if len(model.ranked) > 1 or (self._priors and self._has_process(model.columns, model.space)):
             candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
         for _ in range(_DRAWS):

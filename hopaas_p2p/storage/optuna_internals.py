@@ -196,17 +196,21 @@ def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
 
 
 def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
-    """Let the sampler choose the parameters that it draws jointly, and then the others.
+    """Let the sampler choose the parameters of this space that it draws jointly, and then the others.
 
     Some of Optuna's samplers raise on what any peer may have written, such as GPSampler on trials with differing
     constraints; the parameters are then chosen one by one. Errors of third-party samplers are raised.
     """
+    sampler, frozen = trial.study.sampler, trial._cached_frozen_trial
     try:
-        trial.relative_params  # noqa: B018  # a property that samples
+        study = optuna.pruners._filter_study(trial.study, frozen)
+        found = sampler.infer_relative_search_space(study, frozen)  # any peer's trials may have other parameters, too
+        trial.relative_search_space = {name: one for name, one in found.items() if name in space}
+        trial._relative_params = sampler.sample_relative(study, frozen, trial.relative_search_space)
     except Exception as error:
         trial.relative_search_space, trial._relative_params = {}, {}
         away = isinstance(error, HopaasError | ImportError)  # the store, or an optional library
-        if away or not type(trial.study.sampler).__module__.startswith("optuna."):
+        if away or not type(sampler).__module__.startswith("optuna."):
             raise
         _log.warning(
             "the sampler failed on this study, so trial %d is sampled one parameter at a time: %s", trial.number, error

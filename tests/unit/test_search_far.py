@@ -1,17 +1,21 @@
-"""Trials that lie far outside the search space, as those of other studies and of hostile peers may."""
+"""Trials outside the search space, as those of other studies and of hostile peers may be: far away, or with more
+parameters.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 import hopaas_p2p
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler, default_sampler
+from hopaas_p2p.search.surrogate import Surrogate
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Optuna's own, in a range of 2**53 integers
@@ -38,3 +42,50 @@ def test_the_best_trials_far_outside_the_search_space_stop_no_sampler(
         study.optimize(lambda trial: trial.params["x"], n_trials=3)
         assert all(searched.low <= trial.params["x"] <= searched.high for trial in study.trials[40:])
         assert len(study.trials) == 43
+
+
+def _add_wide(study: hopaas_p2p.Study, parameters: int, trials: int) -> None:
+    """Trials of parameters that this program never suggests."""
+    names = [f"p{number}" for number in range(parameters)]
+    distributions: dict[str, BaseDistribution] = dict.fromkeys([*names, "x"], FloatDistribution(0, 1))
+    for number in range(trials):
+        params = dict.fromkeys(distributions, number / trials)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=1.0))
+
+
+@pytest.mark.parametrize("kind", [TPESampler, CmaEsSampler, optuna.samplers.GPSampler])
+def test_what_only_others_trials_have_is_not_drawn_in_a_study_with_a_search_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[optuna.samplers.BaseSampler]
+) -> None:
+    drawn: set[str] = set()
+    sampler = TPESampler(multivariate=True) if kind is TPESampler else kind()
+    sample = sampler.sample_relative
+
+    def noted(study: optuna.Study, trial: optuna.trial.FrozenTrial, space: dict[str, Any]) -> dict[str, Any]:
+        drawn.update(space)
+        return sample(study, trial, space)
+
+    monkeypatch.setattr(sampler, "sample_relative", noted)
+    searched = {"x": hopaas_p2p.Float(0, 1)}
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "s", space=searched, sampler=sampler)) as study:
+        _add_wide(study, 30, 12)
+        study.optimize(lambda trial: trial.params["x"], n_trials=2)
+    assert drawn == {"x"}
+
+
+@pytest.mark.parametrize(("parameters", "fitted"), [(20, True), (300, False)])
+def test_no_process_is_fitted_to_hundreds_of_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: int, fitted: bool
+) -> None:
+    """It takes time in the square of their number, which any worker of a study without a space may choose."""
+    fits: list[int] = []
+
+    def counted(*given: Any, **more: Any) -> Surrogate:
+        fits.append(1)
+        return Surrogate(*given, **more)
+
+    monkeypatch.setattr("hopaas_p2p.search.samplers.Surrogate", counted)
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "s")) as study:
+        _add_wide(study, parameters, 12)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert bool(fits) is fitted
