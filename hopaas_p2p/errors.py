@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, Self
@@ -20,6 +21,20 @@ ASK_FOR_ANOTHER: Final = (
 """The advice about a token that is not valid."""
 
 
+def printable(text: str) -> str:
+    r"""The text with escapes such as `\x1b` for what a terminal would obey, which others may have written."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Keep what a server, a proxy or another peer says from looking like another entry of the log."""
+    record.msg, record.args = printable(" ".join(record.getMessage().splitlines())), ()
+    return True
+
+
+logging.getLogger("hopaas_p2p").addFilter(_on_one_line)
+
+
 class HopaasError(Exception):
     """Something went wrong in hopaas_p2p."""
 
@@ -29,7 +44,7 @@ class HopaasError(Exception):
     """The exit code of the command line."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        super().__init__(printable(message or (type(self).__doc__ or "").strip().splitlines()[0]))
         handled = sys.exception()
         if isinstance(handled, HopaasError):
             self.__cause__ = beneath(handled)

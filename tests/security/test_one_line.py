@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hopaas_p2p.cli.local import _key
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyControl, StudyRegistered, StudySet
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.proxies import parse_proxy
 from hopaas_p2p.net.trust import authorities
 from hopaas_p2p.open import open_store
@@ -232,3 +233,19 @@ def test_a_setting_that_a_clone_gives_a_wrong_value_is_shown_in_one_line(tmp_pat
         with pytest.raises(ConfigurationError) as refused:
             found.get("study") if line.startswith("study") else found.seconds("patience")
         assert len(str(refused.value)) < 400
+
+
+HOSTILE = "\x1b]0;PWN\x07\x1b[2J\u202eevil\u2066\x9b31m\u200b\ud800"
+
+
+def test_what_a_server_says_moves_no_terminal_and_looks_like_no_other_entry_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever log handler, or traceback of the user's program, it ends in."""
+    error = StoreUnreachable(f"{HOSTILE}\r\n2026-01-01 all is well\u2028, really")
+    logging.getLogger("hopaas_p2p").warning("still trying, %s: %s, %s", "for 20 s", error, OSError(HOSTILE))
+    (shown,) = caplog.text.splitlines()
+    assert shown.isprintable()
+    assert all(line.isprintable() for line in str(error).split("\n"))
+    assert "still trying, for 20 s: \\x1b]0;PWN\\x07" in shown
+    assert str(StoreUnreachable("Zoë's 研究 🎉\n\tis gone")) == "Zoë's 研究 🎉\n\tis gone"
