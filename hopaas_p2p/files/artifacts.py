@@ -174,8 +174,9 @@ class StudyArtifacts:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def list(self, trial: int | None = None) -> list[Artifact]:
-        """All files of the study and its trials, or those of one trial."""
-        return listed(self._storage.state(self._study_id), self._study_id, trial)
+        """All files of the study and its trials, or those of one trial. Raises NoSuchTrial."""
+        number = None if trial is None else self._handle.existing(trial).number
+        return listed(self._storage.state(self._study_id), self._study_id, number)
 
     def find(self, what: str) -> Artifact:
         """The file with this id, or the only file with this name; a prefix of an id is enough.

@@ -103,6 +103,8 @@ def test_files_belong_to_trials_running_and_finished(study: Study, file: Callabl
         others.close()
     with pytest.raises(NoSuchTrial):
         study.artifacts().put(file("x"), trial=7)
+    with pytest.raises(NoSuchTrial):
+        study.artifacts().list(7)
     with pytest.raises(InvalidInput, match="no file"):
         study.artifacts().put("/nowhere/at all")
 
