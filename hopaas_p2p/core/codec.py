@@ -200,22 +200,18 @@ def _closed(kind: Any) -> Any:
     return (Union if isinstance(kind, type(int | str)) else get_origin(kind))[inside] if inside else kind
 
 
-def _ignores_nothing(payload: bytes) -> bool:
-    """Whether this version knows all fields in this commit, none of which is deep."""
-    try:
-        msgspec.msgpack.decode(memoryview(payload)[4:], type=_closed(_Wire))
-    except _UNREADABLE:
-        return False
-    return True
-
-
 def _too_deep(payload: bytes) -> bool:
     """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, even in a field that is ignored, or
     ignored fields are too long to tell.
     """
-    if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST or _ignores_nothing(payload):
+    if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST:
         return False
-    at, left = 4, [1]  # how many values are still to come in each open array or map
+    try:
+        msgspec.msgpack.decode(memoryview(payload)[4:], type=_closed(_Wire))
+    except _UNREADABLE:
+        at, left = 4, [1]  # how many values are still to come in each open array or map
+    else:
+        return False  # this version knows all fields, of which none is deep
     for _ in range(_LONGEST_WALK):
         if not left or at >= len(payload) or len(left) > _DEEPEST:
             return len(left) > _DEEPEST
