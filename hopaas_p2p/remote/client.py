@@ -426,6 +426,9 @@ class RemoteStore(Store):
     def shared(self) -> set[str] | None:
         return self.connections.ask("shared")  # type: ignore[no-any-return]
 
+    def login(self) -> str:
+        return self.facts().token
+
     def beat(self, beat: Beat) -> None:
         self.connections.ask("beat", beat)
 

@@ -419,6 +419,10 @@ class Store(ABC):
         """The uuids of the studies that this user may see; None means all."""
         return None
 
+    def login(self) -> str | None:
+        """The user, or the token, by which the store knows this process; None if the store has no users."""
+        return None
+
     @abstractmethod
     def beat(self, beat: Beat) -> None:
         """Overwrite this peer's beat."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LearnFrom = str | Sequence["str | Prior"]
 AUTO: Final = "auto"
 _LARGE: Final = 20  # finished trials from which "auto" includes a study that is still running
+_TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")  # behind the user's name
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -86,14 +88,19 @@ def find_priors(
 
 
 def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
-    """The priors from this store's newest studies that share a parameter with this space, and are finished or large."""
+    """The priors from this store's newest studies that share a parameter with this space, and are finished or large.
+
+    In a store with users, a grant needs no consent, so a study counts only if this user has written to it.
+    """
     found: list[PriorRecord] = []
+    user = _TOKEN.sub("", storage.peer.store.login() or "")
     for listing in [one for one in reversed(storage.listings()[-2 * MOST_PRIORS :]) if one.name != but]:
         with contextlib.suppress(HopaasError):  # deleted, not readable by this user, or without anything to learn
             state = storage.state(listing.study_id)
             count = sum(state.counts[one] for one in TAKES_A_PLACE)
             ended = count > 0 and (state.status == "stopped" or count >= (state.budget or _LARGE))
-            if ended or count >= _LARGE:
+            written = not user or any(one.author in ("", user) for one in state.writers.values())
+            if written and (ended or count >= _LARGE):
                 one = _of_study(storage, listing.name)
                 if not space or Taught(_optuna(space), [one]).priors:
                     found.append(one)

@@ -61,6 +61,20 @@ def _stop(nonce: str) -> Outgoing:
     return Outgoing(nonce, codec.encode(commit))
 
 
+def test_auto_learns_from_no_study_that_was_granted_unasked(place: Place) -> None:
+    """A grant needs no consent, so whoever grants a study would choose what others' searches begin with."""
+    ann, bob, space = place.person("ann"), place.person("bob"), {"x": hopaas_p2p.Float(0, 1)}
+    for user, name in ((ann, "own"), (bob, "together"), (bob, "bobs")):
+        hopaas_p2p.open_study(place.storage(user), name, space=space, budget=6).optimize(
+            lambda trial: trial.params["x"]
+        )
+        access.grant(user, name, {ann: "bob", bob: "ann"}[user], "worker")
+    together = hopaas_p2p.open_study(place.storage(ann), "together")
+    together.set_user_attr("reviewed", True)
+    new = hopaas_p2p.open_study(place.storage(ann), "new", space=space, learn_from="auto")
+    assert [one.name for one in new.learned] == ["together", "own"]
+
+
 def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
     ann, bob, eve = place.person("ann"), place.person("bob"), place.person("eve")
     place.study(ann)

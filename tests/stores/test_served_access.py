@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -122,6 +123,12 @@ def _asked(store: RemoteStore, name: str) -> list[str]:
     """The request of a rescue, as far as the store took it."""
     store.beat(Beat(name, "now"))
     return list(store.beats([name]))
+
+
+def test_a_server_names_the_token_by_which_it_knows_a_caller_and_stamps_its_user(site: Site) -> None:
+    uuid = site.study("ann")
+    assert re.fullmatch(r"ann\.[0-9a-f]{8}", site.person("ann").login())
+    assert {entry.stamp.author for entry in read_all(site.person("ann").log(uuid))} == {"ann"}
 
 
 ACTIONS: dict[str, Callable[[RemoteStore, str, Path], Any]] = {

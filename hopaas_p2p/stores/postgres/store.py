@@ -160,6 +160,10 @@ class PostgresStore(Store):
         """The uuids of the studies that this user may see."""
         return {uuid for (uuid,) in self.call("shared")}
 
+    def login(self) -> str:
+        with self._connected() as connection:
+            return str(connection.info.user)
+
     def call(self, function: str, *, copied: bool = False, **arguments: Any) -> list[Any]:
         """Call a function of the schema, in one round trip on the open connection, or on a new one.
 
