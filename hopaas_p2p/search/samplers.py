@@ -114,7 +114,7 @@ class TPESampler(OptunaTPE):
     Args:
         repeats: "avoid" takes the best candidate that no trial has had, for parameters that are drawn together.
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
-            are known; only with `repeats="avoid"`, and for parameters that are drawn together.
+            are known, in up to 100 parameters; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
         fewest: the number of trials from which the faster computation is used.
         **arguments: as for Optuna's sampler.

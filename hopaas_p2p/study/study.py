@@ -166,8 +166,9 @@ def open_study(
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
         learn_from: prior knowledge with which the study is created, as names of earlier studies of this store,
-            `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. Their
-            priors are stored in the new study, so they may be deleted. See `Study.learn_from`.
+            `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large; in a
+            store with users, only those that this user has written to. Their priors are stored in the new study, so
+            they may be deleted. See `Study.learn_from`.
         create: whether to create a missing study, or only join an existing one.
         trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
