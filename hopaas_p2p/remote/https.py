@@ -17,10 +17,12 @@ import ipaddress
 import logging
 import math
 import re
+import shutil
 import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import h11
@@ -52,7 +54,8 @@ _STALLED: Final = 60.0  # seconds for which a caller may read nothing of its ans
 _LAST_WORDS: Final = 5.0  # seconds for a caller to read a last answer
 _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # rejected addresses logged per second
-_WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
+_WHERE: Final = re.compile(rf"(?:(?!{PATH}/files/)/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
+"""Strangers choose what it is matched with, so no part of a path matches in two ways."""
 _TEXT: Final = "text/plain; charset=utf-8"
 
 SSLProtocol.max_size = 1 << 14  # one TLS record; the default receive buffer takes 256 KiB per connection
@@ -115,6 +118,8 @@ class HttpsServer:
         """Rejections since the last tick, by address and status. With a line for each, a guesser could fill the log."""
         self.held: Counter[Token] = Counter()
         """Bytes of requests being read, and of answers not yet received."""
+        self.on_disk: Counter[Token] = Counter()
+        """Bytes of files that come or go."""
         self.by_token: Counter[Token] = Counter()
         self.sessions: set[HttpsSession] = set()
         self.empty = asyncio.Event()
@@ -366,7 +371,7 @@ class HttpsSession:
             raise RequestRefused(401)
         status = await self._admit(token)
         if key:
-            await self._carry_file(token, method, key)
+            await self._carry_file(token, method, key, length)
             return
         self._hold(length)
         body = bytearray()
@@ -419,16 +424,17 @@ class HttpsSession:
             came += len(found.data)
             take(found.data)
 
-    async def _carry_file(self, token: Token, method: str, key: str) -> None:
+    async def _carry_file(self, token: Token, method: str, key: str, length: int) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
         service = self._server.service
-        with scratch() as path:
+        with scratch() as path, self._room_on_disk(token, path.parent) as take:
             if method == "PUT":
                 found = await service.carry_out(token, StoreRequest("put", key))  # judged before any byte is stored
                 refused = protocol.refusal(found)
                 if refused:
                     await self._receive(len)
                 else:
+                    take(length)
                     with path.open("wb") as file:  # noqa: ASYNC230  # a piece at a time
                         await self._receive(file.write)
                     found = await service.carry_out(token, StoreRequest("put", key), path)
@@ -441,12 +447,31 @@ class HttpsSession:
                 return
             with path.open("rb") as file:  # noqa: ASYNC230
                 size = file.seek(0, 2)
+                take(size)
                 file.seek(0)
                 self._writer.write(self._http.send(_response(200, size, protocol.FILE, self._server.draining)) or b"")
                 while data := file.read(_PIECE):
                     self._writer.write(self._http.send(h11.Data(data=data)) or b"")
                     await self._taken()
             await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
+
+    @contextlib.contextmanager
+    def _room_on_disk(self, token: Token, folder: Path) -> Iterator[Callable[[int], None]]:
+        """Take room for one file, to be given back at the end: a token's files take a quarter of it, or are one."""
+        taken, mine = self._server.on_disk, 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            mine = size
+            taken[token] += size
+            room = shutil.disk_usage(folder).free + taken.total()
+            if size < taken[token] > room // 4:
+                raise RequestRefused(503, 5.0)
+
+        try:
+            yield take
+        finally:
+            taken[token] -= mine
 
     # --- answers ---
 

@@ -18,7 +18,7 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
-from hopaas_p2p.remote.https import LOOPBACK, HttpsLimits, HttpsServer
+from hopaas_p2p.remote.https import _WHERE, LOOPBACK, HttpsLimits, HttpsServer
 from hopaas_p2p.remote.protocol import PATH, StoreRequest
 from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
@@ -239,3 +239,42 @@ def test_an_answer_of_another_version_says_so() -> None:
     """Before the first release the protocol changes under one number: an expiry was a text once."""
     with pytest.raises(StoreUnreachable, match=r"'hello' cannot be read: .* install the same version on both sides"):
         protocol.result_of("hello", protocol.answered(["token", "2026-12-01T00:00:00Z"]))
+
+
+def test_files_of_one_token_that_nobody_takes_leave_room_on_the_disk_for_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 10 << 20
+
+    async def carry_out(_self: object, _token: Token, _request: StoreRequest, path: Path) -> bytes:
+        await asyncio.to_thread(path.write_bytes, bytes(size))
+        return protocol.answered(None)
+
+    async def do(server: HttpsServer, port: int) -> None:
+        def usage(_: object) -> SimpleNamespace:
+            return SimpleNamespace(free=8 * size - server.on_disk.total())
+
+        monkeypatch.setattr("shutil.disk_usage", usage)
+        lines = [await _asked(port, f"GET {PATH}/files/u/x", b"") for _ in range(6)]
+        heads = [await asyncio.wait_for(reader.readline(), 60) for reader, _ in lines]
+        assert sorted(heads) == [b"HTTP/1.1 200 OK\r\n"] * 2 + [b"HTTP/1.1 503 Service Unavailable\r\n"] * 4
+        assert server.on_disk.total() == 2 * size
+        for _, writer in lines:
+            writer.close()
+        await server.drain()
+        assert server.on_disk.total() == 0
+
+    monkeypatch.setattr(_Slow, "carry_out", carry_out)
+    behind_a_proxy(do)
+
+
+def test_a_path_is_looked_at_once_whatever_it_repeats() -> None:
+    """It is looked at before the token. Where a part may match in two ways, this would take days."""
+    for repeated in ("/v1/files/a", "/v1", "/a", "/v1/files", "a/"):
+        assert _WHERE.fullmatch(f"/v1/files/{repeated * 500_000}%") is None
+        assert _WHERE.fullmatch(f"{repeated * 500_000}%") is None
+    for path in ("/v1/files/u/v1/x", "/gate/way/v1/files/u/v1/x"):
+        found = _WHERE.fullmatch(path)
+        assert found is not None
+        assert found["key"] == "u/v1/x"
+    assert _WHERE.fullmatch("/v1/x/v1") is not None
