@@ -209,14 +209,32 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         trial._relative_params = sampler.sample_relative(study, frozen, trial.relative_search_space)
     except Exception as error:
         trial.relative_search_space, trial._relative_params = {}, {}
-        away = isinstance(error, HopaasError | ImportError)  # the store, or an optional library
-        if away or not type(sampler).__module__.startswith("optuna."):
+        if not _tolerated(error, trial, "its parameters are sampled one at a time"):
             raise
-        _log.warning(
-            "the sampler failed on this study, so trial %d is sampled one parameter at a time: %s", trial.number, error
-        )
     for name, distribution in space.items():
         trial._suggest(name, distribution)
+
+
+def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
+    """Like `Trial.suggest_*`, but at random where one of Optuna's samplers raises; see `sample`."""
+    try:
+        return optuna.trial.Trial._suggest(trial, name, distribution)
+    except Exception as error:
+        if not _tolerated(error, trial, f"{name!r} is drawn at random"):
+            raise
+        study, drawn = trial.study, optuna.samplers.RandomSampler()
+        value = drawn.sample_independent(study, trial._cached_frozen_trial, name, distribution)
+        trial.relative_search_space, trial._relative_params = {name: distribution}, {name: value}
+        return optuna.trial.Trial._suggest(trial, name, distribution)
+
+
+def _tolerated(error: Exception, trial: optuna.trial.Trial, instead: str) -> bool:
+    """Whether this is an error of a sampler of Optuna's, which is then logged."""
+    away = isinstance(error, HopaasError | ImportError)  # the store, or an optional library
+    if away or not type(trial.study.sampler).__module__.startswith("optuna."):
+        return False
+    _log.warning("the sampler failed on trial %d, so %s: %s", trial.number, instead, error)
+    return True
 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:

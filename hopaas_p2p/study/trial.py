@@ -25,10 +25,12 @@ from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.spec.metrics import checked, refuse
-from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial
+from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, suggest
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.storage.handle import StudyHandle
 
@@ -77,6 +79,9 @@ class Trial(optuna.trial.Trial):
     def params(self) -> dict[str, Any]:
         """The parameters so far, by name, in a plain dictionary."""
         return super().params or _NoParameters()
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        return suggest(self, name, distribution)
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value.

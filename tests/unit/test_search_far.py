@@ -44,6 +44,47 @@ def test_the_best_trials_far_outside_the_search_space_stop_no_sampler(
         assert len(study.trials) == 43
 
 
+_OWN: list[tuple[dict[str, Any], dict[str, BaseDistribution], dict[str, Any]]] = [
+    ({"x": 1e300}, {"x": FloatDistribution(-1e300, 1e300)}, {}),
+    ({"n": 9, "x": 0.5}, {"n": IntDistribution(1, 9), "x": FloatDistribution(0, 1)}, {}),
+    ({"z": 1, "x": 0.5}, {"z": IntDistribution(1, 9), "x": FloatDistribution(0, 1)}, {}),
+    ({"x": 0.5, "n": 99}, {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 400)}, {}),
+    ({"x": 0.5, "n": 9}, {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 9)}, {"constraints": [0.0, 0.0]}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("space", [None, {"x": hopaas_p2p.Float(0, 1, step=0.5), "n": hopaas_p2p.Int(1, 9)}])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        optuna.samplers.TPESampler,
+        optuna.samplers.BruteForceSampler,
+        lambda: optuna.samplers.GPSampler(n_startup_trials=2),
+    ],
+)
+@pytest.mark.parametrize(("params", "distributions", "system"), _OWN)
+def test_a_trial_unlike_the_others_stops_no_sampler_of_optunas(
+    tmp_path: Path,
+    sampler: Callable[[], optuna.samplers.BaseSampler],
+    space: dict[str, Any] | None,
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    system: dict[str, Any],
+) -> None:
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        return float(trial.suggest_float("x", 0, 1, step=0.5) + trial.suggest_int("n", 1, 9))
+
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "s", space=space, sampler=sampler())) as study:
+        study.optimize(objective, n_trials=11)
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=distributions, value=0.0, system_attrs=system)
+        )
+        study.optimize(objective, n_trials=2)
+        assert len(study.trials) == 14
+        assert all(0 <= trial.params["x"] <= 1 and 1 <= trial.params["n"] <= 9 for trial in study.trials[12:])
+
+
 def _add_wide(study: hopaas_p2p.Study, parameters: int, trials: int) -> None:
     """Trials of parameters that this program never suggests."""
     names = [f"p{number}" for number in range(parameters)]
