@@ -212,7 +212,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         if not _tolerated(error, trial, "its parameters are sampled one at a time"):
             raise
     for name, distribution in space.items():
-        trial._suggest(name, distribution)
+        suggest(trial, name, distribution)
 
 
 def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
