@@ -52,7 +52,7 @@ _HELD: Final = 256 << 20  # bytes of requests at once
 _FILES: Final = 2  # carried at once
 _LOGS: Final = 512  # logs of which a server keeps copies
 _LOOKED: Final = 3600.0  # seconds for which a server still reads a peer's beats that no caller requests
-_PEERS: Final = 10_000  # whose heartbeats a server requests at once
+_PEERS: Final = 10_000  # whose heartbeats a server requests
 
 
 class _Place:
@@ -295,16 +295,19 @@ class FolderServer:
 
     async def _look(self, peers: list[str]) -> bytes:
         """The heartbeats of these peers. The store is asked once per pace, for all peers that are of interest."""
-        asked = [peer for peer in peers if valid_name(peer)][-_PEERS:]
+        asked = [peer for peer in peers if valid_name(peer)]
         async with self._beats_turn:
             now = time.monotonic()
-            if now - self._beats_at >= self.pace or any(peer not in self._looked for peer in asked):
-                looked = self._looked | dict.fromkeys(asked, now)
-                names = sorted((peer for peer in looked if now - looked[peer] < _LOOKED), key=looked.__getitem__)
-                self._looked = {peer: looked[peer] for peer in names[-_PEERS:]}
-                request = StoreRequest("beats", "", (list(self._looked),))
-                self._beats = protocol.result_of("beats", await self._ask(request))
-                self._beats_at = now
+            due = now - self._beats_at >= self.pace
+            new = [peer for peer in asked if peer not in self._looked]
+            looked = self._looked | dict.fromkeys(asked, now)
+            names = sorted((peer for peer in looked if now - looked[peer] < _LOOKED), key=looked.__getitem__)
+            self._looked = {peer: looked[peer] for peer in names[-_PEERS:]}
+            wanted, found = list(self._looked) if due else new, {} if due else self._beats
+            for first in range(0, len(wanted), protocol.AT_ONCE):
+                request = StoreRequest("beats", "", (wanted[first : first + protocol.AT_ONCE],))
+                found = found | protocol.result_of("beats", await self._ask(request))
+            self._beats, self._beats_at = found, now if due else self._beats_at
         return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
 
     async def _move(self, name: str, request: StoreRequest) -> bytes:

@@ -55,6 +55,16 @@ def test_a_listing_of_a_bucket_has_what_was_asked_for_and_declares_nothing(
         listing(text).objects.listed("study/")
 
 
+def test_a_listing_goes_on_behind_the_key_that_it_was_asked_for(listing: Callable[[str], S3Store]) -> None:
+    """Otherwise who lists page after page would do so for ever."""
+    each = "<LastModified>2026-01-01T00:00:00Z</LastModified><Size>1</Size>"
+    store = listing(listed("".join(f"<Contents><Key>store/v1/log/{key}</Key>{each}</Contents>" for key in "abc")))
+    assert store.objects.listed("log/") == ["log/a", "log/b", "log/c"]
+    for after in ("log/a", "log/c"):
+        with pytest.raises(StoreUnreachable, match="before those"):
+            store.objects.listed("log/", after=after)
+
+
 def test_a_listed_key_that_leads_elsewhere_is_left_out(listing: Callable[[str], S3Store]) -> None:
     """An HTTP client sends a/x/../../b as b, so that to remove the one would be to remove the other."""
     root = "store/v1/"

@@ -287,7 +287,10 @@ class Bucket:
             listed = page.findall(f"{{*}}{kind}")
             if len(listed) > _PAGE:
                 raise StoreUnreachable(f"{self.address.endpoint} lists more objects at a time than it was asked for")
-            found += [one for one in listed if _is_below(root + prefix, _text(one, "Key") or _text(one, "Prefix"))]
+            keys = [_text(one, "Key") or _text(one, "Prefix") for one in listed]
+            if any(key <= root + after for key in keys):
+                raise StoreUnreachable(f"{self.address.endpoint} lists objects before those that it was asked for")
+            found += [one for one, key in zip(listed, keys, strict=True) if _is_below(root + prefix, key)]
             token, query["continuation-token"] = query.get("continuation-token"), _text(page, "NextContinuationToken")
             if _text(page, "IsTruncated") != "true" or (at_most is not None and len(found) >= at_most):
                 return found[:at_most]
