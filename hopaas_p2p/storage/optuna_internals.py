@@ -204,15 +204,18 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
     sampler, frozen = trial.study.sampler, trial._cached_frozen_trial
     try:
         study = optuna.pruners._filter_study(trial.study, frozen)
-        found = sampler.infer_relative_search_space(study, frozen)  # any peer's trials may have other parameters, too
-        trial.relative_search_space = {name: one for name, one in found.items() if name in space}
+        trial.relative_search_space = dict(sampler.infer_relative_search_space(study, frozen))
+        for name in trial.relative_search_space.keys() - space.keys():  # of other peers' trials
+            del trial.relative_search_space[name]
         trial._relative_params = sampler.sample_relative(study, frozen, trial.relative_search_space)
+        for name, distribution in space.items():
+            optuna.trial.Trial._suggest(trial, name, distribution)
     except Exception as error:
         trial.relative_search_space, trial._relative_params = {}, {}
         if not _tolerated(error, trial, "its parameters are sampled one at a time"):
             raise
-    for name, distribution in space.items():
-        suggest(trial, name, distribution)
+        for name, distribution in space.items():
+            suggest(trial, name, distribution)
 
 
 def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:

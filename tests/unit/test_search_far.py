@@ -5,6 +5,7 @@ parameters.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 import hopaas_p2p
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler, default_sampler
 from hopaas_p2p.search.surrogate import Surrogate
+
+_HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Optuna's own, in a range of 2**53 integers
@@ -60,7 +63,7 @@ _OWN: list[tuple[dict[str, Any], dict[str, BaseDistribution], dict[str, Any]]] =
     [
         optuna.samplers.TPESampler,
         optuna.samplers.BruteForceSampler,
-        lambda: optuna.samplers.GPSampler(n_startup_trials=2),
+        *([lambda: optuna.samplers.GPSampler(n_startup_trials=2)] if _HAS_TORCH else []),
     ],
 )
 @pytest.mark.parametrize(("params", "distributions", "system"), _OWN)
@@ -94,7 +97,7 @@ def _add_wide(study: hopaas_p2p.Study, parameters: int, trials: int) -> None:
         study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=1.0))
 
 
-@pytest.mark.parametrize("kind", [TPESampler, CmaEsSampler, optuna.samplers.GPSampler])
+@pytest.mark.parametrize("kind", [TPESampler, CmaEsSampler, *([optuna.samplers.GPSampler] if _HAS_TORCH else [])])
 def test_what_only_others_trials_have_is_not_drawn_in_a_study_with_a_search_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[optuna.samplers.BaseSampler]
 ) -> None:
