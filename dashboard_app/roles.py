@@ -10,20 +10,18 @@ study there, and others view.
 from __future__ import annotations
 
 import os
-import re
 from typing import Final, Literal
 
 import streamlit as st
 
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import ReplicaCache
+from hopaas_p2p.core.names import user_of
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.remote.access import ROLES
 
 Role = Literal["none", "viewer", "worker", "owner"]
 
-_TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
-"""The suffix that follows the user's name in the name of a token's login."""
 _KEPT: Final = 20.0  # seconds until a revoked grant takes effect
 
 
@@ -44,7 +42,7 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
         login, known = str(address.credentials()[0]), grants(cache, uuid)
         if not known:
             return "viewer"  # the store does not answer
-        return known.get(login) or known.get(_TOKEN.sub("", login)) or "owner"
+        return known.get(login) or known.get(user_of(login)) or "owner"
     if not name:
         return "none"
     if not hasattr(cache.store, "call"):

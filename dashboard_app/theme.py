@@ -16,8 +16,8 @@ from hopaas_p2p.analysis import echarts, facts, html
 from hopaas_p2p.analysis.chart import Chart, cut
 from hopaas_p2p.analysis.facts import whole_seconds
 from hopaas_p2p.analysis.html import Html, safe
-from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.errors import visible
 from hopaas_p2p.report.page import part
 
 T = TypeVar("T")

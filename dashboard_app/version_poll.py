@@ -1,7 +1,7 @@
 """The poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
 
 A page issues a ticket; `GET …/version?ticket=…` answers with some 100 bytes, from memory, and does not run Streamlit. A
-ticket is 128 random bits, valid only for its page's question, and is forgotten a while after the last poll. Without a
+ticket is 128 random bits and gives one page's answer; it expires 15 minutes or more after the last poll. Without a
 ticket there is no answer, whether people sign in or not.
 """
 

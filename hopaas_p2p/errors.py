@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, Self
 
@@ -21,14 +22,32 @@ ASK_FOR_ANOTHER: Final = (
 """The advice about a token that is not valid."""
 
 
-def printable(text: str) -> str:
-    r"""The text with escapes such as `\x1b` for what a terminal would obey, which others may have written."""
-    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+_UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+_SELECTORS: Final = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+_INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, _SELECTORS))
+"""Letters and marks that have no shape."""
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""The text with escapes such as `\u200b` for control and invisible characters, except those in `keep`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if one in keep or is_seen(one) else escaped(one) for one in text)
+
+
+def is_seen(character: str) -> bool:
+    """Whether a reader sees this character, or the space that it takes."""
+    return unicodedata.category(character) not in _UNSAFE and character not in _INVISIBLE
+
+
+def escaped(character: str) -> str:
+    """The character's number, as Python writes it in a string."""
+    return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else f"\\U{ord(character):08x}"
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
     """Keep what a server, a proxy or another peer says from looking like another entry of the log."""
-    record.msg, record.args = printable(" ".join(record.getMessage().splitlines())), ()
+    record.msg, record.args = visible(" ".join(record.getMessage().splitlines())), ()
     return True
 
 
@@ -44,7 +63,7 @@ class HopaasError(Exception):
     """The exit code of the command line."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(printable(message or (type(self).__doc__ or "").strip().splitlines()[0]))
+        super().__init__(visible(message or (type(self).__doc__ or "").strip().splitlines()[0], keep="\n\t"))
         handled = sys.exception()
         if isinstance(handled, HopaasError):
             self.__cause__ = beneath(handled)

@@ -60,7 +60,7 @@ def _status(page: PageContext, frame: Frame) -> None:
     working = any_alive(page.cache.signs(frame.uuid).values())
     theme.tiles([
         ("State", state_word(state, working=working), "of the study"),
-        ("Budget used", f"{state.used():,}{end}", "complete, pruned and running"),
+        ("Budget used", f"{state.used():,}{end}", state.configurations.unit),
         ("Running", f"{len(state.running):,}", "trials"),
         ("Waiting", f"{len(state.waiting):,}", "trials"),
     ])  # fmt: skip

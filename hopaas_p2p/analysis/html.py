@@ -9,7 +9,7 @@ from typing import Final
 
 from hopaas_p2p.analysis.chart import cut
 from hopaas_p2p.analysis.facts import phrase
-from hopaas_p2p.analysis.lookalikes import visible
+from hopaas_p2p.errors import visible
 
 _TAG: Final = re.compile(r"<[^>]*>")
 _NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # not a peer's name that begins with a digit

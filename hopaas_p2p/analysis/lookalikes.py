@@ -1,4 +1,4 @@
-"""Makes text from other people safe to read: writes out invisible characters, and distinguishes names that look alike.
+"""Distinguishes names that look alike. `errors.visible` writes out characters that nobody sees.
 
 Anyone who may write to a store can give studies, sites, users and parameters any name.
 """
@@ -11,27 +11,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from hopaas_p2p.core.catalog import mixes_alphabets
+from hopaas_p2p.errors import escaped, is_seen
 
-_UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_SELECTORS: Final = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
-_INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, _SELECTORS))
-"""Letters and marks that have no shape."""
 _ALIKE: Final = str.maketrans(
     "АВЕЅІЈКМНОРСТУХԌԚԜаеіјорсухѕԁһӏԛԝкΑΒΕΖΗΙΚΜΝΟΡΤΥΧαγικνορυχօսհոցզյᎠᎡᎢᎪᎫᎬᎳᎷᎻᏀᏃᏙᏚᏞᏟᏢᏦıɑɡǀ‐‑‒–—−ʼ’‘",  # noqa: RUF001
     "ABESIJKMHOPCTYXGQWaeijopcyxsdhlqwkABEZHIKMNOPTYXayikvopuxouhngqjDRTAJEWMHGZVSLCPKiagl------'''",
 )
 MARK: Final = " (!)"
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    r"""The text with escapes such as `\u200b` for control and invisible characters, except those in `keep`."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(one if one in keep or _is_seen(one) else _written(one) for one in text)
-
-
-def _is_seen(character: str) -> bool:
-    return unicodedata.category(character) not in _UNSAFE and character not in _INVISIBLE
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -51,14 +37,10 @@ def told_apart(names: Sequence[str]) -> list[str]:
 def _skeleton(name: str) -> str:
     """A form that is equal for names that look the same."""
     if not name.isascii():
-        name = unicodedata.normalize("NFKC", "".join(one for one in name if one.isspace() or _is_seen(one)))
+        name = unicodedata.normalize("NFKC", "".join(one for one in name if one.isspace() or is_seen(one)))
     return " ".join(name.translate(_ALIKE).split())
 
 
 def _in_ascii(name: str) -> str:
     spaced = name.replace("  ", "\\u0020\\u0020") if name == name.strip() else name.replace(" ", "\\u0020")
-    return "".join(one if " " <= one <= "~" else _written(one) for one in spaced)
-
-
-def _written(character: str) -> str:
-    return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else f"\\U{ord(character):08x}"
+    return "".join(one if " " <= one <= "~" else escaped(one) for one in spaced)

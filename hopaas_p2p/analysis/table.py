@@ -95,7 +95,7 @@ class TrialTable:
         self.lsn = 0
         self.directions = tuple(directions)
         self.objectives: tuple[str, ...] = ("value",)
-        """The objectives' names; for a State, those of `facts.objectives`."""
+        """The objectives' names; for a State, those of `objectives(state)`."""
         self.distributions: dict[str, BaseDistribution] = {}
         """The first distribution of each parameter."""
         self.parameters: dict[str, Parameter] = {}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p.analysis import facts
-from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
+from hopaas_p2p.analysis.lookalikes import MARK, told_apart
+from hopaas_p2p.errors import visible
 from hopaas_p2p.runtime.redaction import without_passwords
 
 if TYPE_CHECKING:

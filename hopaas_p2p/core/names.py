@@ -11,11 +11,17 @@ from typing import Final
 _NUMBER_BITS: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
 
 
 def valid_name(text: str) -> bool:
     """Whether the text may name a study (its uuid) or a peer in a store."""
     return _NAME.fullmatch(text) is not None
+
+
+def user_of(login: str) -> str:
+    """The user of a token's login, which is the user's name and a suffix; any other login is a user's own."""
+    return _TOKEN.sub("", login)
 
 
 def valid_key(text: str) -> bool:

@@ -583,7 +583,7 @@ class State(LogState):
         return trial is not None and self.configurations.is_counted(trial)
 
     def is_draining(self, peer: str) -> bool:
-        """Whether this peer was asked to take no more trials: by name, by site, or with all workers of a call."""
+        """Whether this peer was asked to take no more trials: by name, by site, or with its `optimize` call."""
         about = self.peers.get(peer, {})
         return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
 

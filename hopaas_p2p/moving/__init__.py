@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import definition_of
-from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.errors import InvalidInput, StudyExists, visible
 from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in

@@ -456,7 +456,7 @@ def united(
         state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), -1
         for place, node in enumerate(path):
             if node.guessed:
-                missing = min(state.lsn + 1, node.entry.lsn - 1)  # from here on
+                missing = min(state.lsn + 1, node.entry.lsn - 1)  # trials from here on are uncertain
                 if state.lsn < node.entry.lsn - 1:
                     state, started = _bridged(state, path, place, guesses)
                     origins |= {number: ("", node.entry.lsn, number) for number in started}

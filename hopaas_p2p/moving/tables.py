@@ -113,9 +113,11 @@ def load_csv(
         rows = [{column: text for column, text in zip(header, row, strict=False) if text} for row in reader if row]
     except csv.Error as error:
         raise InvalidInput(f"this CSV cannot be read: {error}") from None
-    if not rows or "state" not in header:
+    if "state" not in header:
         needed = "it needs state, value and params_NAME, as `study export` and trials_dataframe() write them"
         raise InvalidInput(f"this CSV has no column 'state': {needed}")
+    if not rows:
+        raise InvalidInput("this CSV has no trials")
     values = [column for column in dict.fromkeys(header) if column == "value" or column.startswith("values_")]
     params = [_under("params_", row) for row in rows]
     columns: dict[str, tuple[Distribution, Callable[[str], float]]] = {}

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import hopaas_p2p
-from hopaas_p2p.analysis.lookalikes import visible
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ConfigurationError, HopaasError, visible
 from hopaas_p2p.ports.local import ACTS, READS, TRIAL_TOOLS, LocalPeer
 from hopaas_p2p.ports.verbs import Reply
 

@@ -21,7 +21,7 @@ import shutil
 import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -118,8 +118,6 @@ class HttpsServer:
         """Rejections since the last tick, by address and status. With a line for each, a guesser could fill the log."""
         self.held: Counter[Token] = Counter()
         """Bytes of requests being read, and of answers not yet received."""
-        self.on_disk: Counter[Token] = Counter()
-        """Bytes of files that come or go."""
         self.by_token: Counter[Token] = Counter()
         self.sessions: set[HttpsSession] = set()
         self.empty = asyncio.Event()
@@ -258,6 +256,8 @@ class HttpsSession:
         """The client's address; behind a proxy, the one that the proxy reports."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
         self._held = 0
+        self.on_disk = 0
+        """Bytes of the file that is coming or going."""
         self._ended = False
 
     def end(self, shed: str = "") -> None:
@@ -371,7 +371,10 @@ class HttpsSession:
             raise RequestRefused(401)
         status = await self._admit(token)
         if key:
-            await self._carry_file(token, method, key, length)
+            try:
+                await self._carry_file(token, method, key, length)
+            finally:
+                self.on_disk = 0
             return
         self._hold(length)
         body = bytearray()
@@ -427,17 +430,17 @@ class HttpsSession:
     async def _carry_file(self, token: Token, method: str, key: str, length: int) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
         service = self._server.service
-        with scratch() as path, self._room_on_disk(token, path.parent) as take:
+        with scratch() as path:
             if method == "PUT":
-                found = await service.carry_out(token, StoreRequest("put", key))  # judged before any byte is stored
-                refused = protocol.refusal(found)
-                if refused:
+                request = StoreRequest("put", key, (length,))
+                found = await service.carry_out(token, request)  # judged before any byte is stored
+                if protocol.refusal(found):
                     await self._receive(len)
                 else:
-                    take(length)
+                    self._keep(length, path.parent)
                     with path.open("wb") as file:  # noqa: ASYNC230  # a piece at a time
                         await self._receive(file.write)
-                    found = await service.carry_out(token, StoreRequest("put", key), path)
+                    found = await service.carry_out(token, request, path)
                 await self._respond(200, found)
                 return
             await self._receive(len)
@@ -447,7 +450,7 @@ class HttpsSession:
                 return
             with path.open("rb") as file:  # noqa: ASYNC230
                 size = file.seek(0, 2)
-                take(size)
+                self._keep(size, path.parent)
                 file.seek(0)
                 self._writer.write(self._http.send(_response(200, size, protocol.FILE, self._server.draining)) or b"")
                 while data := file.read(_PIECE):
@@ -455,23 +458,15 @@ class HttpsSession:
                     await self._taken()
             await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
 
-    @contextlib.contextmanager
-    def _room_on_disk(self, token: Token, folder: Path) -> Iterator[Callable[[int], None]]:
-        """Take room for one file, to be given back at the end: a token's files take a quarter of it, or are one."""
-        taken, mine = self._server.on_disk, 0
-
-        def take(size: int) -> None:
-            nonlocal mine
-            mine = size
-            taken[token] += size
-            room = shutil.disk_usage(folder).free + taken.total()
-            if size < taken[token] > room // 4:
-                raise RequestRefused(503, 5.0)
-
-        try:
-            yield take
-        finally:
-            taken[token] -= mine
+    def _keep(self, size: int, folder: Path) -> None:
+        """Let this connection keep a file there, if its token's files take a quarter of the room or this is the only
+        one.
+        """
+        self.on_disk = size
+        sessions = self._server.sessions
+        mine = sum(one.on_disk for one in sessions if one.token == self.token)
+        if size < mine > (shutil.disk_usage(folder).free + sum(one.on_disk for one in sessions)) // 4:
+            raise RequestRefused(503, 5.0)
 
     # --- answers ---
 

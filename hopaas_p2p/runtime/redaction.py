@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from hopaas_p2p.errors import ConfigurationError, printable
+from hopaas_p2p.errors import ConfigurationError, visible
 
 _LOGIN: Final = re.compile(
     r"(?:(?<!/)//+|:/|^(?![./~]|--signal=|[\w+.-]+:/|[\w+.=-]+://)"
@@ -48,4 +48,4 @@ def path_of(url: str) -> Path:
 
 def foreign(text: str) -> str:
     """What a server said, for a message: not too long, and without characters that a terminal would obey."""
-    return printable(text[:_LONGEST])
+    return visible(text[:_LONGEST], keep="\n")

@@ -377,7 +377,7 @@ class StudyHandle:
         raise InvalidInput(f"the {record.state.name} trial was refused: {why}")
 
     def is_operators(self, number: int) -> bool:
-        """Whether an operator is writing to a trial run by a process for which this one may not act."""
+        """Whether this trial runs in another process, and this one may end it only as an operator."""
         running = self.options.operator and self.state.trials[number].state is records.TrialState.RUNNING
         return running and not self.held(number)
 

@@ -212,8 +212,9 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
             optuna.trial.Trial._suggest(trial, name, distribution)
     except Exception as error:
         trial.relative_search_space, trial._relative_params = {}, {}
-        if not _tolerated(error, trial, "its parameters are sampled one at a time"):
+        if not _may_be_samplers(error, trial):
             raise
+        _log.warning("the sampler failed on trial %d, now sampled one parameter at a time: %s", trial.number, error)
         for name, distribution in space.items():
             suggest(trial, name, distribution)
 
@@ -223,21 +224,20 @@ def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution
     try:
         return optuna.trial.Trial._suggest(trial, name, distribution)
     except Exception as error:
-        if not _tolerated(error, trial, f"{name!r} is drawn at random"):
+        if not _may_be_samplers(error, trial):
             raise
         study, drawn = trial.study, optuna.samplers.RandomSampler()
         value = drawn.sample_independent(study, trial._cached_frozen_trial, name, distribution)
         trial.relative_search_space, trial._relative_params = {name: distribution}, {name: value}
-        return optuna.trial.Trial._suggest(trial, name, distribution)
+        found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again what no sampler caused
+        _log.warning("the sampler failed on trial %d, so %r is drawn at random: %s", trial.number, name, error)
+        return found
 
 
-def _tolerated(error: Exception, trial: optuna.trial.Trial, instead: str) -> bool:
-    """Whether this is an error of a sampler of Optuna's, which is then logged."""
+def _may_be_samplers(error: Exception, trial: optuna.trial.Trial) -> bool:
+    """Whether a sampler of Optuna's may have raised this."""
     away = isinstance(error, HopaasError | ImportError)  # the store, or an optional library
-    if away or not type(trial.study.sampler).__module__.startswith("optuna."):
-        return False
-    _log.warning("the sampler failed on trial %d, so %s: %s", trial.number, instead, error)
-    return True
+    return not away and type(trial.study.sampler).__module__.startswith("optuna.")
 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:

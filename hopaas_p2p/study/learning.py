@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core.attributes import LEARNED
+from hopaas_p2p.core.names import user_of
 from hopaas_p2p.core.priors import BELIEF, MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import Distribution
 from hopaas_p2p.core.state import TAKES_A_PLACE
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LearnFrom = str | Sequence["str | Prior"]
 AUTO: Final = "auto"
 _LARGE: Final = 20  # finished trials from which "auto" includes a study that is still running
-_TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")  # behind the user's name
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -93,7 +92,7 @@ def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[
     In a store with users, a grant needs no consent, so a study counts only if this user has written to it.
     """
     found: list[PriorRecord] = []
-    user = _TOKEN.sub("", storage.peer.store.login() or "")
+    user = user_of(storage.peer.store.login() or "")
     for listing in [one for one in reversed(storage.listings()[-2 * MOST_PRIORS :]) if one.name != but]:
         with contextlib.suppress(HopaasError):  # deleted, not readable by this user, or without anything to learn
             state = storage.state(listing.study_id)

@@ -41,12 +41,15 @@ def listed(inside: str, before: str = "") -> str:
     [
         "",
         listed("<Contents/>" * 100_000),
+        listed("<a/>" * 300_000),
+        listed("<a {}/>".format(" ".join(f"a{number}=''" for number in range(300_000)))),
+        listed("\n" * 300_000),
         listed(
             "<IsTruncated>false</IsTruncated><Contents><Key>&a;</Key></Contents>",
             f'<!DOCTYPE l [<!ENTITY a "{"x" * 100_000}">]>',
         ),
     ],
-    ids=["nothing", "elements", "entities"],
+    ids=["nothing", "objects", "elements", "attributes", "lines", "entities"],
 )
 def test_a_listing_of_a_bucket_has_what_was_asked_for_and_declares_nothing(
     listing: Callable[[str], S3Store], text: str

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
+from hopaas_p2p.analysis.lookalikes import MARK, told_apart
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.cli.output import aligned, printable, shell_word
 from hopaas_p2p.core.records import Categorical, PeerJoin
+from hopaas_p2p.errors import visible
 from tests.support.dashboard_studies import Scribe
 
 TEXTS = [

@@ -247,5 +247,5 @@ def test_what_a_server_says_moves_no_terminal_and_looks_like_no_other_entry_of_t
     (shown,) = caplog.text.splitlines()
     assert shown.isprintable()
     assert all(line.isprintable() for line in str(error).split("\n"))
-    assert "still trying, for 20 s: \\x1b]0;PWN\\x07" in shown
+    assert "still trying, for 20 s: \\u001b]0;PWN\\u0007" in shown
     assert str(StoreUnreachable("Zoë's 研究 🎉\n\tis gone")) == "Zoë's 研究 🎉\n\tis gone"

@@ -38,6 +38,7 @@ from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
+from hopaas_p2p.remote.https import HttpsSession
 from hopaas_p2p.remote.protocol import StoreRequest
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service, _places
 from hopaas_p2p.runtime.settings import Secret
@@ -509,6 +510,33 @@ def test_the_users_of_a_database_are_not_managed_through_a_server(postgres_url: 
     served = serve(postgres_url).url
     with pytest.raises(Denied, match="managed at its own URL"):
         access.add_user(served, "bob")
+
+
+def test_a_file_that_a_database_refuses_takes_no_room_on_the_servers_disk(
+    postgres_url: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[int] = []
+    monkeypatch.setattr(HttpsSession, "_keep", lambda _self, size, _folder: stored.append(size))
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"weights")
+    large.touch()
+    os.truncate(large, (64 << 20) + 1)
+    with contextlib.closing(Site(postgres_url, serve(postgres_url).url)) as site:
+        uuid, bob = site.study(), site.person("bob").artifacts()
+        for role in ROLES[:2]:
+            if role is not None:
+                access.grant(postgres_url, "s", "bob", role)
+            with pytest.raises(Denied):
+                bob.put(f"{uuid}/x", small)
+        with pytest.raises(Denied, match="belongs to no study"):
+            bob.put("another/x", small)
+        access.grant(postgres_url, "s", "bob", "worker")
+        with pytest.raises(ConfigurationError, match="HOPAAS_ARTIFACTS"):
+            bob.put(f"{uuid}/x", large)
+        assert stored == []
+        bob.put(f"{uuid}/x", small)
+        assert stored == [7]
+        assert bob.keys(uuid) == [f"{uuid}/x"]
 
 
 @pytest.mark.parametrize("uuid", ["access", "..", "a/b", ""])

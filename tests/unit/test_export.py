@@ -261,6 +261,7 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
     [
         ("", "no column 'state'"),
         ("a,b\n1,2\n", "no column 'state'"),
+        ("state,value,params_x\n", "this CSV has no trials"),
         ("number,state,value\n0,GREAT,1\n", "row 2: 'GREAT' is not a state"),
         ("number,state,value\n0,,1\n", "row 2: '' is not a state"),
         ("number,state,value\n0,COMPLETE,\n", "row 2: the trial is COMPLETE, but has no value"),

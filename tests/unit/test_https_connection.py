@@ -252,17 +252,17 @@ def test_files_of_one_token_that_nobody_takes_leave_room_on_the_disk_for_those_o
 
     async def do(server: HttpsServer, port: int) -> None:
         def usage(_: object) -> SimpleNamespace:
-            return SimpleNamespace(free=8 * size - server.on_disk.total())
+            return SimpleNamespace(free=8 * size - sum(one.on_disk for one in server.sessions))
 
         monkeypatch.setattr("shutil.disk_usage", usage)
         lines = [await _asked(port, f"GET {PATH}/files/u/x", b"") for _ in range(6)]
         heads = [await asyncio.wait_for(reader.readline(), 60) for reader, _ in lines]
         assert sorted(heads) == [b"HTTP/1.1 200 OK\r\n"] * 2 + [b"HTTP/1.1 503 Service Unavailable\r\n"] * 4
-        assert server.on_disk.total() == 2 * size
+        assert sum(one.on_disk for one in server.sessions) == 2 * size
         for _, writer in lines:
             writer.close()
         await server.drain()
-        assert server.on_disk.total() == 0
+        assert sum(one.on_disk for one in server.sessions) == 0
 
     monkeypatch.setattr(_Slow, "carry_out", carry_out)
     behind_a_proxy(do)

@@ -56,8 +56,8 @@ _BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
 _CHUNK: Final = 1 << 20  # bytes of a file copied at once
 _NO_HARD_LINKS: Final = (errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 _SETTLES: Final = 2.0
-"""Seconds. A GlusterFS client that lists a folder sees a draft while it is empty, and remembers that for a second, even
-under the name that the draft gets meanwhile."""
+"""Seconds. A GlusterFS client that lists a folder may see a draft that is still empty, and takes it for empty for
+another second, even after it is renamed."""
 _STALE: Final = 0.05  # seconds between attempts to read a file that was replaced
 _NEVER_OPENED: Final = "beats/"
 """The folder where objects are constantly replaced. A node that opens a file on NFS 4 may get a delegation for it.

@@ -66,7 +66,7 @@ def known(path: Path) -> KnownStore | None:
     """
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
         note = _note(path)
-        with waits_for(f"{path}, or this machine's note about it in {note},", StoreAway):
+        with waits_for(f"this machine's note about {path}, in {note},", StoreAway):
             return msgspec.json.decode(read_regular(note, limit=_LIMIT), type=KnownStore)
     return None
 

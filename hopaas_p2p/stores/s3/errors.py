@@ -45,7 +45,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
 
 
 def _plainly(error: Exception) -> str | None:
-    """The operating system's message, from the innermost cause of a urllib3 error."""
+    """The first operating system error behind a urllib3 error, in words; None if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, TimeoutError):
