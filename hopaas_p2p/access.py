@@ -20,11 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.open import open_beside, open_store, store_option
+from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput
+from hopaas_p2p.open import no_such_study, open_beside, open_store, store_option
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
-from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import removal, schema
@@ -478,6 +477,5 @@ def uuid_of(store: Store, name: str) -> str:
     replica.exchange()
     listing = replica.state.by_name.get(name)
     if listing is None:
-        hint = near(name, replica.state.by_name, "see: hopaas-p2p study list")
-        raise NoSuchStudy(f"there is no study {name!r} in this store; {hint}")
+        raise no_such_study(name, store.url, replica.state.by_name)
     return listing.uuid

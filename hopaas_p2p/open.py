@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, NoSuchStudy
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.runtime.redaction import path_of, redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-__all__ = ["open_beside", "open_store", "redacted", "servers_of", "store_option"]
+__all__ = ["no_such_study", "open_beside", "open_store", "redacted", "servers_of", "store_option"]
 
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?|folder):", re.IGNORECASE)
 _SCHEMES: Final = ("file", "memory", "s3", "https", "folder", "postgresql", "postgresql+psycopg2")
@@ -139,6 +141,12 @@ def store_option(url: str) -> str:
     if credentials.is_joined(servers_of(url)):
         return ""
     return f" --store {shlex.quote(redacted(url))}"
+
+
+def no_such_study(name: str, url: str, names: Iterable[str]) -> NoSuchStudy:
+    """The error that this store, which has these studies, has none of this name."""
+    hint = near(name, names, f"see: hopaas-p2p study list{store_option(url)}")
+    return NoSuchStudy(f"there is no study {name!r} in {redacted(url)}; {hint}")
 
 
 def _directory(path: Path, *, create: bool) -> Store:

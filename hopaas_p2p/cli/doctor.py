@@ -12,11 +12,10 @@ import click
 from hopaas_p2p import spool
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, command, store_named
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoSuchStudy
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
-from hopaas_p2p.open import open_beside, open_store
-from hopaas_p2p.runtime.arguments import near
+from hopaas_p2p.open import no_such_study, open_beside, open_store
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
 
@@ -107,8 +106,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None and chosen not in names.values():
-            hint = near(chosen, names.values(), "see: hopaas-p2p study list")
-            raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}; {hint}")
+            raise no_such_study(chosen, store.url, names.values())
         names = {uuid: name for uuid, name in names.items() if chosen in (None, name)}
         reasons = {uuid: rescue.damage(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}

@@ -6,7 +6,6 @@ import datetime
 from pathlib import Path
 
 from hopaas_p2p.core import snapshot
-from hopaas_p2p.errors import explained
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
@@ -19,7 +18,7 @@ def write_report(study: StudyLike, path: str | Path) -> Path:
     may continue meanwhile. The report shows its state at one moment.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        OSError: the file cannot be written.
 
     """
     from hopaas_p2p.report.page import render  # here, so that other commands do not wait for Optuna
@@ -28,6 +27,6 @@ def write_report(study: StudyLike, path: str | Path) -> Path:
         state = snapshot.load(snapshot.dump(present))  # a copy, while the peer continues
     now, target = datetime.datetime.now(datetime.UTC), Path(path).expanduser()
     text = render(state, name=study.name, store=redacted(study.storage.url), now=now)
-    with explained(f"cannot write the report to {target}"), replace_atomically(target) as draft:
+    with replace_atomically(target) as draft:
         draft.write_text(text, encoding="utf-8", errors="replace")
     return target

@@ -43,10 +43,10 @@ from hopaas_p2p.errors import (
     NoSuchTrial,
     StoreUnreachable,
 )
-from hopaas_p2p.open import store_option
+from hopaas_p2p.open import no_such_study
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import credentials, process
-from hopaas_p2p.runtime.arguments import near, seconds, whole
+from hopaas_p2p.runtime.arguments import seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
@@ -253,9 +253,7 @@ class Storage(BaseStorage):
         """Implements Optuna's method."""
         found = self.find_study(study_name)
         if found is None:
-            see = f"see: hopaas-p2p study list{store_option(self.url)}"
-            hint = near(study_name, [one.name for one in self.listings()], see)
-            raise NoSuchStudy(f"there is no study {study_name!r} in {self.url}; {hint}")
+            raise no_such_study(study_name, self.url, [one.name for one in self.listings()])
         return found
 
     def find_study(self, name: str) -> int | None:
