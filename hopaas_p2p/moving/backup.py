@@ -389,6 +389,11 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     if not manifest.catalog_digest:
         raise ConfigurationError("this file holds one study. To add it to a store: hopaas-p2p study import --from FILE")
     logs = [store.log(one.uuid) for one in manifest.studies]
+    if any(one.base and not log.begins_anywhere for one, log in zip(manifest.studies, logs, strict=True)):
+        raise ConfigurationError(
+            "the first commits of a study were removed from a bucket before this backup was made, so only a bucket can "
+            "hold the rest. Restore it into one, and copy the study: hopaas-p2p study copy BUCKET TO"
+        )
     lists = [("the list of studies", store.catalog(), CATALOG)]
     lists += [("the list of users", store.log(ACCESS), ACCESS)] if _lists_users(store) else []
     there = [_has_all(what, log, backup.entries(member), store, 0) for what, log, member in lists]

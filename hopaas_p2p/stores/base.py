@@ -131,6 +131,8 @@ class Log(ABC):
 
     rate_limited: bool = False
     """Whether commits are slow and costly, so that peers call `wait_turn` first and batch for `flush_interval`."""
+    begins_anywhere: bool = False
+    """Whether the log may begin with a snapshot, so that `restore` takes a base."""
 
     @abstractmethod
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
@@ -326,11 +328,11 @@ class Log(ABC):
         Nobody else may write to the log meanwhile.
 
         Args:
-            base: the snapshot that replaces commits removed before the backup, and its lsn.
+            base: the snapshot that replaces commits removed before the backup, and its lsn; see `begins_anywhere`.
             entries: the commits after the snapshot, without gaps. Commits that already exist must be the same.
 
         Raises:
-            ConfigurationError: this store cannot hold these commits; the message says which store can.
+            ConfigurationError: nothing can be restored into this store.
             StoreCorrupt: the log has a different commit under one of these lsns.
 
         """

@@ -35,10 +35,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
-from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
+from hopaas_p2p.runtime.atomic import READ, open_regular, read_fd, read_regular
 from hopaas_p2p.runtime.ownership import FOLDER, step_down
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import BORN_WHOLE, NFS, UNFIT, mount_of
@@ -344,19 +344,16 @@ class Directory:
     @_again_if_replaced
     def _read_file(self, path: str, limit: int) -> Found | None:
         try:
-            fd = os.open(path, READ)
+            fd = open_regular(path)
         except _ABSENT:
             return None
         except OSError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno not in (errno.EINVAL, errno.ENXIO):
                 raise
-            return Found(b"", 0)  # a socket, which is not ours
+            return Found(b"", 0)  # not a file, so not ours
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                return Found(b"", 0)  # not ours
-            size = status.st_size
-            return Found(read_fd(fd, size) if size <= limit else b"", size, status.st_mtime)
+            size = os.fstat(fd).st_size
+            return Found(read_fd(fd, size) if size <= limit else b"", size)
         finally:
             os.close(fd)
 
@@ -373,7 +370,7 @@ class Directory:
 
     def upload(self, key: str, source: Path) -> None:
         with source.open("rb") as given, self._replacing(key) as (draft, fd):
-            _write(draft, _chunks(given), dir_fd=fd)
+            _write(draft, iter(lambda: given.read(_CHUNK), b""), dir_fd=fd)
 
     @_again_if_replaced
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
@@ -396,13 +393,14 @@ class Directory:
             os.close(fd)
             return False  # not ours
         with open(fd, "rb") as given, target.open("wb") as taken:
-            chunks, chunk = _chunks(given, progress), b""
             while True:
                 with reaching(path):
-                    chunk = next(chunks, b"")
+                    chunk = given.read(_CHUNK)
                 if not chunk:
                     return True
                 taken.write(chunk)
+                if progress is not None:
+                    progress(len(chunk))
 
     @contextlib.contextmanager
     def _replacing(self, key: str) -> Iterator[tuple[str, int]]:
@@ -745,10 +743,3 @@ def _walk(folder: str) -> Iterator[str]:
             left += [(f"{path}/{name}", below) for name, below in reversed(_entries(path))]
         else:
             yield path
-
-
-def _chunks(file: BinaryIO, progress: Progress | None = None) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
-        if progress is not None:
-            progress(len(chunk))

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
+from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
-from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnceLog, WriteScheduler, stored_form
+from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnceLog, WriteScheduler
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
@@ -65,8 +65,12 @@ class FolderLog(WriteOnceLog[Directory]):
                 if self._packed(lsn - 1, entries):
                     return True
                 more = since + len(entries) >= lsn
-                if not more:
-                    self._check_absence(lsn, deadline)
+                if not more:  # the commit is unwritten, or the log is gone
+                    self._check_deleted()
+                    if lsn == 1:
+                        self._check_beginning(deadline)
+                    elif (lsn - 1) % SPAN and self._stored(lsn - 1) is None:
+                        self.history.gone(lsn - 1)
             if more and sum(len(entry.payload) for entry in entries) >= RECEIPT:
                 return True
         if not near or since + len(entries) < head:
@@ -127,14 +131,6 @@ class FolderLog(WriteOnceLog[Directory]):
             self._keep(lsn, found.data)
         self.history.follow(lsn, payload, before)
         return Entry(lsn, payload, stamp, before)
-
-    def _check_absence(self, lsn: int, deadline: float) -> None:
-        """Check whether an lsn without a folder or a pack is unwritten, or the log is gone."""
-        self._check_deleted()
-        if lsn == 1:
-            self._check_beginning(deadline)
-        elif (lsn - 1) % SPAN and self._stored(lsn - 1) is None:
-            self.history.gone(lsn - 1)
 
     def _check_hole(self, lsn: int, deadline: float) -> None:
         """Check that no commit follows this lsn, at which a reader that was behind has found none."""
@@ -203,15 +199,11 @@ class FolderLog(WriteOnceLog[Directory]):
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         self._prove()
         self._head = BEHIND
-        if base is not None:
-            raise ConfigurationError(
-                "The first commits of this log were removed from a bucket before the backup was made, so only a bucket "
-                "can hold the rest. Restore it into one, and copy the study: hopaas-p2p study copy BUCKET TO"
-            )
         for first, range_ in itertools.groupby(entries, lambda entry: first_of(entry.lsn)):
             commits, pack = list(range_), self.pack(first)
             if len(commits) == SPAN:
-                self.objects.put_same(pack, b"".join(frame(stored_form(entry)) for entry in commits))
+                stored = (codec.attach(entry.payload, entry.before, entry.stamp) for entry in commits)
+                self.objects.put_same(pack, b"".join(map(frame, stored)))
             else:
                 for entry in commits:
                     self._restore_one(entry, (pack, self._ended))

@@ -689,7 +689,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         return self.history.truncation_point()
 
     def _restore_one(self, entry: Entry, unless: tuple[str, ...] = ()) -> None:
-        stored = stored_form(entry)
+        stored = codec.attach(entry.payload, entry.before, entry.stamp)
         if not self.objects.put_new(self.key(entry.lsn), stored, unless=unless):
             found = self.objects.get(self.key(entry.lsn), limit=self.limit)
             if found is None or opened(found.data).stored != stored:
@@ -728,8 +728,3 @@ def _same(stored: bytes, other: bytes) -> bool:
     """Whether both are the same commit and, as far as is known, follow the same commits."""
     (payload, before, stamp), (there, known, said) = codec.detach(stored), codec.detach(other)
     return payload == there and stamp == said and (before == known or before is None or known is None)
-
-
-def stored_form(entry: Entry) -> bytes:
-    """The bytes of a commit and, if they are known, the sum before it and its stamp."""
-    return codec.attach(entry.payload, entry.before, entry.stamp)

@@ -113,8 +113,6 @@ class PostgresLog(Log):
         self._call("destroy")
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
-        if base is not None:
-            raise ConfigurationError("A database holds only complete logs; restore this backup into a bucket.")
         with self._store.transaction() as connection:  # only an administrator may do so
             restore(connection, self._uuid, entries)
 

@@ -44,6 +44,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     names = "log/{lsn:020d}"
     carries = True
     rate_limited = True
+    begins_anywhere = True
     limit = LARGEST + OVERHEAD
     asleep = 600.0
     scatter = MOST
