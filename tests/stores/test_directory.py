@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -36,7 +36,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.open import open_store
-from hopaas_p2p.stores.base import Beat, Outgoing, Progress
+from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.directory import files, packs
 from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.log import FolderLog
@@ -1239,17 +1239,13 @@ def test_a_file_that_another_node_replaces_while_it_is_read_is_read_from_its_sta
     (tmp_path / "source").write_bytes(content)
     store.artifacts().put("study-1/7/model", tmp_path / "source")
     replaced: list[int] = []
-    chunks = files._chunks
 
-    def stale(file: BinaryIO, progress: Progress | None = None) -> Iterator[bytes]:
-        for number, chunk in enumerate(chunks(file, progress)):
-            if number == 1 and len(replaced) < 3:
-                replaced.append(number)
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            yield chunk
+    def stale(size: int) -> None:
+        if len(replaced) < 3:
+            replaced.append(size)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(files, "_chunks", stale)
-    store.artifacts().get("study-1/7/model", tmp_path / "target")
+    store.artifacts().get("study-1/7/model", tmp_path / "target", stale)
     assert (tmp_path / "target").read_bytes() == content
     assert len(replaced) == 3
 

@@ -20,7 +20,7 @@ from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
-from hopaas_p2p.stores.objects.contract import Found, lsn_of
+from hopaas_p2p.stores.objects.contract import Found, numbered
 from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnceLog, WriteScheduler
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
@@ -136,7 +136,7 @@ class FolderLog(WriteOnceLog[Directory]):
         """Check that no commit follows this lsn, at which a reader that was behind has found none."""
         for key in (self.key(lsn), self.pack(lsn)):
             folder = key.rpartition("/")[0] + "/"
-            if any(lsn_of(one) is not None for one in self.objects.listed(folder, after=key)):
+            if numbered(self.objects.listed(folder, after=key)):
                 if self._get(lsn, deadline) is not None:  # written just now
                     return
                 if not self._packed_from(lsn):
@@ -154,8 +154,8 @@ class FolderLog(WriteOnceLog[Directory]):
             following = self.key(lsn + 1)
             with reaching(following):
                 self.objects.make_folder(following.rpartition("/")[0], (self.pack(lsn + 1), self._ended))
-        firsts = map(lsn_of, self.objects.names_in(f"{self.root}commits", folders=True))
-        older = [first for first in firsts if first is not None and first < first_of(lsn)]
+        folders = numbered(self.objects.names_in(f"{self.root}commits", folders=True))
+        older = [first for first, _ in folders if first < first_of(lsn)]
         now = self.objects.modified(self.key(lsn)) if older else None
         for first in older:
             packed = self.objects.modified(self.pack(first))
@@ -182,12 +182,10 @@ class FolderLog(WriteOnceLog[Directory]):
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
         """The bytes stored for each lsn. A range of commits is in a pack, in single files, or in both."""
         singles: dict[int, list[tuple[int, str]]] = {}
-        for key in self.objects.listed(f"{self.root}commits/"):
-            lsn = lsn_of(key)
-            if lsn is not None:
-                singles.setdefault(first_of(lsn), []).append((lsn, key))
-        packs = {lsn_of(key): key for key in self.objects.listed(f"{self.root}packs/")}
-        for first in sorted({one for one in packs if one is not None} | singles.keys()):
+        for lsn, key in numbered(self.objects.listed(f"{self.root}commits/")):
+            singles.setdefault(first_of(lsn), []).append((lsn, key))
+        packs = dict(numbered(self.objects.listed(f"{self.root}packs/")))
+        for first in sorted(packs.keys() | singles.keys()):
             pack = self.objects.get(packs[first], limit=LARGEST_PACK) if first in packs else None
             for place, data in salvaged(pack.data if pack else b"").items():
                 yield first + place, data

@@ -27,6 +27,11 @@ def lsn_of(key: str) -> int | None:
     return int(name) if len(name) == _DIGITS and name.isascii() and name.isdigit() else None
 
 
+def numbered(keys: Iterable[str]) -> list[tuple[int, str]]:
+    """The objects or folders that are named after an lsn, with their lsns."""
+    return [(lsn, key) for key in keys if (lsn := lsn_of(key)) is not None]
+
+
 class NotRemoved(Denied):
     """Some objects may not be removed by this user; all others were removed."""
 

@@ -44,7 +44,7 @@ from hopaas_p2p.stores.base import (
     Outgoing,
 )
 from hopaas_p2p.stores.objects.carried import MAGIC, PiggybackedCommits, opened
-from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, ObjectStore, lsn_of
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, ObjectStore, lsn_of, numbered
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 DELETED: Final = "deleted"
@@ -663,8 +663,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         self.objects.discard(older[:-SNAPSHOTS_KEPT])
 
     def _snapshots(self) -> list[tuple[int, str]]:
-        keys = self.objects.listed(f"{self.root}snapshot/")
-        return [(lsn, key) for key in keys if (lsn := lsn_of(key)) is not None]
+        return numbered(self.objects.listed(f"{self.root}snapshot/"))
 
     # --- backups and rescue ---
 

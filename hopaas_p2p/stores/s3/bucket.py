@@ -37,7 +37,8 @@ from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.search import WIDEST
 
 _TYPE: Final = {"Content-Type": "application/octet-stream"}
-_PAGE: Final = 1000  # keys that one listing shows
+PAGE: Final = 1000
+"""The keys that one listing shows."""
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _PARTS_AT_ONCE: Final = 3
 _CHUNK: Final = 1 << 20
@@ -280,12 +281,12 @@ class Bucket:
     ) -> list[Any]:
         root, what = self.address.root, f"list {prefix}"
         query = {"list-type": "2", "encoding-type": "url", "prefix": root + prefix, "delimiter": delimiter}
-        query |= {"max-keys": str(min(at_most or _PAGE, _PAGE))} | ({"start-after": root + after} if after else {})
+        query |= {"max-keys": str(min(at_most or PAGE, PAGE))} | ({"start-after": root + after} if after else {})
         found: list[Any] = []
         for _ in range(_MOST_PAGES):
             page = self._xml(self._ask("GET", None, what, query=query).data, "ListBucketResult")
             listed = page.findall(f"{{*}}{kind}")
-            if len(listed) > _PAGE:
+            if len(listed) > PAGE:
                 raise StoreUnreachable(f"{self.address.endpoint} lists more objects at a time than it was asked for")
             keys = [_text(one, "Key") or _text(one, "Prefix") for one in listed]
             if any(key <= root + after for key in keys):
@@ -301,7 +302,7 @@ class Bucket:
     def _xml(self, data: bytes, root: str) -> Any:
         """The server's answer, parsed."""
         with contextlib.suppress(ElementTree.ParseError):
-            few = data and sum(map(data.count, (b"<", b"=", b"&", b"\n", b"\r"))) <= 200 * _PAGE  # each takes memory
+            few = data and sum(map(data.count, (b"<", b"=", b"&", b"\n", b"\r"))) <= 200 * PAGE  # each takes memory
             found = ElementTree.fromstring(data if few else b"", ElementTree.XMLParser(target=_Builder()))  # noqa: S314  # no entities
             if found.tag.rpartition("}")[2] == root:
                 return found

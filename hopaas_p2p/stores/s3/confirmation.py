@@ -25,14 +25,13 @@ from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.log import WriteOnceLog
-from hopaas_p2p.stores.s3.bucket import Bucket
+from hopaas_p2p.stores.s3.bucket import PAGE, Bucket
+from hopaas_p2p.stores.s3.search import WIDEST
 
 AFTER: Final = 30.0
 """Seconds after which a commit can be checked."""
 SELDOM: Final = 300.0
 """Seconds after which a commit is checked, if later objects carry copies of it."""
-_AT_ONCE: Final = 16  # GETs
-_PAGE: Final = 1000  # keys that one listing shows
 _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
 _KEPT_BYTES: Final = 8 << 20  # bytes of commits that could be put back
 
@@ -89,7 +88,7 @@ class Confirmation:
         now, due, unanswered = self.clock(), list[_Written](), list[_Written]()
         if not self._written or not (ending or any(one.due <= now for one in self._written)):
             return False
-        old, last = now - (0.0 if ending else AFTER), self._written[0].lsn + _PAGE
+        old, last = now - (0.0 if ending else AFTER), self._written[0].lsn + PAGE
         while self._written and self._written[0].when <= old and self._written[0].lsn < last:
             due.append(self._written.popleft())
         try:
@@ -97,10 +96,10 @@ class Confirmation:
                 etags = self._listed(due[0].lsn, due[-1].lsn)
                 due = [one for one in due if etags.get(self._log.key(one.lsn)) != one.etag]
             while due:
-                some = due[:_AT_ONCE]
+                some = due[:WIDEST]
                 silent = self._read(some)
                 unanswered += silent
-                del due[:_AT_ONCE]
+                del due[:WIDEST]
                 if len(silent) == len(some):  # the rest would wait for the same silent server
                     break
         except (Denied, StoreUnreachable):  # this is no reason to refuse the current write
@@ -132,22 +131,19 @@ class Confirmation:
             with contextlib.suppress(StudyDeleted):
                 removed = self._log.history.truncation_point()
         for place, one in enumerate(due):
-            if found[place] is None and one.lsn > removed:
-                found[place] = self._put_back(one)
+            if found[place] is None and one.lsn > removed:  # put it back, unless another took its place
+                if one.stored is None:
+                    self._break(one, "gone, and this process kept no copy to put back")
+                key = self._log.key(one.lsn)
+                try:
+                    created = self._bucket.put_new(key, one.stored)
+                    found[place] = None if created else self._bucket.get(key, limit=self._log.limit)
+                except StoreUnreachable as error:
+                    found[place] = error
         for one, there in zip(due, found, strict=True):
             if isinstance(there, Found) and zlib.crc32(opened(there.data).stored) != one.checksum:
                 self._break(one, "another's now: the store accepted two commits under one number")
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
-
-    def _put_back(self, one: _Written) -> Found | StoreUnreachable | None:
-        """Write a missing commit back to its place; return what is there instead, if anything."""
-        key = self._log.key(one.lsn)
-        if one.stored is None:
-            self._break(one, "gone, and this process kept no copy to put back")
-        try:
-            return None if self._bucket.put_new(key, one.stored) else self._bucket.get(key, limit=self._log.limit)
-        except StoreUnreachable as error:
-            return error
 
     def _break(self, one: _Written, how: str) -> NoReturn:
         self._broken = (

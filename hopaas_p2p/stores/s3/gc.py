@@ -17,7 +17,7 @@ from hopaas_p2p.core.catalog import RESERVED, Catalog
 from hopaas_p2p.errors import Denied, InvalidInput, StoreCorrupt
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
-from hopaas_p2p.stores.objects.contract import NotRemoved, lsn_of
+from hopaas_p2p.stores.objects.contract import NotRemoved, lsn_of, numbered
 from hopaas_p2p.stores.objects.log import DELETED, TOMBSTONE
 from hopaas_p2p.stores.s3.bucket import Listed
 from hopaas_p2p.stores.s3.store import S3Store
@@ -56,10 +56,6 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
-    yield from _collect(store, keep, dry_run=dry_run)
-
-
-def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]:
     catalog = _catalog(store)
     now = store.objects.server_now()
     assert now is not None  # it has just answered
@@ -101,7 +97,7 @@ def _catalog(store: S3Store) -> Catalog:
 def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
     """Remove commits that all snapshots contain, if the newest of these can be read."""
     root = f"study/{uuid}/"
-    snapshots = [lsn for key in store.objects.listed(f"{root}snapshot/") if (lsn := lsn_of(key)) is not None]
+    snapshots = [lsn for lsn, _ in numbered(store.objects.listed(f"{root}snapshot/"))]
     try:
         found = store.log(uuid).newest_snapshot() if snapshots else None
         if found is None or snapshot.load(found[1]).lsn != found[0]:

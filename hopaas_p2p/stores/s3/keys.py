@@ -49,7 +49,8 @@ class Keys(NamedTuple):
     access_key: str
     secret_key: str
     session_token: str | None = None
-    expiration: datetime.datetime | None = None
+    expires: float = math.inf
+    """Seconds since 1970."""
 
     def __repr__(self) -> str:
         return "Keys(***)"
@@ -84,9 +85,7 @@ class Chain:
 
         """
         with self._lock:
-            end = None if self._keys is None else self._keys.expiration
-            ends = math.inf if end is None else end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp()
-            if self._keys is None or ends - _MARGIN < self.clock():
+            if self._keys is None or self._keys.expires - _MARGIN < self.clock():
                 self._keys = self._find()
             return self._keys
 
@@ -229,9 +228,10 @@ def _keys_of(said: dict[str, Any] | str) -> Keys | None:
     """The keys in a service's answer, which is a dictionary or JSON text; None if the answer contains none."""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(said) if isinstance(said, str) else said
-        key, secret, end = found["AccessKeyId"], found["SecretAccessKey"], None
+        key, secret, expires = found["AccessKeyId"], found["SecretAccessKey"], math.inf
         with contextlib.suppress(ValueError, TypeError, KeyError):
             end = datetime.datetime.fromisoformat(found["Expiration"])
+            expires = end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp()
         if key and secret:
-            return Keys(str(key), str(secret), found.get("SessionToken") or found.get("Token") or None, end)
+            return Keys(str(key), str(secret), found.get("SessionToken") or found.get("Token") or None, expires)
     return None

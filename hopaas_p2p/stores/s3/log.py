@@ -22,7 +22,7 @@ from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
-from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of, numbered
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.s3.bucket import Bucket
@@ -33,9 +33,6 @@ from hopaas_p2p.stores.s3.search import WIDEST
 _log: Final = logging.getLogger("hopaas_p2p")
 _CATALOG: Final = 2 * WIDEST - 1
 """If the catalog has more commits than this, which take five windows of GETs, its snapshot is read instead."""
-_AT_ONCE: Final = 8  # requests of a restore
-_SALVAGED_AT_ONCE: Final = 16  # objects
-_PAGE: Final = 1000  # keys that one listing shows
 
 
 class BucketLog(WriteOnceLog[Bucket]):
@@ -209,18 +206,15 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
         """The objects of the log, read in batches."""
-        last = ""
-        while keys := self.objects.listed(f"{self.root}log/", after=last, at_most=_PAGE):
-            last = keys[-1]
-            named = [(lsn, key) for key in keys if (lsn := lsn_of(key)) is not None]
-            for place in range(0, len(named), _SALVAGED_AT_ONCE):
-                batch = named[place : place + _SALVAGED_AT_ONCE]
-                found = self.objects.get_many([key for _, key in batch], limit=self.limit)
-                for (lsn, _), one in zip(batch, found, strict=True):
-                    if isinstance(one, StoreUnreachable):
-                        raise one
-                    if one is not None:
-                        yield lsn, one.data
+        named = numbered(self.objects.listed(f"{self.root}log/"))
+        for place in range(0, len(named), WIDEST):
+            batch = named[place : place + WIDEST]
+            found = self.objects.get_many([key for _, key in batch], limit=self.limit)
+            for (lsn, _), one in zip(batch, found, strict=True):
+                if isinstance(one, StoreUnreachable):
+                    raise one
+                if one is not None:
+                    yield lsn, one.data
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         self._prove()
@@ -228,7 +222,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         if base is not None:
             self.put_snapshot(*base)
             self.objects.put_new(f"{self.root}boundary/{base[0]:020d}", b"commits up to this one were removed\n")
-        each(self._restore_one, entries, at_once=_AT_ONCE)
+        each(self._restore_one, entries, at_once=WIDEST)
 
     # --- the end ---
 
