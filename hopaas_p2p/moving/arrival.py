@@ -110,7 +110,7 @@ def _add(
     """Add the trials that are not there yet. Returns the number of each one here, and which were refused."""
     log, numbers, warnings = storage.handle(study_id).log, dict(known), []
     new = [(number, record) for number, record in source.trials.items() if number not in known]
-    for batch in _batches(new, lambda pair: _size(pair[1]), bytes_=_BYTES):
+    for batch in _batches(new, lambda pair: _size(pair[1])):
         dists, expected = log.state.dists, dict(numbers)
         if fresh:  # no other peer adds trials
             expected |= {number: len(log.state.trials) + place for place, (number, _) in enumerate(batch)}
@@ -134,16 +134,15 @@ def _add(
 
 def already_there(storage: Storage, name: str, source: StudyRecords) -> dict[int, int]:
     """Number in the source -> number of its copy in the study of this name."""
-    known, others = {}, {}
+    there = {}
     for trial in storage.state(storage.get_study_id_from_name(name)).trials:
         if COPIED in trial.system and "study" in (found := origin(trial)):
-            others[f"{found['study']}:{found['trial']}"] = trial.number
-            if found["study"] == source.uuid:
-                known[found["trial"]] = trial.number
-    for number, record in source.trials.items() if not source.uuid else ():  # each trial says where it comes from
+            there[f"{found['study']}:{found['trial']}"] = trial.number
+    known = {}
+    for number, record in source.trials.items():
         said = json_or_none(record.system.get(COPIED, ""))
-        if isinstance(said, dict) and (key := f"{said.get('study')}:{said.get('trial')}") in others:
-            known[number] = others[key]
+        if isinstance(said, dict) and (key := f"{said.get('study')}:{said.get('trial')}") in there:
+            known[number] = there[key]
     return known
 
 
@@ -193,7 +192,7 @@ def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: di
     system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
     said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
     said += [StudySet(system={key: text}) for key, text in system.items() if not _names_exporter(key, text)]
-    for batch in _batches(said, _size, bytes_=_BYTES):
+    for batch in _batches(said, _size):
         for record, verdict in zip(batch, storage.peer.commit(storage.handle(study_id).log, *batch), strict=True):
             if not verdict.accepted:
                 (name,) = record.user | record.system
@@ -223,12 +222,12 @@ def _size(record: TrialCreate | StudySet) -> int:
     return len(msgspec.msgpack.encode(record))
 
 
-def _batches(items: Iterable[T], size: Callable[[T], int], *, bytes_: int) -> Iterator[list[T]]:
+def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
     """The items in lists that fit one commit each."""
     batch: list[T] = []
     weight = 0
     for item in items:
-        if batch and (len(batch) >= _RECORDS or weight + size(item) > bytes_):
+        if batch and (len(batch) >= _RECORDS or weight + size(item) > _BYTES):
             yield batch
             batch, weight = [], 0
         batch.append(item)

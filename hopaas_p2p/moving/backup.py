@@ -11,7 +11,7 @@ file is a zip archive:
     backup.json          the contents: names, last commits, digests of the replayed states
 
 The archive has a checksum of each member. A member with commits is a sequence of frames: four bytes with the length of
-the rest, then a msgpack array of an entry's fields.
+the rest, then an `Entry` as msgpack.
 
 Each study ends at its last commit at the time of reading, and the list of studies is read until it names no new ones.
 Files are read after the logs, so that all files that a log mentions are there.
@@ -45,7 +45,6 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog, Listing
 from hopaas_p2p.core.names import valid_key, valid_name
-from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     TEMPORARY,
@@ -73,7 +72,7 @@ _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _SMALL: Final = 1 << 20
 _RATIO: Final = 32
 """Each part may inflate to _SMALL plus _RATIO times its bytes in the file; real logs grow fivefold."""
-_decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode
+_decode_frame: Final = msgspec.msgpack.Decoder(Entry).decode
 
 Say = Callable[[str], None]
 
@@ -242,7 +241,7 @@ def _replayed(state: State, entries: Iterable[Entry]) -> Iterator[Entry]:
 def _write_entries(archive: zipfile.ZipFile, name: str, entries: Iterable[Entry]) -> None:
     with archive.open(name, "w", force_zip64=True) as member:
         for one in entries:
-            data = msgspec.msgpack.encode((one.lsn, one.payload, *msgspec.structs.astuple(one.stamp), one.before))
+            data = msgspec.msgpack.encode(one)
             member.write(len(data).to_bytes(4, "big") + data)
 
 
@@ -308,10 +307,10 @@ class Backup(zipfile.ZipFile):
                 if size > _LARGEST:
                     raise _damaged(name)
                 try:
-                    lsn, payload, author, role, at, before = _decode_frame(member.read(size))
+                    entry = _decode_frame(member.read(size))
                 except msgspec.MsgspecError:
                     raise _damaged(name) from None
-                yield Entry(lsn, payload, Stamp(author, role, at), before)
+                yield entry
 
 
 def _damaged(what: str) -> InvalidInput:

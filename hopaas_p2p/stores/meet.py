@@ -82,31 +82,28 @@ class Meeting:
         try:
             self._exchange()
             self._began = len(self._entries)
-            yield from self._meet()
+            self._say()
+            if not self._wait(lambda: bool(self._others)):
+                cure = "run the same command on another node at the same time, and with the same store"
+                detail = f"no other node joined within {self._timeout:.0f} s"
+                yield Finding("meeting", detail, passed=False, cure=cure)
+                return
+            end = time.monotonic() + self._seconds
+            while time.monotonic() < end:
+                self._say()
+                time.sleep(_PAUSE)
+            upto = len(self._entries)
+            self._say(upto=upto, digest=self._digest(upto))
+            everybody = self._wait(lambda: all(any(one.digest for one in said) for said in self._others.values()))
+            yield from self._judge(everybody=everybody)
+            self._say(bye=True)
+            if everybody and all(any(one.bye for one in said) for said in self._others.values()):
+                self._log.erase()
         except StudyDeleted:  # a bucket remembers the end of a log
             cure = "use another word, the same on all nodes"
             yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
         except StoreCorrupt as error:
             yield Finding("nothing lost", str(error), passed=False, cure=_CURE)
-
-    def _meet(self) -> Iterator[Finding]:
-        self._say()
-        if not self._wait(lambda: bool(self._others)):
-            cure = "run the same command on another node at the same time, and make sure that both name the same store"
-            detail = f"no other node joined within {self._timeout:.0f} s"
-            yield Finding("meeting", detail, passed=False, cure=cure)
-            return
-        end = time.monotonic() + self._seconds
-        while time.monotonic() < end:
-            self._say()
-            time.sleep(_PAUSE)
-        upto = len(self._entries)
-        self._say(upto=upto, digest=self._digest(upto))
-        everybody = self._wait(lambda: all(any(one.digest for one in said) for said in self._others.values()))
-        yield from self._judge(everybody=everybody)
-        self._say(bye=True)
-        if everybody and all(any(one.bye for one in said) for said in self._others.values()):
-            self._log.erase()
 
     def _judge(self, *, everybody: bool) -> Iterator[Finding]:
         count = len(self._entries) - self._began

@@ -17,6 +17,7 @@ forged copies, but every peer also compares the copies that it reads with the co
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import deque
 from typing import Final, NamedTuple
@@ -64,15 +65,12 @@ def opened(data: bytes) -> Opened:
         return Opened(data, sound=codec.intact(data))
     length = int.from_bytes(data[-16:-12], "little")
     stored, copies = data[:length], data[length:-_TAIL]
-    if zlib.crc32(memoryview(data)[:-12]) != int.from_bytes(data[-12:-8], "little") or not codec.intact(stored):
-        return Opened(data, sound=False)
-    try:
-        before, found = _copies.decode(copies)
-    except (msgspec.MsgspecError, ValueError):
-        return Opened(data, sound=False)
-    if not 0 <= before < codec.PRIME or len(found) > MOST:
-        return Opened(data, sound=False)
-    return Opened(stored, tuple(found), before)
+    if zlib.crc32(memoryview(data)[:-12]) == int.from_bytes(data[-12:-8], "little") and codec.intact(stored):
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            before, found = _copies.decode(copies)
+            if 0 <= before < codec.PRIME and len(found) <= MOST:
+                return Opened(stored, tuple(found), before)
+    return Opened(data, sound=False)
 
 
 def sealed(stored: bytes, before: int, copies: list[bytes]) -> bytes:
@@ -103,13 +101,9 @@ class PiggybackedCommits:
 
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
         """The object of a commit to be written at this lsn, with the copies that others probably lack."""
-        copies = self._lacking(lsn, before) if codec.detach(stored)[0] is not stored else []
-        return sealed(stored, copies[0].before, [one.payload for one in copies]) if copies else stored
-
-    def _lacking(self, lsn: int, before: int | None) -> list[_Seen]:
-        last = self._seen[-1] if self._seen else None
+        last = self._seen[-1] if self._seen and codec.detach(stored)[0] is not stored else None
         if last is None or last.lsn != lsn - 1 or codec.following(last.before, last.payload) != before:
-            return []
+            return stored
         latest = {codec.writer_of(one.payload): one.lsn for one in self._seen}
         found: list[_Seen] = []
         size = 0
@@ -118,7 +112,7 @@ class PiggybackedCommits:
             if one.lsn <= min(latest.values()) or size > MOST_BYTES or not codec.intact(one.payload):
                 break
             found.append(one)
-        return found[::-1]
+        return sealed(stored, found[-1].before, [one.payload for one in found[::-1]]) if found else stored
 
     def copies(self, lsn: int, object_: Opened) -> list[Entry]:
         """The copies in the object of this lsn.

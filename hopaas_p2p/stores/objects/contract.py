@@ -72,6 +72,16 @@ class Found(NamedTuple):
     """When the server accepted it, by the server's clock; 0 if the server did not report that."""
 
 
+def answered(found: Iterable[Found | StoreUnreachable | None]) -> list[Found | None]:
+    """What `ObjectStore.get_many` found; raises the first error in it."""
+    read = list[Found | None]()
+    for one in found:
+        if isinstance(one, StoreUnreachable):
+            raise one
+        read.append(one)
+    return read
+
+
 class ObjectStore(Protocol):
     """What a log needs of an object store. Any thread may call it. Keys are relative to the store's root.
 

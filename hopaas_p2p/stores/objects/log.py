@@ -44,7 +44,7 @@ from hopaas_p2p.stores.base import (
     Outgoing,
 )
 from hopaas_p2p.stores.objects.carried import MAGIC, PiggybackedCommits, opened
-from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, ObjectStore, lsn_of, numbered
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, ObjectStore, answered, lsn_of, numbered
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 DELETED: Final = "deleted"
@@ -643,11 +643,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         return None
 
     def blocks(self, names: list[str]) -> dict[str, bytes]:
-        found = self.objects.get_many([self._blocks + name for name in names], limit=_MAX_SNAPSHOT)
-        for one in found:
-            if isinstance(one, StoreUnreachable):
-                raise one
-        return {name: one.data for name, one in zip(names, found, strict=True) if isinstance(one, Found)}
+        found = answered(self.objects.get_many([self._blocks + name for name in names], limit=_MAX_SNAPSHOT))
+        return {name: one.data for name, one in zip(names, found, strict=True) if one}
 
     def block_names(self) -> set[str]:
         return {key.removeprefix(self._blocks) for key in self.objects.listed(self._blocks)}

@@ -18,7 +18,7 @@ from typing import Final, Generic
 from hopaas_p2p.core.names import checked_key, valid_key, valid_name
 from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Progress, Store
-from hopaas_p2p.stores.objects.contract import Found, Objects, ObjectStore
+from hopaas_p2p.stores.objects.contract import Objects, ObjectStore, answered
 
 META: Final = "meta.json"
 FORMAT: Final = 1
@@ -86,12 +86,10 @@ class ObjectBackedStore(Store, Generic[Objects]):
         return self._log(f"study/{uuid}/")
 
     def _log(self, root: str) -> Log:
-        if not self.logs_kept:
-            return self._new_log(root)
-        known = self._logs.pop(root, None)
-        log = self._logs[root] = known or self._new_log(root)
-        if len(self._logs) > self.logs_kept:
-            for oldest in list(self._logs)[: -self.logs_kept]:  # another thread may be here, too
+        log = self._logs.pop(root, None) or self._new_log(root)
+        self._logs[root] = log
+        if (more := len(self._logs) - self.logs_kept) > 0:
+            for oldest in list(self._logs)[:more]:  # another thread may be here, too
                 self._logs.pop(oldest, None)
         return log
 
@@ -119,14 +117,8 @@ class ObjectBackedStore(Store, Generic[Objects]):
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         names = [peer for peer in peers if valid_name(peer)]  # a hostile log may hold other names
-        found = {}
-        values = self.objects.get_many([f"beats/{name}" for name in names], limit=_BEAT)
-        for name, value in zip(names, values, strict=True):
-            if isinstance(value, Found):
-                found[name] = value.data.decode(errors="replace")
-            elif value is not None:
-                raise value
-        return found
+        found = answered(self.objects.get_many([f"beats/{name}" for name in names], limit=_BEAT))
+        return {name: one.data.decode(errors="replace") for name, one in zip(names, found, strict=True) if one}
 
     def artifacts(self) -> ObjectArtifacts:
         return ObjectArtifacts(self.objects)

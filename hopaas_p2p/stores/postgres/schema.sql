@@ -88,6 +88,19 @@ CREATE TABLE hopaas.users (
     created timestamptz NOT NULL DEFAULT now()
 );
 
+-- A guest gets a grant only for the study that it was invited to, so it cannot create studies either.
+CREATE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    PERFORM 1 FROM hopaas.users u, hopaas.logs l
+    WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
+    IF FOUND THEN
+        RAISE EXCEPTION 'user % is the guest of one study: it can neither create nor delete studies, nor take part in '
+            'another', NEW.username USING ERRCODE = 'ZH402';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
+
 -- The login role and the user of each token. Postgres itself keeps the secret (as a SCRAM verifier) and the expiry.
 CREATE TABLE hopaas.tokens (
     role text PRIMARY KEY,
@@ -148,25 +161,6 @@ BEGIN
         END IF;
     END IF;
     RETURN v_token.username;
-END $$;
-
--- A guest gets a grant only for the study that it was invited to, so it cannot create studies either. The trigger is not
--- replaced every time, because `init` would wait for open transactions.
-CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    PERFORM 1 FROM hopaas.users u, hopaas.logs l
-    WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
-    IF FOUND THEN
-        RAISE EXCEPTION 'user % is the guest of one study: it can neither create nor delete studies, nor take part in '
-            'another', NEW.username USING ERRCODE = 'ZH402';
-    END IF;
-    RETURN NEW;
-END $$;
-DO $$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'check_guest' AND tgrelid = 'hopaas.grants'::regclass) THEN
-        CREATE TRIGGER check_guest BEFORE INSERT OR UPDATE ON hopaas.grants
-        FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
-    END IF;
 END $$;
 
 -- The user's role in a log: owner, worker, viewer, or NULL. All users except guests may write to the catalog. A login that

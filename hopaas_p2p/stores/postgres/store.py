@@ -64,10 +64,8 @@ class PostgresLog(Log):
         return self._store.call(function, log=self._uuid, **arguments)
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        sent = {"nonce": None, "payload": None, "about": None, "chain": None}
-        if outgoing is not None:
-            nonce, payload, about, chain, _ = astuple(outgoing)
-            sent = {"nonce": nonce, "payload": payload, "about": about or None, "chain": chain}
+        nonce, payload, about, chain, _ = (None,) * 5 if outgoing is None else astuple(outgoing)
+        sent = {"nonce": nonce, "payload": payload, "about": about or None, "chain": chain}
         peer, value = beat or (None, None)
         rows = self._call("exchange", since=since, peer=peer, beat=value, limit=_REPLY, **sent)
         entries = [

@@ -9,7 +9,7 @@ clock, are removed, because a peer that was awake has read them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core import snapshot
@@ -39,6 +39,9 @@ class Removal(NamedTuple):
     """Bytes."""
 
 
+_Removing = Generator[Removal, None, dict[str, Denied]]
+
+
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
     """Remove objects that are no longer needed; yield them, log by log.
 
@@ -56,6 +59,10 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
+    yield from _collect(store, keep, dry_run=dry_run)
+
+
+def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]:
     catalog = _catalog(store)
     now = store.objects.server_now()
     assert now is not None  # it has just answered
@@ -67,16 +74,13 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     for uuid in uuids:
         try:
             if uuid in names:
-                yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
+                stay |= yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
             else:
-                yield from _clear(store, uuid, now - keep, dry_run=dry_run)
+                stay |= yield from _clear(store, uuid, now - keep, dry_run=dry_run)
         except Denied as error:
-            stay |= error.stay if isinstance(error, NotRemoved) else {uuid: error}
+            stay[uuid] = error
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
-    try:
-        yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
-    except NotRemoved as error:
-        stay |= error.stay
+    stay |= yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
     if stay:
         raise NotRemoved.of(stay)
 
@@ -94,16 +98,16 @@ def _catalog(store: S3Store) -> Catalog:
     return catalog
 
 
-def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
+def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bool) -> _Removing:
     """Remove commits that all snapshots contain, if the newest of these can be read."""
     root = f"study/{uuid}/"
     snapshots = [lsn for lsn, _ in numbered(store.objects.listed(f"{root}snapshot/"))]
     try:
         found = store.log(uuid).newest_snapshot() if snapshots else None
         if found is None or snapshot.load(found[1]).lsn != found[0]:
-            return
+            return {}
     except snapshot.CorruptSnapshot:
-        return
+        return {}
     oldest = min(snapshots)
     old: list[Listed] = []
     last = 0
@@ -120,24 +124,25 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
         store.objects.put_new(boundary, b"commits up to this one were removed\n")
         earlier = [key for key in store.objects.listed(f"{root}boundary/") if key < boundary]
         store.objects.delete(earlier)
-    yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run)
+    return (yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run))
 
 
-def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
+def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> _Removing:
     """Remove a study that is not listed, because it was deleted or never completely created. A marker stays."""
     root = f"study/{uuid}/"
     marker = f"{root}boundary/{DELETED}"
     found = [one for one in store.objects.details(root) if one.key != marker]
     if not found or max(one.modified for one in found) >= before:
-        return
+        return {}
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
     files = store.objects.details(f"artifacts/{uuid}/")  # first, so that the rest is found after an interruption
-    yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
-    yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
+    stay = yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
+    return stay or (yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run))
 
 
-def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Removal]:
+def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> _Removing:
+    """Remove these objects, and report that; returns those that may not be removed, and why."""
     stay: dict[str, Denied] = {}
     for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # of many requests one is lost now and then
         keys = [one.key for one in found[at : at + _AT_ONCE]]
@@ -148,5 +153,4 @@ def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_r
     gone = [one for one in found if one.key not in stay]
     if gone:
         yield Removal(what, study, len(gone), sum(one.size for one in gone))
-    if stay:
-        raise NotRemoved.of(stay)
+    return stay

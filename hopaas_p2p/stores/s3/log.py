@@ -18,11 +18,11 @@ from msgspec.structs import astuple
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
-from hopaas_p2p.errors import BrokenChain, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
-from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of, numbered
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, answered, lsn_of, numbered
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.s3.bucket import Bucket
@@ -209,12 +209,8 @@ class BucketLog(WriteOnceLog[Bucket]):
         named = numbered(self.objects.listed(f"{self.root}log/"))
         for place in range(0, len(named), WIDEST):
             batch = named[place : place + WIDEST]
-            found = self.objects.get_many([key for _, key in batch], limit=self.limit)
-            for (lsn, _), one in zip(batch, found, strict=True):
-                if isinstance(one, StoreUnreachable):
-                    raise one
-                if one is not None:
-                    yield lsn, one.data
+            found = answered(self.objects.get_many([key for _, key in batch], limit=self.limit))
+            yield from [(lsn, one.data) for (lsn, _), one in zip(batch, found, strict=True) if one]
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         self._prove()
