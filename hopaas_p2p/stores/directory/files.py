@@ -161,13 +161,10 @@ class Directory:
             if self._checked.get(folder, 0.0) >= 0.0:
                 self._check_links(folder)
             if self._checked.get(folder, 0.0) <= 0.0:
-                fd = os.open(folder, FOLDER | os.O_NOFOLLOW)
-                try:
+                with _open(folder, FOLDER | os.O_NOFOLLOW) as fd:
                     if _PLACES and not os.readlink(_PLACES % fd).endswith(folder[len(self.root) :]):
                         raise FileNotFoundError(errno.ENOENT, f"{folder} was moved away")
                     return self._create(data, name, fd)
-                finally:
-                    os.close(fd)
         if self._hard_links:
             try:
                 return _name_file(data, path, dir_fd, hard=True)
@@ -192,29 +189,23 @@ class Directory:
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
-        with reaching(path), contextlib.suppress(FileNotFoundError):
-            if path in self._doubtful:
-                self._renew(path, self._doubtful[path])
-            self._sync(path[: path.rindex("/")])
-            self._doubtful.pop(path, None)
-
-    def _renew(self, path: str, data: bytes) -> None:
-        """Write an object again, as a new file with the same bytes that replaces it.
-
-        After a failed sync, the system may consider unwritten data written, so syncing the same file again proves
-        nothing. A name that was lost with the sync may belong to another writer by now, and is left alone.
-        """
         folder, _, name = path.rpartition("/")
-        self._check_links(folder)
-        found = self._read(path, len(data))
-        if isinstance(found, StoreUnreachable):
-            raise found
-        if found is None or found.data != data:
-            return
-        again = f"again-{secrets.token_hex(6)}"
-        self._create(data, f"{folder}/{again}")
-        with self._opened(folder) as fd:
-            os.replace(again, name, src_dir_fd=fd, dst_dir_fd=fd)
+        with reaching(path), contextlib.suppress(FileNotFoundError):
+            if (data := self._doubtful.get(path)) is not None:
+                # After a failed sync, the system may consider unwritten data written, so syncing the same file again
+                # proves nothing: a new file with the same bytes replaces it. A name that was lost with the sync may
+                # belong to another writer by now, and is left alone.
+                self._check_links(folder)
+                found = self._read(path, len(data))
+                if isinstance(found, StoreUnreachable):
+                    raise found
+                if found is not None and found.data == data:
+                    again = f"again-{secrets.token_hex(6)}"
+                    self._create(data, f"{folder}/{again}")
+                    with self._opened(folder) as fd:
+                        os.replace(again, name, src_dir_fd=fd, dst_dir_fd=fd)
+            self._sync(folder)
+            self._doubtful.pop(path, None)
 
     def exists(self, key: str) -> bool | None:
         """Whether the object exists; None if an answer takes a call to a server."""
@@ -557,6 +548,16 @@ class Directory:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def _open(path: str | Path, flags: int, dir_fd: int | None = None) -> Iterator[int]:
+    """A descriptor of a file or folder, while the block lasts."""
+    fd = os.open(path, flags, 0o666, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _name_file(data: bytes, path: str, dir_fd: int | None = None, *, hard: bool) -> bool:
     """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
     folder, slash, name = path.rpartition("/")
@@ -645,11 +646,8 @@ def _is_folder(path: str) -> bool:
 
 def make_folder(folder: Path) -> bool:
     """Create a folder whose parent exists, and give it to the parent's group; return whether it is new."""
-    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as parent:
         return _make_folder(folder.name, parent)
-    finally:
-        os.close(parent)
 
 
 def _make_folder(name: str, parent: int) -> bool:
@@ -657,12 +655,9 @@ def _make_folder(name: str, parent: int) -> bool:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return False
-    with contextlib.suppress(OSError):  # if somebody has removed it, its next user will notice
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
-        try:
-            _share(fd, os.fstat(parent))
-        finally:
-            os.close(fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+    with contextlib.suppress(OSError), _open(name, flags, parent) as fd:  # its next user notices if it was removed
+        _share(fd, os.fstat(parent))
     return True
 
 
@@ -711,16 +706,13 @@ def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
 def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = None) -> None:
     """Write a new file, durable when this returns. After an error in sync or close, none of the file is durable."""
     above = os.stat(path.rpartition("/")[0]) if dir_fd is None else os.fstat(dir_fd)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
-    try:
+    with _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd) as fd:
         _share(fd, above, bits=0o666)
         for chunk in [data] if isinstance(data, bytes) else data:
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(fd, rest) :]
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NoStore, StoreAway, StoreUnreachable
+from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NoStore, StoreAway
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
@@ -73,15 +73,13 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self._sweep_at = time.monotonic()
         try:
             self._prepare(create=create)
-        except StoreAway:
-            raise
-        except (OSError, StoreUnreachable) as error:
-            if isinstance(error, OSError) and error.errno in TEMPORARY and seen.known(self.path) is not None:
+        except OSError as error:
+            if error.errno in TEMPORARY and seen.known(self.path) is not None:
                 raise StoreAway(f"{self.path}: {error.strerror}. Nothing was created in its place") from None
             if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
                 raise not_permitted(self.path, "not read it") from None
-            said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            if isinstance(error, OSError) and error.errno in _NO_FILE and error.filename:
+            said = error.strerror or str(error)
+            if error.errno in _NO_FILE and error.filename:
                 said = f"{Path(error.filename).name} {said}"
             raise ConfigurationError(f"cannot use {self.path} as a store: {said}") from None
 
