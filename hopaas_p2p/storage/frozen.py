@@ -6,9 +6,7 @@ State, so a writer always reads its own writes.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Container, Iterable, Mapping
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -21,9 +19,8 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
-from hopaas_p2p.translate import read_json, to_optuna
+from hopaas_p2p.translate import external, read_json, to_optuna
 
-_NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
 
 NOT_BEGUN: Final = Draft(-1, 0)
@@ -109,10 +106,8 @@ class FrozenTrialCache:
         self._state: State | None = None
         self._all: list[FrozenTrial | None] = []
         """By number, as in the log; None if not built since the trial changed."""
-        self._finished: dict[TrialState, list[FrozenTrial]] | None = None
-        """By state, once finished trials have been requested."""
-        self._unlisted: set[int] = set()
-        """Trials that changed since these lists were made."""
+        self._unbuilt: set[int] | None = None
+        """Trials that changed since all finished ones were built; None if they have not been requested yet."""
         self._shapes: dict[tuple[str, ...], tuple[dict[str, BaseDistribution], list[str]]] = {}
         self._best: tuple[float, int] | None = None
         """The best value, negated when maximizing, and the first trial that has it; None if not requested yet."""
@@ -120,7 +115,7 @@ class FrozenTrialCache:
     def catch_up(self, state: State) -> None:
         """Record what changed in the State since the last call. Builds nothing."""
         if state is not self._state:  # the log was joined again, and anything may differ
-            self._state, self._all, self._finished, self._best = state, [], None, None
+            self._state, self._all, self._best, self._unbuilt = state, [], None, None
             self.changed.update(self.owned)
         for name in state.dists.keys() - self.dists.keys() if len(self.dists) < len(state.dists) else ():
             self.dists[name] = to_optuna(state.dists[name])
@@ -142,8 +137,8 @@ class FrozenTrialCache:
                 [(one.number, one.values[0]) for one in known if one.state is COMPLETE and one.values and one.feasible],
                 state,
             )
-        if self._finished is not None:
-            self._unlisted |= numbers
+        if self._unbuilt is not None:
+            self._unbuilt |= numbers
         self._state = state
 
     def _look_at_owned(self, trial: Trial, state: State) -> None:
@@ -180,35 +175,16 @@ class FrozenTrialCache:
         """The trials in these states, by number, in a new list."""
         state = self._state
         assert state is not None
-        key = _STATES if states is None else tuple([one for one in _STATES if one in states])
-        if key == (TrialState.WAITING,):
+        if states == (TrialState.WAITING,):
             return [self.trial(number) for number in sorted(state.waiting)]
-        if self._finished is None or self._unlisted:
-            self._list_finished(state)
-        assert self._finished is not None
-        if len(key) == 1 and key[0].is_finished():
-            return self._finished.get(key[0], []).copy()
+        for number in range(len(state.trials)) if self._unbuilt is None else self._unbuilt:
+            if number not in state.running and number not in state.waiting:
+                self._logged(number)
+        self._unbuilt = set()
         found: list[Any] = self._all.copy()  # all finished ones are built
         for number in (*state.running, *state.waiting):
             found[number] = self.trial(number)
-        return found if len(key) == len(_STATES) else [trial for trial in found if trial.state in key]
-
-    def _list_finished(self, state: State) -> None:
-        """Build the finished trials that are not built yet, and put them into the lists of their states."""
-        lists, numbers = self._finished, sorted(self._unlisted)
-        self._finished = None  # until all is done
-        if lists is None:
-            lists, numbers = {}, list(range(len(state.trials)))
-        for number in numbers:
-            if number in state.running or number in state.waiting:
-                continue
-            frozen = self._logged(number)
-            filed = lists.setdefault(frozen.state, [])
-            last = not filed or filed[-1].number < number  # almost always
-            place = len(filed) if last else bisect.bisect_left(filed, number, key=_NUMBER)
-            filed[place : place + (place < len(filed) and filed[place].number == number)] = [frozen]
-        self._unlisted.clear()
-        self._finished = lists
+        return found if states is None else [trial for trial in found if trial.state in states]
 
     def best(self) -> FrozenTrial | None:
         """The best COMPLETE trial of a study with one direction that satisfies its constraints. Builds no other."""
@@ -228,10 +204,7 @@ class FrozenTrialCache:
         if special:
             params = dict(params)
             for name in special:
-                try:
-                    params[name] = distributions[name].to_external_repr(params[name])
-                except (IndexError, ValueError, OverflowError):  # from a hostile log
-                    params[name] = None
+                params[name] = external(distributions[name], params[name])
         elif running:
             params = dict(params)
         if running:
@@ -247,15 +220,13 @@ class FrozenTrialCache:
     ) -> tuple[dict[str, BaseDistribution], list[str]]:
         """The distributions of a trial, shared among trials with the same ones; and the parameters to translate."""
         names = tuple(params)
-        if trial.dists:
-            own = {name: to_optuna(trial.dists[name]) for name in names if name in trial.dists}
-            shared = {name: self.dists.get(name) or to_optuna(state.dists[name]) for name in names if name not in own}
-            distributions = {name: own.get(name) or shared[name] for name in names}
-            return distributions, _special(distributions)
-        found = self._shapes.get(names)
+        found = None if trial.dists else self._shapes.get(names)
         if found is None:
-            distributions = {name: to_optuna(state.dists[name]) for name in names}
-            found = self._shapes[names] = distributions, _special(distributions)
+            distributions = {name: to_optuna(trial.distribution(name, state)) for name in names}
+            special = [name for name, one in distributions.items() if not isinstance(one, FloatDistribution)]
+            found = distributions, special
+            if not trial.dists:
+                self._shapes[names] = found
         return found
 
     def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -264,7 +235,3 @@ class FrozenTrialCache:
         if "grid_id" in texts and "search_space" not in texts:  # GridSampler needs both, or raises
             texts = {key: text for key, text in texts.items() if key != "grid_id"}
         return {key: read_json(text) for key, text in texts.items()}
-
-
-def _special(distributions: dict[str, BaseDistribution]) -> list[str]:
-    return [name for name, one in distributions.items() if not isinstance(one, FloatDistribution)]
