@@ -31,9 +31,6 @@ from hopaas_p2p.search import registry
 from hopaas_p2p.search.repeats import count_of
 from hopaas_p2p.spec import fidelity as words
 
-_KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
-
-
 _MOST_VALUES: Final = 1_000_000
 
 

@@ -25,7 +25,7 @@ from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.spec.metrics import checked, refuse
-from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, suggest
+from hopaas_p2p.storage.optuna_internals import become, cached_trial, suggest
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Trial(optuna.trial.Trial):
     def _listen(self) -> None:
         """Merge what another process, to which this trial was passed, wrote about it."""
         if self.handle.standing(self.number)[2]:
-            set_cached_trial(self, self.handle.trial(self.number))
+            become(self, self.handle.trial(self.number))
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` handle."""
@@ -250,7 +250,7 @@ class Trial(optuna.trial.Trial):
             weakref.finalize(self, _remove, directory, os.getpid())  # by the process that made it
             self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
-            set_cached_trial(self, self.handle.resumed_from(self.number, step))
+            become(self, self.handle.resumed_from(self.number, step))
         return self._resume
 
     @property

@@ -130,7 +130,7 @@ def test_what_a_trial_believes_can_be_replaced(study: optuna.Study) -> None:
     assert 0.0 <= trial.params["x"] <= 1.0, CURE
     frozen = internals.copy_of(internals.cached_trial(trial))
     frozen.intermediate_values[7] = 0.5
-    internals.set_cached_trial(trial, frozen)
+    internals.become(trial, frozen)
     assert internals.cached_trial(trial) is frozen
     assert internals.trial_id_of(trial) == internals.trial_id_of(frozen) == trial._trial_id
 
