@@ -268,21 +268,17 @@ def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Ite
         raise kind(f"{what} cannot be used at the moment: no thread can be started.") from error
 
 
-class explained:  # noqa: N801  # as `waits_for`
+@contextlib.contextmanager
+def explained(what: str, cure: str = "", *, kind: type[HopaasError] = ConfigurationError) -> Iterator[None]:
     """In this block, an error of the operating system, or of text that is not UTF-8, becomes one of ours.
 
     The message is `what`, the cause, and `cure`.
     """
-
-    def __init__(self, what: str, cure: str = "", *, kind: type[HopaasError] = ConfigurationError) -> None:
-        self._what, self._cure, self._kind = what, cure, kind
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if isinstance(error, OSError | UnicodeDecodeError):  # the latter's message would show a part of the text
-            why = error.strerror or error if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise self._kind(f"{self._what}: {why}{self._cure}") from None
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:  # the latter's message would show a part of the text
+        why = error.strerror or error if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise kind(f"{what}: {why}{cure}") from None
 
 
 BY_NAME: Final[dict[str, type[HopaasError]]] = {

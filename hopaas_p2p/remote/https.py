@@ -533,10 +533,6 @@ def _bearer_token(headers: list[str]) -> Token | None:
     if len(headers) != 1:
         return None
     scheme, _, text = headers[0].partition(" ")
-    if scheme.lower() != "bearer" or not 0 < len(text) <= 2048:
-        return None
-    token = protocol.decode_header(text)
+    token = protocol.decode_header(text) if scheme.lower() == "bearer" and len(text) <= 2048 else ""
     name, _, secret = token.partition(":")
-    if not name or not secret or "\0" in token:
-        return None
-    return name, Secret(secret)
+    return (name, Secret(secret)) if name and secret and "\0" not in token else None
