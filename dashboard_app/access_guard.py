@@ -201,7 +201,7 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     """
     if opts.auth != "none":
         return None
-    given = credentials.of_monitor("dashboard")
+    given = credentials.of_monitor("HOPAAS_DASHBOARD_KEY_FILE", "key")
     if given is None:
         return secrets.token_urlsafe(32)
     key = given.reveal()

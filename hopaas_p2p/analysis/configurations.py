@@ -94,20 +94,18 @@ def next_in_words(state: State) -> str:
         return f"trial {found.number} continues next"
     running = state.counts[TrialState.RUNNING]
     if isinstance(configurations, Ladder):
-        return f"nothing is promoted now: {_why_not(state, configurations)}"
+        also = f"; {running} running" * bool(running)
+        if any(place.waiting for place in configurations.places()):
+            best = f"those waiting are not among the best 1/{configurations.policy.eta} of their rungs"
+            return f"nothing is promoted now: {best}{also}"
+        # the paused trials will not be promoted, whatever others report
+        roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
+        waiting = [root for root in roots if configurations.standing(root).waits]
+        count = sum(not configurations.may_be_promoted(root, most=None) for root in waiting)
+        more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
+        return f"nothing is promoted now: no trial is waiting at a rung{more * (count > 0)}{also}"
     if state.has_room():
         paused = configurations.waiting()
         waits = f"; paused until all have started: {paused}" if paused else ""
         return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
     return f"no member is waiting; {running} running"
-
-
-def _why_not(state: State, ladder: Ladder) -> str:
-    running = f"; {state.counts[TrialState.RUNNING]} running" * bool(state.counts[TrialState.RUNNING])
-    if any(place.waiting for place in ladder.places()):
-        return f"those waiting are not among the best 1/{ladder.policy.eta} of their rungs{running}"
-    # the paused trials will not be promoted, whatever others report
-    roots = {ladder.root(trial.number) for trial in state.trials if trial.paused}
-    count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
-    more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
-    return f"no trial is waiting at a rung{more * (count > 0)}{running}"

@@ -25,9 +25,6 @@ _LONGEST: Final = 160
 class Failure(NamedTuple):
     """One failed trial, or one lease that ended before its trial."""
 
-    kind: Kind
-    site: str
-    host: str
     number: int
     reason: str
     """The reason verbatim, in one line."""
@@ -53,8 +50,7 @@ def failures(state: State) -> dict[Key, list[Failure]]:
             kind = "withdrawn" if why.startswith(_WITHDRAWN) else otherwise
             reason = reason_line(why)[:_LONGEST] or "no reason given"
             alike = _VARYING.sub(lambda one: "0x…" if one[0].startswith("0x") else "N", reason)
-            one = Failure(kind, site, host, trial.number, reason, final)
-            found.setdefault((kind, alike, site, host), []).append(one)
+            found.setdefault((kind, alike, site, host), []).append(Failure(trial.number, reason, final))
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), -item[1][0].number)))
 
 

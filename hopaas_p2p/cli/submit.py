@@ -133,7 +133,7 @@ def submit_joined(
     values, verb = joined.values, "worker"
     files = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
     if values.get("via") == "folder":
-        store = f"folder{joined.box.as_uri().removeprefix('file')}"
+        store = f"folder{joined.file('box').as_uri().removeprefix('file')}"
         environment = {"HOPAAS_STORE": store, "HOPAAS_STUDY": joined.study}
     elif system == "kubernetes":
         environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}

@@ -33,7 +33,7 @@ def can_be_relayed(url: str) -> bool:
 def start(
     membership: Membership, what: Literal["relay", "folder"], *, known_as: str | None = None
 ) -> tuple[int | None, Path]:
-    """Make sure that a relay to the store, named by `membership.relay_file`, or a server of `membership.box` runs here.
+    """Make sure that a relay to the store, or a server of the membership's box, runs here.
 
     Returns the pid of the process (None if it was already running) and its log.
 
@@ -41,7 +41,7 @@ def start(
         ConfigurationError: the process did not start; the message shows why.
 
     """
-    store, relay, box = membership.store, membership.relay_file, str(membership.box)
+    store, relay, box = membership.store, membership.file("relay"), str(membership.file("box"))
     log, pid = relay.with_suffix(f".{what}.log"), relay.with_suffix(f".{what}.pid")
     if what == "relay" and _leads_there(membership):
         return None, log
@@ -81,7 +81,7 @@ def _leads_there(membership: Membership) -> bool:
     from hopaas_p2p.remote.relay import targets_of
 
     try:
-        proxy = parse_proxy(read_proxy(membership.relay_file).reveal())
+        proxy = parse_proxy(read_proxy(membership.file("relay")).reveal())
         connect_through(proxy, targets_of(membership.store)[0], timeout=5.0).close()
     except HopaasError:
         return False

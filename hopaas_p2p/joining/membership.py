@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
@@ -34,34 +34,21 @@ class Membership(NamedTuple):
     values: dict[str, str]
     """All settings of the file."""
 
-    @property
-    def path(self) -> Path:
-        """The file of settings."""
-        return _beside(self.name, "toml")
-
-    @property
-    def relay_file(self) -> Path:
-        """The file in which a relay of this study keeps its address and login."""
-        return _beside(self.name, "relay")
-
-    @property
-    def box(self) -> Path:
-        """The folder through which the store is served to jobs that can reach nothing else."""
-        return _beside(self.name, "box")
+    def file(self, ending: Literal["toml", "token", "ca", "proxy", "relay", "box"]) -> Path:
+        """A file of this study: its settings, a secret that they name, or the address and login of its relay; or the
+        `box`, the folder through which the store is served to jobs that can reach nothing else.
+        """
+        return joined_folder() / f"{self.name}.{ending}"
 
     def with_proxy(self, address: Secret | None) -> Membership:
         """This membership with this proxy, or without one; the proxy's address goes into a separate file."""
-        file = None if address is None else str(_write(_beside(self.name, "proxy"), address.reveal()))
+        file = None if address is None else str(_write(self.file("proxy"), address.reveal()))
         return self.changed(proxy_file=file)
 
     def changed(self, **values: str | None) -> Membership:
         """This membership with these settings, and without those that are None."""
         kept = {key: value for key, value in {**self.values, **values}.items() if value is not None}
         return self if kept == self.values else keep(self._replace(values=kept))
-
-
-def _beside(name: str, ending: str) -> Path:
-    return joined_folder() / f"{name}.{ending}"
 
 
 def accept(invitation: Invitation, *, site: str = "") -> Membership:
@@ -86,17 +73,15 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
             "this invitation is for a store with users but contains no token; it was not created by `invite`"
         )
     with _one_at_a_time():
-        name = _free_name(invitation)
-        files = {}
+        values = {"store": invitation.store, "study": invitation.study, **({"site": site} if site else {})}
+        made = Membership(_free_name(invitation), invitation.store, invitation.study, values)
         if invitation.token is not None:
-            files["token_file"] = str(_write(_beside(name, "token"), invitation.token.reveal()))
+            values["token_file"] = str(_write(made.file("token"), invitation.token.reveal()))
         if servers := servers_of(invitation.store):
-            files["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
+            values["token_host"] = ",".join(sorted({f"{host.lower()}:{port}" for host, port in servers}))
         if invitation.authority:
-            files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
-        named = {"site": site} if site else {}
-        values = {"store": invitation.store, "study": invitation.study, **named, **files}
-        return keep(Membership(name, invitation.store, invitation.study, values))
+            values["ca_file"] = str(_write(made.file("ca"), invitation.authority))
+        return keep(made)
 
 
 @contextlib.contextmanager
@@ -124,7 +109,7 @@ def _free_name(invitation: Invitation) -> str:
 def keep(membership: Membership) -> Membership:
     """Write the settings file."""
     lines = [f"{key} = {_quoted(value)}\n" for key, value in membership.values.items()]
-    _write(membership.path, "".join(lines))
+    _write(membership.file("toml"), "".join(lines))
     return membership
 
 
@@ -143,7 +128,7 @@ def load(name: str) -> Membership:
     """
     values = joined(name)
     if not {"store", "study"} <= values.keys():
-        raise ConfigurationError(f"{_beside(name, 'toml')} lacks a store or a study. Remove it, and join again")
+        raise ConfigurationError(f"{joined_folder() / name}.toml lacks a store or a study. Remove it, and join again")
     return Membership(name, values["store"], values["study"], values)
 
 

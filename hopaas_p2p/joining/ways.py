@@ -60,7 +60,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
         for finding in findings:
             say(finding)
         if kind == "relay":
-            return kind, membership.changed(proxy_file=str(membership.relay_file))
+            return kind, membership.changed(proxy_file=str(membership.file("relay")))
         if not servers_of(membership.store):
             return kind, membership
         found = _environments_proxy()
@@ -84,7 +84,7 @@ def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""
     if not servers_of(membership.store):
         yield "direct", None
         return
-    relay, last = membership.relay_file, membership.values.get("proxy_file")
+    relay, last = membership.file("relay"), membership.values.get("proxy_file")
     if last == str(relay) and relay.exists():
         yield "relay", relay
     if _environments_proxy() is not None:

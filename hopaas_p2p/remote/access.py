@@ -123,17 +123,23 @@ class Roles:
 
     def _apply(self, change: Change, at: int, by: str) -> str | None:
         if isinstance(change, UserSet):
-            return self._set_user(change, at, by)
+            if not change.gone:
+                if change.name in self.users:
+                    return f"{change.name!r} already exists in this store"
+                self.users[change.name] = Known(change, at, by)
+                return None
+            self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
+            for grants in self.grants.values():
+                grants.pop(change.name, None)
+            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
+        if isinstance(change, TokenSet) and change.gone:
+            return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
+        if change.user not in self.users:
+            return f"there is no user {change.user!r}"
         if isinstance(change, TokenSet):
-            if change.gone:
-                return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
-            if change.user not in self.users:
-                return f"there is no user {change.user!r}"
             self.tokens[change.name] = Known(change, at, by)
             return None
         there = self.grants.get(change.log, {})
-        if change.user not in self.users:
-            return f"there is no user {change.user!r}"
         guest_of = self.guest_of(change.user)
         if guest_of and guest_of != change.log and change.role:
             return f"user {change.user} {GUEST}"
@@ -146,17 +152,6 @@ class Roles:
         if not change.role:
             del self.grants[change.log][change.user]
         return None
-
-    def _set_user(self, change: UserSet, at: int, by: str) -> str | None:
-        if not change.gone:
-            if change.name in self.users:
-                return f"{change.name!r} already exists in this store"
-            self.users[change.name] = Known(change, at, by)
-            return None
-        self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
-        for grants in self.grants.values():
-            grants.pop(change.name, None)
-        return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
 
     def guest_of(self, user: str) -> str:
         """The one study that this user may take part in; empty for other users."""
@@ -211,7 +206,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
         Denied: the user may not make this request; the message names the required role.
 
     """
-    log, outgoing = request.log, request.arguments[0] if request.call == "exchange" else None
+    log, outgoing = request.log, request.commit
     if log is None:
         return Stamp(user, "worker")
     if log != CATALOG and not is_study(log):

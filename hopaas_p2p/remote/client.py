@@ -127,10 +127,9 @@ class _Line:
         # The kernel watches for silence: with Python's own time-out, reading releases the interpreter's lock three
         # times instead of once, and each release costs 5 ms beside a busy thread. Python is told that the socket does
         # not block; otherwise it would retry forever.
-        self._silence = _ANSWER
         self._socket.setblocking(False)
         os.set_blocking(self._socket.fileno(), True)
-        limit = struct.pack("@ll", int(self._silence), int(self._silence % 1 * 1e6))
+        limit = struct.pack("@ll", int(_ANSWER), int(_ANSWER % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         self.used = False
@@ -147,7 +146,7 @@ class _Line:
             self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + source.read(_PIECE))
             while piece := source.read(_PIECE):
                 self._socket.sendall(piece)
-        coming = AnswerBytes(self._socket.recv_into, self._silence)
+        coming = AnswerBytes(self._socket.recv_into, _ANSWER)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
             answer.begin()

@@ -160,7 +160,7 @@ def test_a_url_that_cannot_be_read_shows_neither_a_secret_nor_what_a_terminal_ob
 def test_what_is_kept_is_for_this_user_alone_and_the_token_for_its_host(config: Path) -> None:
     kept = membership.accept(invitation())
     assert kept.name == "digits"
-    assert SECRET not in kept.path.read_text() + repr(kept)
+    assert SECRET not in kept.file("toml").read_text() + repr(kept)
     assert (config / "digits.token").read_text().strip() == SECRET
     assert kept.values["token_host"] == "gw.example.org:443"
     assert [stat.S_IMODE(path.stat().st_mode) for path in config.iterdir()] == [0o600] * 3
@@ -250,7 +250,7 @@ def test_a_proxy_that_was_kept_is_used_where_none_is_set(monkeypatch: pytest.Mon
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     kept = membership.accept(invitation()).with_proxy(Secret("http://site:pw@proxy:3128"))
-    assert "pw" not in kept.path.read_text()
+    assert "pw" not in kept.file("toml").read_text()
     env = {"XDG_CONFIG_HOME": str(config.parents[1])}
     Settings(env=env).publish()
     assert env["HTTPS_PROXY"] == "http://site:pw@proxy:3128"
