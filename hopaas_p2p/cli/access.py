@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, Final
 
 import click
 
@@ -13,15 +12,6 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import ROLES, CliSession, Columns, command, store_named
 from hopaas_p2p.open import open_beside, redacted
 from hopaas_p2p.runtime.times import to_iso
-
-_TIMES: Final = ("created", "expires", "last_used", "granted")
-
-
-def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, right: tuple[str, ...] = ()) -> None:
-    """Show rows, with times in a form suited to people or programs."""
-    iso = [{name: to_iso(value) if name in _TIMES else value for name, value in row.items()} for row in rows]
-    shown = {head: output.time_in(str(one)) if one in _TIMES else one for head, one in columns.items()}
-    session.show_table(iso, shown, right=right)
 
 
 @command(study="none")
@@ -62,7 +52,8 @@ def user_add(session: CliSession, username: str, administrator: bool) -> None:
 def user_list(session: CliSession) -> None:
     """List the users."""
     rows = [{"user": one.name, "created": one.created, "tokens": one.tokens} for one in access.users(session.store_url)]
-    _show(session, rows, {"user": "user", "created": "created", "tokens": "tokens"}, right=("tokens",))
+    columns: Columns = {"user": "user", "created": output.time_in("created"), "tokens": "tokens"}
+    session.show_table(rows, columns, right=("tokens",))
 
 
 @user.command("rm", study="none")
@@ -105,9 +96,9 @@ def token_create(session: CliSession, user: str, days: int, label: str | None, c
 def token_list(session: CliSession, user: str | None) -> None:
     """List tokens. Each has a user, a label, and the times of its creation, expiry and last use."""
     rows = [one._asdict() for one in access.tokens(session.store_url, user=user)]
-    columns: Columns = {"token": "name", "user": "user", "label": "label", "created": "created", "expires": "expires"}
-    in_use: Columns = {"last used": "last_used", "in use": lambda row: f"{row['sessions']}/{row['connections']}"}
-    _show(session, rows, {**columns, **in_use}, right=("in use",))
+    times: Columns = {name.replace("_", " "): output.time_in(name) for name in ("created", "expires", "last_used")}
+    in_use: Columns = {"in use": lambda row: f"{row['sessions']}/{row['connections']}"}
+    session.show_table(rows, {"token": "name", "user": "user", "label": "label", **times, **in_use}, right=("in use",))
 
 
 @token.command("revoke", study="none")
@@ -122,7 +113,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 def grants(session: CliSession) -> None:
     """List the grants for STUDY. Each has a user, a role, a time and an author. Everyone with a grant may run this."""
     rows = [one._asdict() for one in access.grants(session.store_url, session.study_name)]
-    _show(session, rows, {"user": "user", "role": "role", "granted": "granted", "by": "granted_by"})
+    session.show_table(rows, {"user": "user", "role": "role", "granted": output.time_in("granted"), "by": "granted_by"})
 
 
 @command(study="none")

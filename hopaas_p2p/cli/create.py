@@ -82,6 +82,7 @@ def create(
         --space 'opt=cat(adam,sgd)' --direction maximize
     """  # noqa: D301  # click needs the backspace
     from hopaas_p2p.study import StudyPolicy, open_study
+    from hopaas_p2p.translate import to_json
 
     described = StudyDescription() if from_yaml is None else read(from_yaml)
     wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
@@ -101,7 +102,10 @@ def create(
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, policy=kept, **apart)
     notes: list[str] = []
     if not there:
-        _write_extras(made, described)
+        system = {} if described.metric is None else {METRIC_NAMES: [described.metric]}
+        extras = [{key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system)]
+        if any(extras):
+            made.handle.say(StudySet(user=extras[0], system=extras[1]))
         notes += [f"{one}." for one in made.learned] or _to_learn_from(session, made)
     if described.command:  # in a form that works in this directory
         worker = session.again(f"worker --study {shlex.quote(name)}")
@@ -184,13 +188,3 @@ def set_(
         data["learned"] = [one._asdict() for one in learned]
         said += [f"{one}." for one in learned] or [f"{study.name!r} learns from no other study."]
     session.done(data, "\n".join(said))
-
-
-def _write_extras(study: Study, described: StudyDescription) -> None:
-    """Write a sweep's settings beyond the definition: the objective's name, and attributes."""
-    from hopaas_p2p.translate import to_json
-
-    system = {} if described.metric is None else {METRIC_NAMES: [described.metric]}
-    if system or described.user_attrs:
-        user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
-        study.handle.say(StudySet(user=user, system=own))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
+from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, host_and_port
 from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.atomic import secret_if_any, state_folder, write_private
 
@@ -38,7 +38,10 @@ def local(session: CliSession, listen: str, key_file: str | None, silence: float
 
     with _peer(session, actions=True, silence=silence) as (peer, ending):
         file, key = _key(key_file)
-        server = LocalServer(peer, _loopback(listen), key)
+        host, port = host_and_port(listen)
+        if host and host not in _LOOPBACK:
+            raise ConfigurationError(f"--listen {listen}: use a port on loopback, such as 127.0.0.1:8321")
+        server = LocalServer(peer, (host or _LOOPBACK[0], port), key)
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
         where = {"listening": server.url, "key_file": str(file)}
         session.done(where, f"Listening on {server.url}; the key is in {file}")
@@ -84,14 +87,6 @@ def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tup
         ending.set()
         watcher.join(timeout=30)
         peer.close()
-
-
-def _loopback(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if host not in _LOOPBACK or not port.isdigit():
-        raise ConfigurationError(f"--listen {listen}: use a port on loopback, such as 127.0.0.1:8321")
-    return host, int(port)
 
 
 def _key(given: str | None) -> tuple[Path, str]:

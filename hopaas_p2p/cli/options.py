@@ -148,6 +148,14 @@ class CliSession:
             self._storage.close()
 
 
+def host_and_port(listen: str) -> tuple[str, int]:
+    """The address that --listen names; raises ConfigurationError."""
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443, or the port alone")
+    return host.strip("[]"), int(port)
+
+
 def check_new(target: Path, *, force: bool) -> None:
     """Raise InvalidInput if a command would overwrite this file, without --force."""
     if target.is_file() and not force:

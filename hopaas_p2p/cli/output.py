@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from hopaas_p2p.analysis import facts
 from hopaas_p2p.analysis.lookalikes import MARK, told_apart
 from hopaas_p2p.errors import visible
 from hopaas_p2p.runtime.redaction import without_passwords
+from hopaas_p2p.runtime.times import to_iso
 
 if TYPE_CHECKING:
     from hopaas_p2p.net.findings import Finding
@@ -65,9 +67,9 @@ def jsonable(value: Any) -> Any:
         return {str(key): jsonable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(one) for one in value]
-    if isinstance(value, str | int | float | bool | None):
-        return facts.json_number(value)
-    return str(value)
+    if isinstance(value, datetime.datetime):
+        return to_iso(value)
+    return facts.json_number(value) if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def print_json(data: Any) -> None:
@@ -108,8 +110,8 @@ def utc_time(iso: str | None) -> str:
 
 
 def time_in(column: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that shows the time in this column of a row."""
-    return lambda row: utc_time(row[column]) or "never"
+    """A function that shows the time in this column of a row, a moment or its text."""
+    return lambda row: utc_time(jsonable(row[column])) or "never"
 
 
 def size(count: int | None) -> str:

@@ -18,7 +18,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.local import local, mcp
-from hopaas_p2p.cli.options import FILE, CliSession
+from hopaas_p2p.cli.options import FILE, CliSession, host_and_port
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.open import open_beside, open_store
 from hopaas_p2p.remote import https, log
@@ -67,7 +67,7 @@ def serve_https(
     Several servers may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has
     to set X-Forwarded-For and X-Forwarded-Proto.
     """
-    host, port = _address(listen)
+    host, port = host_and_port(listen)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigurationError("--tls-cert and --tls-key need each other.")
     log.to_stderr()
@@ -158,7 +158,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     _allow_many_files()
     targets, login_file = targets_of(url), login_file.expanduser()  # a shell leaves --login-file=~/x as it is
-    password, (host, port) = read_password(login_file), _address(listen)
+    password, (host, port) = read_password(login_file), host_and_port(listen)
 
     async def run() -> None:
         relay = Relay(targets, password)
@@ -176,13 +176,6 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
         session.done(data, f"Stopped. Forwarded {relay.carried} connections, refused {relay.refused}.")
 
     asyncio.run(run())
-
-
-def _address(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443, or the port alone")
-    return host.strip("[]"), int(port)
 
 
 for way in (serve_https, local, mcp):

@@ -11,7 +11,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,7 +57,7 @@ def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) ->
     from hopaas_p2p.study.study import infer_space
     from hopaas_p2p.translate import to_optuna
 
-    with _failing_in_eval() if shell else nullcontext():
+    try:
         session.storage(peer_ttl=ttl)
         study = session.study()
         check_sampler(study.sampler)
@@ -76,15 +76,9 @@ def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) ->
         except BaseException:
             study.handle.release(trial.number, reason="not started: `ask` was interrupted")
             raise
-
-
-@contextmanager
-def _failing_in_eval() -> Iterator[None]:
-    """Make `eval` fail like this command. `eval` sees only the output, and the last trial's ticket is still set."""
-    try:
-        yield
     except HopaasError as error:
-        click.echo(f"unset HOPAAS_TICKET; (exit {error.exit_code})")
+        if shell:  # `eval` sees only the output, and the last trial's ticket is still set
+            click.echo(f"unset HOPAAS_TICKET; (exit {error.exit_code})")
         raise
 
 

@@ -52,7 +52,7 @@ class Copy:
     """Commits `base + 1` to `head` of one log, in a file."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._ends = array("Q", [0])
         """The offsets at which the entries end in the file; the first number is where they begin."""
         self.base = self.head = 0
@@ -84,12 +84,12 @@ class Copy:
         begin = since - self.base
         first = self._ends[begin]
         last = max(bisect_right(self._ends, first + _AT_ONCE) - 1, begin + 1)
-        with self._file.open("rb") as file:
+        with self.file.open("rb") as file:
             file.seek(first)
             entries = [entry for entry, _ in _entries(file.read(self._ends[last] - first))]
         if not entries:
             self.drop()
-            raise StoreUnreachable(f"{self._file} is damaged, and will be rebuilt")
+            raise StoreUnreachable(f"{self.file} is damaged, and will be rebuilt")
         return ExchangeResult(entries, more=since + len(entries) < self.head)
 
     def keep(self, entries: Iterable[Entry]) -> bool:
@@ -105,7 +105,7 @@ class Copy:
         if self._sum is not None and new[0].before not in (None, self._sum):
             self.drop()
             return False
-        with self._file.open("ab") as file:
+        with self.file.open("ab") as file:
             for entry in new:
                 body = _encode(entry)
                 file.write(len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body)
@@ -114,7 +114,7 @@ class Copy:
 
     def drop(self, base: int = 0) -> None:
         """Forget the whole copy, and start over after the commit `base`, up to which the copy then has no commits."""
-        self._file.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
         self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), base, base, None, False
 
 

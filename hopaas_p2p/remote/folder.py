@@ -24,7 +24,15 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    BehindRetention,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreUnreachable,
+    explained,
+)
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import is_study
@@ -268,10 +276,8 @@ class FolderServer:
                 raise error
             if error is None and pulling.done() and since > copy.head:
                 return await self._ask(request)  # the store can answer a peer that has seen more
-        try:
+        with explained(str(copy.file), kind=StoreUnreachable):
             return protocol.answered((copy.after(since), place.flush_interval))
-        except OSError as error:
-            raise StoreUnreachable(f"{error.filename}: {error.strerror}") from None
 
     async def _pull(self, log: str, place: _Place) -> None:
         """Bring a copy up to date."""

@@ -282,7 +282,10 @@ class ListedService(Service):
             if request.commit is not None:
                 request = self._stamped(user, request, Stamp(user, "owner"), self._access)
             return self._access.exchange(*request.arguments), 0.0
-        stamp = self._judged(user, request, store)
+        log, exists = request.place, True  # only a request that has this log's turn may look
+        if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
+            exists = bool(roles.grants.get(log)) or not store.log(log).is_empty()
+        stamp = access.judge(roles, user, request, exists=exists)
         if request.call == "shared":
             return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
         if request.call in ("beat", "remove_beat"):
@@ -290,19 +293,12 @@ class ListedService(Service):
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # peers that join from a snapshot trust it as they trust the log
         if request.commit is not None:
-            log = store.catalog() if request.place == protocol.CATALOG else store.log(request.place)
-            request = self._stamped(user, request, stamp, log)
+            opened = store.catalog() if log == protocol.CATALOG else store.log(log)
+            request = self._stamped(user, request, stamp, opened)
         return request.on(store)
 
     def _all(self, user: str) -> bool:
         return self._access.roles.role(user, protocol.CATALOG) == "owner"
-
-    def _judged(self, user: str, request: StoreRequest, store: Store) -> Stamp:
-        log, roles = request.place, self._access.roles
-        exists = True  # only a request that has this log's turn may look
-        if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or not store.log(log).is_empty()
-        return access.judge(roles, user, request, exists=exists)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with the server's stamp; the author of a log's first commit becomes its owner."""
