@@ -29,6 +29,7 @@ from urllib.parse import quote, urlencode
 
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, Response
+from streamlit import runtime
 
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
@@ -43,6 +44,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _UPLOAD: Final = "/_stcore/upload_file"
+_MOST_UPLOADED: Final = 128 << 20  # bytes beyond which no further file is taken
 _PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # paths of Streamlit that nobody needs before a sign-in
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -108,6 +110,8 @@ class AccessGuard:
             return refused
         if path.startswith(self._prefix + _UPLOAD) and not self._opts.actions:
             return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
+        if path.startswith(self._prefix + _UPLOAD) and _uploaded() > _MOST_UPLOADED:
+            return _refusal("The dashboard holds too many uploaded files; try again when other people have left.")
         if self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time()):
             return _refusal("Sign in first.")
         return None
@@ -143,6 +147,15 @@ class AccessGuard:
         if _same(request.cookies.get(self._cookie, ""), self._proof) or _same(bearer, f"Bearer {self._key}"):
             return None
         return HTMLResponse(_PAGE.format(why=_NO_KEY, form=_FORM), 403, _HEADERS)
+
+
+def _uploaded() -> int:
+    """Bytes of uploaded files, which Streamlit keeps in memory until their sessions end, whoever sent them."""
+    if not runtime.exists():
+        return 0
+    return sum(
+        one.byte_length for some in runtime.get_instance().uploaded_file_mgr.get_stats().values() for one in some
+    )
 
 
 class AccessMiddleware:

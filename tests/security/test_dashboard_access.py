@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,9 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
+from streamlit import runtime
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 
 from dashboard_app import sign_in
 from dashboard_app.access_guard import AccessGuard, AccessMiddleware, guarded, key_to_use
@@ -211,6 +215,21 @@ def test_files_are_taken_from_people_who_signed_in_only(monkeypatch: pytest.Monk
     assert one.get("/").text == "hello"  # the way in
     assert one.ask("PUT", UPLOAD).status_code == 403
     assert one.ask("PUT", UPLOAD, cookie="s=1").text == "hello"
+
+
+def test_a_person_cannot_fill_the_memory_with_files_that_no_page_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = MemoryUploadedFileManager(UPLOAD)
+    monkeypatch.setattr(runtime, "exists", lambda: True)
+    monkeypatch.setattr(runtime, "get_instance", lambda: SimpleNamespace(uploaded_file_mgr=kept))
+    one = admitted(actions=True)
+
+    for number in range(5):
+        assert one.ask("PUT", UPLOAD).text == "hello"
+        kept.add_file(f"session {number}", UploadedFileRec("file", "x", "text/plain", bytes(32 << 20)))
+    assert one.ask("PUT", UPLOAD).status_code == 403
+    assert one.get("/").text == "hello"
+    kept.remove_session_files("session 0")
+    assert one.ask("PUT", UPLOAD).text == "hello"
 
 
 @pytest.mark.parametrize("path", ["/_stcore/metrics", "/media/file.csv"])
