@@ -380,13 +380,15 @@ class HttpsSession:
         body = bytearray()
         await self._receive(body.extend)
         try:
-            request = protocol.decode_request(bytes(body))
-            gone = lambda: self._reader.at_eof() or self._reader.exception() is not None  # noqa: E731  # or was killed
-            found = await server.service.answer(token, request, status, gone)
+            found = await server.service.answer(token, protocol.decode_request(bytes(body)), status, self._is_gone)
         except InvalidInput as error:
             found = protocol.refused(error)
         self._hold(len(found))
         await self._respond(200, found)
+
+    def _is_gone(self) -> bool:
+        """Whether the client has closed the connection, or was killed, while it waited for news."""
+        return self._reader.at_eof() or self._reader.exception() is not None
 
     async def _admit(self, token: Token) -> TokenStatus:
         """Check that the token is valid, and that there is room, before the body is read."""
