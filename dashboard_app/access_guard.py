@@ -30,6 +30,7 @@ from urllib.parse import quote, urlencode
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, Response
 from streamlit import runtime
+from streamlit.runtime.stats import CacheStat
 
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
@@ -153,9 +154,8 @@ def _uploaded() -> int:
     """Bytes of uploaded files, which Streamlit keeps in memory until their sessions end, whoever sent them."""
     if not runtime.exists():
         return 0
-    return sum(
-        one.byte_length for some in runtime.get_instance().uploaded_file_mgr.get_stats().values() for one in some
-    )
+    kept = runtime.get_instance().uploaded_file_mgr.get_stats()
+    return sum(one.byte_length for some in kept.values() for one in some if isinstance(one, CacheStat))
 
 
 class AccessMiddleware:
@@ -214,7 +214,7 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     """
     if opts.auth != "none":
         return None
-    given = credentials.of_monitor("HOPAAS_DASHBOARD_KEY_FILE", "key")
+    given = credentials.of_monitor("dashboard")
     if given is None:
         return secrets.token_urlsafe(32)
     key = given.reveal()

@@ -54,7 +54,7 @@ def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
 def may_scrape(authorization: str) -> bool:
     """Whether this header contains the token for metrics."""
     try:
-        token = credentials.of_monitor("HOPAAS_METRICS_TOKEN_FILE", "token")
+        token = credentials.of_monitor("metrics")
     except ConfigurationError:
         return False
     return token is not None and hmac.compare_digest(authorization.encode(), f"Bearer {token.reveal()}".encode())

@@ -98,7 +98,7 @@ def provider() -> dict[str, Any]:
 
     """
     lasts()
-    given = credentials.of_monitor("HOPAAS_OIDC_FILE", "provider's settings")
+    given = credentials.of_monitor("sign-in")
     try:
         auth = tomllib.loads(given.reveal() if given is not None else "").get("auth")
     except tomllib.TOMLDecodeError as error:

@@ -571,11 +571,19 @@ def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
         return False
 
 
-def of_monitor(name: str, what: str) -> Secret | None:
-    """The contents of the file that this variable of the monitor names, if it is set; raises like `token`.
+_OF_THE_MONITOR: Final = {
+    "metrics": ("HOPAAS_METRICS_TOKEN_FILE", "token"),
+    "dashboard": ("HOPAAS_DASHBOARD_KEY_FILE", "key"),
+    "sign-in": ("HOPAAS_OIDC_FILE", "provider's settings"),
+}
 
-    It is the token that a metrics scraper must present, the key that a browser must present, or the settings for the
-    sign-in provider, with the monitor's secret; `what` says which, in messages.
+
+def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
+    """The contents of the file for this part of the monitor (see `_OF_THE_MONITOR`); raises like `token`.
+
+    There are three parts: the token that a metrics scraper must present, the key that a browser must present, and the
+    settings for the sign-in provider, with the monitor's secret.
     """
-    path = os.environ.get(name)
+    name, what = _OF_THE_MONITOR[part]
+    path = env.get(name)
     return _read(path, what, name) if path else None
