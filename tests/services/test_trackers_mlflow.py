@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,6 +359,20 @@ def test_a_file_is_not_written_where_another_user_of_the_server_says(
 
     with pytest.raises(ConfigurationError, match="not on that server"):
         export_to(study, tracker(mlflow_server, tmp_path))
+
+    assert not private.exists()
+
+
+def test_a_file_is_not_written_where_the_server_says_once_its_first_answer_was_checked(
+    study: Study, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    private = tmp_path / "private"
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri=private.as_uri()))
+    monkeypatch.setattr(TrackingServiceClient, "get_run", lambda *_: run)
+
+    export_to(study, tracker(mlflow_server, tmp_path))
 
     assert not private.exists()
 
