@@ -13,6 +13,7 @@ other people's servers.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -35,17 +36,19 @@ from streamlit.runtime.stats import CacheStat
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.listening import MOST_STRANGERS
 from hopaas_p2p.net.proxies import is_loopback
 from hopaas_p2p.runtime import credentials
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _UPLOAD: Final = "/_stcore/upload_file"
 _MOST_UPLOADED: Final = 128 << 20  # bytes beyond which no further file is taken
+_LONGEST_MESSAGE: Final = 64 << 10  # bytes on a web socket before a sign-in; a page's own take some hundreds
 _PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # paths of Streamlit that nobody needs before a sign-in
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -113,9 +116,11 @@ class AccessGuard:
             return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
         if path.startswith(self._prefix + _UPLOAD) and _uploaded() > _MOST_UPLOADED:
             return _refusal("The dashboard holds too many uploaded files; try again when other people have left.")
-        if self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time()):
-            return _refusal("Sign in first.")
-        return None
+        return _refusal("Sign in first.") if self.is_stranger(request) else None
+
+    def is_stranger(self, request: HTTPConnection) -> bool:
+        """Whether people sign in here, and the person who sent this has not."""
+        return self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time())
 
     def address(self, path: str, port: int) -> str:
         """The address that opens the dashboard, for the user who started it."""
@@ -165,19 +170,47 @@ class AccessMiddleware:
         self._app = app
         self._guard = guard
         self._scrapes = scrapes
+        self._strangers: dict[asyncio.Event, None] = {}
+        """An event that ends the web socket of somebody who has not signed in; oldest first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one web socket."""
-        answer = None
-        if scope["type"] in ("http", "websocket"):
-            answer = self._guard.judge(HTTPConnection(scope), scrapes=self._scrapes)
-        if answer is None:
+        answer, request = None, HTTPConnection(scope) if scope["type"] in ("http", "websocket") else None
+        if request is not None:
+            answer = self._guard.judge(request, scrapes=self._scrapes)
+        if answer is None and request is not None and scope["type"] == "websocket" and self._guard.is_stranger(request):
+            await self._serve_stranger(scope, receive, send)
+        elif answer is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})  # RFC 6455; the client gets a 403
         else:
             await answer(scope, receive, send)
+
+    async def _serve_stranger(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a web socket before its person has signed in. It ends if it is the oldest of many, or says too much."""
+        over = asyncio.Event()
+        for oldest in list(self._strangers)[: 1 - MOST_STRANGERS]:
+            del self._strangers[oldest]
+            oldest.set()
+        self._strangers[over] = None
+
+        async def bounded() -> Message:
+            coming, ending = asyncio.ensure_future(receive()), asyncio.ensure_future(over.wait())
+            try:
+                await asyncio.wait((coming, ending), return_when=asyncio.FIRST_COMPLETED)
+                if coming.done() and len(coming.result().get("bytes") or b"") <= _LONGEST_MESSAGE:
+                    return coming.result()
+                return {"type": "websocket.disconnect", "code": 1008}
+            finally:
+                coming.cancel()
+                ending.cancel()
+
+        try:
+            await self._app(scope, bounded, send)
+        finally:
+            self._strangers.pop(over, None)
 
 
 def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:

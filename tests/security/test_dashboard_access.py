@@ -28,6 +28,7 @@ from dashboard_app import sign_in
 from dashboard_app.access_guard import AccessGuard, AccessMiddleware, guarded, key_to_use
 from dashboard_app.options import DashboardOptions
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.listening import MOST_STRANGERS
 from tests.support.dashboard_browser import Monitor, Visit, chromium
 from tests.support.dashboard_studies import Scribe
 
@@ -230,6 +231,51 @@ def test_a_person_cannot_fill_the_memory_with_files_that_no_page_asked_for(monke
     assert one.get("/").text == "hello"
     kept.remove_session_files("session 0")
     assert one.ask("PUT", UPLOAD).text == "hello"
+
+
+def test_web_sockets_of_strangers_are_few_and_say_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sign_in, "person_of_cookies", lambda cookies, now: "ann" * ("s" in cookies))
+    guard = AccessGuard(DashboardOptions(auth="oidc"), None)
+    heard: dict[str, list[str]] = {}
+
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        while heard.setdefault(scope["name"], []) is not None:
+            heard[scope["name"]].append((await receive())["type"])
+            if heard[scope["name"]][-1] == "websocket.disconnect":
+                return
+
+    async def go() -> None:
+        middleware = AccessMiddleware(app, guard=guard, scrapes=lambda _: False)
+        sockets: dict[str, asyncio.Queue[Any]] = {}
+        tasks = []
+
+        async def opened(name: str, cookie: str = "") -> None:
+            sockets[name] = asyncio.Queue()
+            headers = [(b"host", b"127.0.0.1:8501"), (b"cookie", cookie.encode())]
+            scope = {
+                "type": "websocket",
+                "name": name,
+                "path": "/_stcore/stream",
+                "query_string": b"",
+                "headers": headers,
+            }
+            tasks.append(asyncio.ensure_future(middleware(scope, sockets[name].get, None)))  # type: ignore[arg-type]
+            await asyncio.sleep(0.01)
+
+        await opened("ann", "s=1")
+        for number in range(MOST_STRANGERS + 1):
+            await opened(str(number))
+        for name in ("ann", "1", "2"):
+            sockets[name].put_nowait({"type": "websocket.receive", "bytes": b"x" * (100_000 if name != "1" else 100)})
+        await asyncio.sleep(0.05)
+        assert heard.pop("0") == heard.pop("2") == ["websocket.disconnect"]
+        assert heard.pop("1") == heard.pop("ann") == ["websocket.receive"]
+        assert not any(heard.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize("path", ["/_stcore/metrics", "/media/file.csv"])
