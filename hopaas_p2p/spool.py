@@ -90,11 +90,15 @@ def directories() -> list[Path]:
     return places
 
 
-def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Create a spool file in the first writable directory. Returns its path, or None and the reasons. Never raises."""
+def write(spooled: Spooled) -> tuple[Path | None, str]:
+    """Create a spool file in the first writable directory. Returns its path, or None and the reasons. Never raises.
+
+    A history is named by its content, so that the same one is kept once.
+    """
     data = b"".join([_MAGIC, *_frames(spooled)])
-    suffix = _HISTORY if spooled.why == "history" else _SUFFIX
-    name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
+    name = f"{time.time_ns():020d}-{secrets.token_hex(4)}{_SUFFIX}"
+    if spooled.why == "history":
+        name = f"{1000 * spooled.at:020d}-{hashlib.blake2b(data, digest_size=16).hexdigest()}{_HISTORY}"
     why = []
     with _spare_lent():
         for directory in directories():
@@ -277,19 +281,15 @@ def export(target: Path) -> list[Spooled]:
 
 
 def take_in(spooled: Spooled) -> None:
-    """Keep a history, such as one from another machine, in this user's spool, where a rescue looks for it. The same one
-    is kept once.
+    """Keep a history, such as one from another machine, in this user's spool, where a rescue looks for it.
 
     Raises:
         ConfigurationError: no disk accepts it.
 
     """
-    spooled = msgspec.structs.replace(spooled, trials=[], why="history")
-    if all(there != spooled for _, there in histories(spooled.study)):
-        mark = hashlib.blake2b(msgspec.msgpack.encode(spooled), digest_size=4).hexdigest()
-        path, why = write(spooled, f"{1000 * spooled.at:020d}-{mark}")  # the same name if two import it at once
-        if path is None:
-            raise ConfigurationError(f"the spool cannot store anything: {why}")
+    path, why = write(msgspec.structs.replace(spooled, trials=[], why="history"))
+    if path is None:
+        raise ConfigurationError(f"the spool cannot store anything: {why}")
 
 
 def exported(source: Path) -> list[Spooled]:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p import spool
 from hopaas_p2p.core import apply as rules
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import RESERVED
@@ -212,3 +213,16 @@ def test_a_file_is_not_fetched_beyond_the_size_that_it_was_said_to_have(tmp_path
     kept, uuid = state.trials[trial.number].checkpoints, study.handle.uuid
     assert load(study.storage.peer.store.artifacts(), uuid, kept, tmp_path) is None
     study.close()
+
+
+def test_histories_of_a_file_are_kept_once_and_without_reading_those_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    batches = [spool.Spooled("file:///x", "u", "digits", [], at, "history", [], []) for at in range(3)]
+    with monkeypatch.context() as reading_none:
+        reading_none.setattr(spool, "read", None)
+        for one in batches * 2:
+            spool.take_in(one)
+
+    assert [one for _, one in spool.histories("u")] == batches
