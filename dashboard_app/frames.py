@@ -7,13 +7,14 @@ import json
 import threading
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.state import State
 
 T = TypeVar("T")
+_MOST: Final = 100  # results kept of one frame, because each filter of a person makes some
 
 
 class Frame:
@@ -37,6 +38,8 @@ class Frame:
         name = (function, *key) if not key else (function.__module__, function.__qualname__, *key)
         with self._making:
             if name not in self._made:
+                for oldest in list(self._made)[:-_MOST]:
+                    del self._made[oldest]
                 self._made[name] = function(self)
             found: T = self._made[name]
             return found

@@ -242,6 +242,15 @@ def test_a_result_is_computed_once_for_all_sessions(cache: ReplicaCache) -> None
     assert len(calls) == 2
 
 
+def test_only_the_latest_results_are_kept_however_many_filters_people_try(cache: ReplicaCache) -> None:
+    frame = cache.frame(UUID)
+    assert frame is not None
+    for tried in range(300):
+        assert frame.once(lambda one: bytes(len(one.columns)), tried) == bytes(2)
+
+    assert len(frame._made) < 150
+
+
 def test_attributes_that_are_no_json_are_shown_as_they_are(store: str, cache: ReplicaCache) -> None:
     opened = open_store(store)
     replica = study_client(opened.log(UUID), writer="odd", now_us=lambda: 1)

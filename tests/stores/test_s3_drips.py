@@ -139,7 +139,8 @@ def test_a_server_that_is_busy_for_ever_holds_up_no_file(
         bucket.close()
 
 
-def test_an_answer_of_a_service_for_keys_does_not_grow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def asks_for_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     s3_environment(monkeypatch)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -147,6 +148,10 @@ def test_an_answer_of_a_service_for_keys_does_not_grow(monkeypatch: pytest.Monke
     token.write_text("token")
     token.chmod(0o600)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+
+
+@pytest.mark.usefixtures("asks_for_keys")
+def test_an_answer_of_a_service_for_keys_does_not_grow() -> None:
     packed = gzip.compress(gzip.compress(bytes(300 << 20)))
     head = (b"200 OK", b"Content-Encoding: gzip, gzip", b"Content-Length: %d" % len(packed))
     with _answering(lambda: _told(*head, then=[packed])) as url:
@@ -155,6 +160,16 @@ def test_an_answer_of_a_service_for_keys_does_not_grow(monkeypatch: pytest.Monke
         with pytest.raises(ConfigurationError, match="gave no keys"):
             bucket.get("some", limit=1 << 20)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+        bucket.close()
+
+
+@pytest.mark.usefixtures("asks_for_keys")
+def test_of_a_service_for_keys_no_long_answer_is_read() -> None:
+    head = (b"200 OK", b"Content-Length: 100000")
+    with _answering(lambda: _told(*head, then=[b" " * 100_000])) as url:
+        bucket = Bucket(parse(f"s3://bucket/store?endpoint={url}&region=us-east-1"))
+        with pytest.raises(StoreUnreachable, match="provides the keys"):
+            bucket.get("some", limit=1 << 20)
         bucket.close()
 
 

@@ -113,10 +113,10 @@ def read(answer: Any, limit: int) -> bytes:
     return data
 
 
-def whole(answer: Any) -> urllib3.HTTPResponse:
-    """This answer with all its bytes; raises like urllib3, also if there are more bytes than a listing has."""
-    data = read(answer, _LARGEST_ANSWER)
-    if len(data) > _LARGEST_ANSWER:
+def whole(answer: Any, most: int = _LARGEST_ANSWER) -> urllib3.HTTPResponse:
+    """This answer with all its bytes; raises like urllib3, also if there are more bytes than `most`."""
+    data = read(answer, most)
+    if len(data) > most:
         answer.close()
         raise urllib3.exceptions.HTTPError("the answer is longer than allowed")
     answer.release_conn()

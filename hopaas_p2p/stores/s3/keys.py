@@ -39,6 +39,7 @@ _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
 _LINK_LOCAL: Final = ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 """Addresses of the services of EC2, ECS and EKS, which Amazon's own tools, too, use without TLS."""
+_LARGEST_ANSWER: Final = 64 << 10  # bytes of an answer; keys take two thousand
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or does not exist
 _ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
@@ -212,7 +213,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
     try:
         with http.pool(url, read=wait, direct=direct) as pool:
             asked = pool.urlopen(method, url, body=body, headers=headers, redirect=False, preload_content=False)
-            response = http.whole(asked)
+            response = http.whole(asked, _LARGEST_ANSWER)
             status, text = response.status, (response.data or b"").decode(errors="replace")
     except urllib3.exceptions.HTTPError:
         raise StoreUnreachable(f"{service}, which provides the keys for the bucket, does not answer") from None
