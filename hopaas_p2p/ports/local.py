@@ -32,6 +32,7 @@ SILENCE: Final = 3600.0
 """A trial is returned after this many seconds without a request about it."""
 LARGEST_ANSWER: Final = 3800
 """The maximum length of an answer in characters, because an agent reads all of them."""
+_LARGEST_ROW: Final = 2600  # characters of a trial among others
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
 _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
@@ -104,7 +105,7 @@ class LocalPeer:
                 "note": notes.note_of(opened)[:_LONGEST_TEXT],
                 "space": [f"{key}={spec(one)}"[:_LONGEST_TEXT] for key, one in opened.space.items()],
             },
-            "space",
+            *("space", "note"),
         )
 
     def trials(
@@ -142,14 +143,14 @@ class LocalPeer:
         metrics = {key: json_number(value) for key, value in last_metrics(found).items()}
         return fitted(
             {
-                **_row(state, trial),
+                **_row(state, trial, most=LARGEST_ANSWER),
                 "attempt": found.attempt,
                 "site": state.peers.get(found.owner or "", {}).get("site"),
                 "note": notes.note_of(opened, trial)[:_LONGEST_TEXT],
                 **({"metrics": metrics} if metrics else {}),
                 "reports": reports[-_MOST:],
             },
-            "reports",
+            *("reports", "metrics", "note", "params"),
         )
 
     def importances(self, study: str) -> Reply:
@@ -301,23 +302,25 @@ def is_gone(study: Study) -> bool:
     return False
 
 
-def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
-    """The answer with as many of its rows as fit into LARGEST_ANSWER; `left_out` counts the others."""
-    left_out = 0
-    while len(json.dumps(answer)) > LARGEST_ANSWER and answer[rows]:
-        drop = max(1, len(answer[rows]) // 4)
-        answer = {**answer, rows: answer[rows][:-drop]}
-        left_out += drop
-        answer["left_out"] = left_out
+def fitted(answer: dict[str, Any], *names: str, most: int = LARGEST_ANSWER) -> dict[str, Any]:
+    """The answer with only so much of these lists, dictionaries and texts that it has at most `most` characters.
+
+    They are shortened in this order, at their ends. `left_out` counts the entries, or characters, that are missing.
+    """
+    for name in names:
+        while len(json.dumps(answer)) > most and (there := answer.get(name)):
+            drop = max(1, len(there) // 4)
+            kept = dict(list(there.items())[:-drop]) if isinstance(there, dict) else there[:-drop]
+            answer = {**answer, name: kept, "left_out": answer.get("left_out", 0) + drop}
     return answer
 
 
-def _row(state: State, number: int) -> dict[str, Any]:
+def _row(state: State, number: int, *, most: int = _LARGEST_ROW) -> dict[str, Any]:
     """A trial for an agent: the known facts, in strict JSON, with long texts shortened."""
     row = row_of(state, number)
     row["reason"] = row["reason"] or why_not(state.trials[number]) or None
     said = {"trial": number} | {key: row[key] for key in _FIELDS if row[key] is not None}
-    return {key: _short(value) for key, value in said.items()}
+    return fitted({key: _short(value) for key, value in said.items()}, "params", "reason", most=most)
 
 
 def _short(value: Any) -> Any:

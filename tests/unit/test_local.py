@@ -242,6 +242,22 @@ def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
     assert answers[1]["left_out"] + len(answers[1]["trials"]) == 30
 
 
+def test_long_choices_and_odd_texts_make_no_answer_long(peer: LocalPeer) -> None:
+    texts = tuple(f"{place}" + "é" * 390 for place in range(3))
+    space = {f"parameter{i}": hopaas_p2p.Categorical(texts) for i in range(300)}
+    study = hopaas_p2p.open_study(peer.storage, "long", space=space)
+    study.optimize(lambda trial: trial.report(1.0, 0) or 1.0, n_trials=2)
+    peer.note("long", "é" * 5000)
+    peer.note("long", "é" * 5000, 0)
+
+    answers = [peer.show("long"), peer.trial("long", 0), peer.trials("long")]
+
+    assert max(len(json.dumps(one)) for one in answers) <= LARGEST_ANSWER
+    assert answers[0]["best"]["left_out"] + len(answers[0]["best"]["params"]) == 300
+    assert answers[1]["params"]
+    assert answers[2]["trials"][0]["params"]
+
+
 def test_the_best_come_first_if_that_is_asked_for(peer: LocalPeer) -> None:
     for value in (0.3, 0.1, 0.2, 0.1):
         peer.request("s", peer.ask("s")["trial"], "tell", values=[value])
