@@ -25,12 +25,12 @@ def init(session: CliSession, url: str | None) -> None:
     chosen = (CliSession(store=url) if url else session).store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
         store = open_beside(chosen)
-        session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
+        session.done({"store": store.url, "was": None}, f"The store at {store.url} is ready.")
         return
     before = access.initialise(chosen)
     cure = f"hopaas-p2p admin user add NAME --store {shlex.quote(redacted(chosen))}"
     what = "is up to date" if before else f"is ready. Next: {cure}"
-    session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
+    session.done({"store": redacted(chosen), "was": before or None}, f"The store at {redacted(chosen)} {what}")
 
 
 @click.group(cls=Group)
@@ -45,7 +45,7 @@ def user_add(session: CliSession, username: str, administrator: bool) -> None:
     """Create a user. Next, create a token for the user: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, administrator=administrator)
     cure = session.again(f"admin token create {username}")
-    session.done({"user": username}, f"{username} may use this store. Next: {cure}")
+    session.done({"user": username}, f"Created the user {username}. Next: {cure}")
 
 
 @user.command("list", study="none")
@@ -73,9 +73,9 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which the token is valid.")
 @click.option("--label", help="A note, such as where the token is used.")
-@click.option("--connections", type=int, help="Processes that may use it at once. [default: 256, or fewer]")
+@click.option("--connections", type=int, help="Connections that the token may open at once. [default: 256, or fewer]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
-    """Create a token for USER and print it. It is shown only once.
+    """Create a token for USER and print it. The token is shown only once.
 
     \b
     hopaas-p2p admin token create alice --days 7 --label cluster > alice.token
@@ -86,8 +86,8 @@ def token_create(session: CliSession, user: str, days: int, label: str | None, c
     data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
     session.show(data, lambda: output.print_lines([secret]))
     output.say(
-        f"The token {made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere and "
-        "not shown again, so keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to the file's path."
+        f"The token {made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere, "
+        "and not shown again. Keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to the file's path."
     )
 
 
@@ -111,7 +111,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 
 @command(study="argument")
 def grants(session: CliSession) -> None:
-    """List the grants for STUDY. Each has a user, a role, a time and an author. Everyone with a grant may run this."""
+    """List the grants for STUDY. Each has a user, a role, a time and an author. All holders of a grant may run this."""
     rows = [one._asdict() for one in access.grants(session.store_url, session.study_name)]
     session.show_table(rows, {"user": "user", "role": "role", "granted": output.time_in("granted"), "by": "granted_by"})
 

@@ -14,13 +14,13 @@ from hopaas_p2p.cli.options import CliSession
 
 
 def add_annotations(group: Group, whose: str, target: Callable[..., Any] | None = None) -> None:
-    """Add both commands to a group. `target` adds the trial's number, if the commands are for trials."""
+    """Add `note` and `tag` to a group. `target` adds the trial's number, if the commands are for trials."""
     named: dict[str, Any] = {"study": "option" if target else "argument"}
     target = target or (lambda function: function)
 
-    @group.command(help=f"Print {whose} note, or write it. optuna-dashboard shows it too.", **named)
+    @group.command(help=f"Print {whose} note, or write it. optuna-dashboard shows it, too.", **named)
     @target
-    @click.option("--message", "-m", help="The new note, in Markdown; - is stdin, '' removes it.")
+    @click.option("--message", "-m", help="The new note, in Markdown; - reads stdin, '' removes the note.")
     def note(session: CliSession, message: str | None, number: int | None = None) -> None:
         from hopaas_p2p import notes
 
@@ -37,7 +37,7 @@ def add_annotations(group: Group, whose: str, target: Callable[..., Any] | None 
     @group.command(help=f"Print {whose} tags, or change them.", **named)
     @target
     @click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
-    @click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag.")
+    @click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag; repeat for more.")
     def tag(session: CliSession, add: tuple[str, ...], remove: tuple[str, ...], number: int | None = None) -> None:
         from hopaas_p2p import notes
 

@@ -49,13 +49,13 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
             path, to = path / one.filename, stack.enter_context(named_folder(path)) / one.filename
         check_new(path, force=force)
         artifacts.get(one, to)
-    session.done({**one._asdict(), "path": str(path)}, f"{path}: {output.size(one.size)}")
+    session.done({**one._asdict(), "path": str(path)}, f"Wrote {path} ({output.size(one.size)}).")
 
 
 @artifact.command()
 @_trial
 def ls(session: CliSession, trial: int | None) -> None:
-    """List the files of a study and its trials. Other commands accept the shortened ids; --json prints whole ones."""
+    """List the files of a study and its trials. Other commands accept these short ids; --json prints whole ids."""
     found = session.study().artifacts().list(trial)
     short_ids = {one.id: short_id(one) for one in found}
     columns: Columns = {

@@ -20,13 +20,13 @@ from hopaas_p2p.runtime.times import to_iso
 @command(study="none", store=False)
 @click.argument("url", metavar="STORE", callback=store_named)
 @click.argument("target", metavar="FILE", type=FILE)
-@click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
+@click.option("--no-files", is_flag=True, help="Omit files and checkpoints.")
 @force_option
 def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
-    On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. Only you
-    can read FILE. A backup of a directory or bucket also contains the users, and their tokens as hashes.
+    On Postgres, any user may back up the studies that are shared with them. Files and checkpoints are included. Only
+    you can read FILE. A backup of a directory or bucket also contains the users, and their tokens as hashes.
 
     \b
     hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
@@ -67,7 +67,7 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     for one in accesses:
         roles.apply(one.lsn, one.payload, one.stamp.author)
     if roles.tokens and not url.startswith("postgresql"):
-        whose = f"To list them: hopaas-p2p admin token list --store {shlex.quote(url)}"
+        whose = f"To list all tokens: hopaas-p2p admin token list --store {shlex.quote(url)}"
         output.say(f"Note: a server of this store accepts {output.count(len(roles.tokens), 'restored token')}. {whose}")
     counts = {"studies": len(manifest.studies), "trials": sum(one.trials for one in manifest.studies)}
     trials, files = output.count(counts["trials"], "trial"), output.count(manifest.files, "file")

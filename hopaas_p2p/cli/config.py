@@ -51,7 +51,7 @@ def trust_file(session: CliSession, file: Path) -> None:
     """
     values = {name: redacted(value) for name, value in trust(file).items()}
     said = ", ".join(f"{name} = {one if one.isprintable() else repr(one)}" for name, one in values.items())
-    session.done({"file": str(file), "settings": values}, f"{file} is now trusted: {said}")
+    session.done({"file": str(file), "settings": values}, f"{file} is now trusted. It sets: {said}")
 
 
 @click.command()

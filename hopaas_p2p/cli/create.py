@@ -53,12 +53,12 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @space_option
 @click.option("--from-yaml", type=click.Path(path_type=Path), metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option("--attempts", type=int, metavar="N", help="Maximum starts per trial if its peers die. [default: 3]")
+@click.option("--attempts", type=int, metavar="N", help="Maximum starts of a trial whose peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
 @search_options
-@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE", help="Studies or priors to learn from. Repeat.")
+@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE", help="Sources to learn from; repeat for more.")
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
     session: CliSession,
@@ -116,19 +116,19 @@ def create(
 
 
 def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
-    """The studies of the store, or else files, that `--learn-from` names; or "auto", which must be the only source."""
+    """The sources of `--learn-from`: studies of the store, or else files; or "auto", which must be the only one."""
     from hopaas_p2p.search.priors import Prior
 
     if "auto" in given:
         if len(given) > 1:
-            raise click.UsageError("--learn-from auto chooses the studies itself. Leave out auto or the others.")
+            raise click.UsageError("--learn-from auto chooses the studies itself. Omit auto, or the other sources.")
         return "auto"
     names = storage.study_names()
     return [one if one in names or not Path(one).exists() else Prior.from_file(one) for one in given]
 
 
 def _to_learn_from(session: CliSession, made: Study) -> list[str]:
-    """A line with the studies that this one could learn from, and the command for it.
+    """A line with the studies that the new study could learn from, and the command for it.
 
     Empty with several objectives, and in a bucket, where looking at each study costs several requests.
     """
@@ -140,7 +140,7 @@ def _to_learn_from(session: CliSession, made: Study) -> list[str]:
     space = {name: to_record(one) for name, one in made.space.items()}
     found = ", ".join(one.name for one in auto(made.storage, space, made.name))
     command = session.again(f"study set {shlex.quote(made.name)} --learn-from auto")
-    return [f"It can learn from {found}. To do so: {command}"] if found else []
+    return [f"This study can learn from {found}. To do so: {command}"] if found else []
 
 
 @command("set", study="argument")

@@ -27,19 +27,19 @@ from hopaas_p2p.runtime import extras
 def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_path: str | None, **given: Any) -> None:
     """Watch studies in a browser: which trials run, where, and how well.
 
-    The dashboard reads the store as a peer does and needs nothing else; a viewer's token is enough.
-    The printed address contains a key; requests without the key are refused.
+    The dashboard reads the store like a peer, and needs nothing else; a viewer's token is enough. The printed address
+    contains a key; requests without the key are refused.
 
     \b
     hopaas-p2p dashboard ./campaign --open
-    hopaas-p2p dashboard --allow-actions        # the store of HOPAAS_STORE; pause, enqueue, annotate
+    hopaas-p2p dashboard --allow-actions        # the store in HOPAAS_STORE; pause, enqueue, annotate
     """  # noqa: D301  # click wants the backspace
     for module in ("streamlit", *(["optuna_dashboard"] if with_optuna else [])):
         if importlib.util.find_spec(module) is None:
             raise ConfigurationError(f"the dashboard needs {module}: {extras.install('dashboard')}")
     host, port, auth = given["host"], given["port"], given["auth"]
     if with_optuna and auth != "none":
-        raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
+        raise click.UsageError("optuna-dashboard has no sign-in. Omit --optuna or --auth.")
     if with_optuna and port == 65535:
         raise click.UsageError("--optuna uses the port after --port, and 65535 is the last. Choose a lower --port.")
     for store in filter(None, [named, session.given["store"]]):
@@ -60,5 +60,5 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)
     if given["actions"] and auth == "none" and not is_loopback(host):
-        output.say(f"Anyone who has the key can change these studies; {host}:{port} is not encrypted. See --auth oidc.")
+        output.say(f"Anyone who has the key can change these studies, and {host}:{port} has no TLS. See --auth oidc.")
     serve(opts)

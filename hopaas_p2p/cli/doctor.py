@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
 
 _MOST_LISTED: Final = 100_000  # lsns in JSON
-_NO_LIST: Final = "The list of studies is damaged. To copy one: hopaas-p2p doctor STORE --rescue --study NAME --to NEW"
+_NO_LIST: Final = "The study list is damaged. To copy a study: hopaas-p2p doctor STORE --rescue --study NAME --to NEW"
 
 
 @command(study="option")
@@ -48,15 +48,16 @@ def doctor(
 ) -> int:
     """Check a store from this node, and say how to fix what fails.
 
-    It first checks the connection (name, proxy, and certificate with the days until expiry), and then the store:
-    version, token, file system, clock, race, a write and a read, and every study's log and snapshot. It writes a
-    scratch log and removes it, and exits with 1 if a check failed.
+    The command checks the connection (name, proxy, and certificate with the days until expiry), and then the store:
+    version, token, file system, clock, races, a write and a read, and every study's log and snapshot. It writes a
+    scratch log, which it removes, and exits with 1 if a check failed.
 
-    To test a directory that several nodes share, run the command with --meet and the same WORD on two of them: both
+    To test a directory that several nodes share, run the command with --meet and the same WORD on two of them. Both
     write to one log for ten seconds and compare what they read.
 
-    With --rescue it instead looks for damaged studies (or takes the one named by --study), reads everything before and
-    after the damage, and copies it into a new study, in which work can continue. The damaged study is not changed.
+    With --rescue, the command instead looks for damaged studies (or takes the one that --study names). It copies
+    everything before and after the damage into a new study, in which work can continue. The damaged study is not
+    changed.
     """
     session.settings.publish()
     place = url or session.store_url
@@ -115,9 +116,9 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             session.show([], lambda: None)
             return 0
         if new_name is not None and len(damaged) > 1:
-            raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; choose one: --study NAME")
+            raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged. Choose one: --study NAME")
         if not whole and to is None:
-            raise ConfigurationError("the list of studies is damaged, so copy into another store: add --to STORE")
+            raise ConfigurationError("the list of studies is damaged; to copy into another store, add --to STORE")
         target = opened.enter_context(contextlib.closing(open_storage(to or place, named=False)))
         within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         for uuid, name in damaged.items():
@@ -126,7 +127,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
                 handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else set[str]()
             except Denied as error:
                 handed_over = set()
-                output.say(f"{name}: its peers were not asked: {error}")
+                output.say(f"{name}: its peers were not asked for replicas: {error}")
             found, new = rescue.rescue(store, uuid, handed_over), new_name or f"{name}-rescued"
             imported = rescue.into_new_study(found, store, uuid, new, target)
             rescue.forget_handed_over(store, uuid)

@@ -25,10 +25,11 @@ def invite(session: CliSession, **given: Any) -> None:
     hopaas-p2p invite digits --site north > north.invitation
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
-    On Postgres, and for a store that is served (--via https://…), it contains a new token for a guest who may use only
-    this study and cannot create others. Guests with the same --site, or none, are one user and can act in each other's
-    name. On Postgres you need an administrator's login. `admin token revoke` revokes the token. For a bucket or a
-    directory that guests reach themselves, the string only names the study; they need their own keys or permissions.
+    On Postgres, and for a store that is served (--via https://…), the string contains a new token for a guest who may
+    use only this study and cannot create others. Guests with the same --site, or none, are one user and can act in each
+    other's names. On Postgres, you need an administrator's login. `admin token revoke` revokes the token. For a bucket
+    or a directory that guests reach themselves, the string only names the study; guests need their own keys or
+    permissions.
     """  # noqa: D301  # click wants the backspace
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
     said = made.invitation
@@ -37,9 +38,9 @@ def invite(session: CliSession, **given: Any) -> None:
     session.show({"invitation": secret, **data}, lambda: output.print_lines([secret]))
     if made.token_name:
         end = session.again(f"admin token revoke {made.token_name}")
-        about = f"It is a secret and is shown only once, so send it as you would a password. To revoke it: {end}"
+        about = f"It is a secret and is shown only once, so send it as you would send a password. To revoke it: {end}"
     else:
-        about = f"It contains no secret: guests need their own access to {said.store}."
-    output.say(f"An invitation to {said.study}, valid until {output.utc_time(expires)}. {about}")
+        about = f"It contains no secret. Guests need their own access to {said.store}."
+    output.say(f"This invitation to {said.study} is valid until {output.utc_time(expires)}. {about}")
     if said.store.startswith("postgresql") and PostgresAddress(said.store).local:
         output.say(f"Note: {said.store} can be reached only from this machine; to invite others, use --via URL")

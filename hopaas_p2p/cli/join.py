@@ -57,9 +57,9 @@ def join(
     hopaas-p2p join --submit slurm --jobs 20 -- python train.py --lr {lr} --depth {depth}
 
     The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret, so never
-    give it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with
-    this site's route to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the
-    login node. From then on you need no invitation, and in every directory without a configured store, all commands use
+    give it as an argument. Its contents and this site's route to the store are kept in ~/.config/hopaas-p2p/joined,
+    readable only by you. A route is direct, through the proxy in HTTPS_PROXY, or through a relay or a folder on the
+    login node. From then on, you need no invitation. In every directory without a configured store, all commands use
     this study until you leave it: hopaas-p2p join --leave NAME.
 
     With --submit, this command writes the batch script, shows it and submits it, as `submit` does; --via auto starts a
@@ -69,10 +69,10 @@ def join(
     if leave is not None:
         leave = before[0] if not leave and len(before) == 1 else leave
         if leave not in before:
-            why = f"{leave!r} is not joined here" if leave else "name the study to leave: --leave NAME"
-            raise InvalidInput(f"{why}; joined: {', '.join(before) or 'none'}")
+            why = f"{leave!r} is not joined here" if leave else "name the study to leave with --leave NAME"
+            raise InvalidInput(f"{why}; joined studies: {', '.join(before) or 'none'}")
         memberships.forget(leave)
-        output.say(f"Left {leave!r}: its files here are removed; the store is unchanged.")
+        output.say(f"Left {leave!r}. Its files on this machine were removed; the store is unchanged.")
         return 0
     membership = _membership(file, site=given["site"] or "")
     ways.enter(membership)
@@ -114,9 +114,9 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
         return membership.changed(via=via)
     what = "folder server" if via == "folder" else "relay"
     if pid is None:
-        output.say(f"a {what} is already running here")
+        output.say(f"a {what} is already running on this node")
     else:
-        output.say(f"started a {what} here, which {why}. To stop it: kill {pid}; its log: {log}")
+        output.say(f"started a {what} on this node, which {why}. Its log is {log}. To stop it: kill {pid}")
     return membership.changed(via=via)
 
 
@@ -137,8 +137,8 @@ def _read(file: str | None) -> str:
     """The invitation as it was given; empty if there is none."""
     if file is not None and file.lstrip("\"' \n").startswith("hpj1-"):
         raise InvalidInput(
-            "arguments are visible in every process list, and an invitation may contain a token: pass it on standard "
-            "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"
+            "an invitation may contain a token, and arguments are visible in every process list. Pass it on standard "
+            "input or in a file. If it contains a token, ask for a new one, because this one has been exposed"
         )
     if file is not None and file != "-":
         cure = ". Give the invitation's file, and put the command after --"

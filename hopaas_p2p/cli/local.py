@@ -30,7 +30,7 @@ _silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S",
 def local(session: CliSession, listen: str, key_file: str | None, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
 
-    The server is one peer and runs trials for its clients: POST /v1/ask, report, tell and others; see docs/local.md.
+    The server is one peer. Its clients run trials with POST /v1/ask, report, tell and others; see docs/local.md.
     Under /api/ it offers the REST interface of Hopaas. Requests carry a key, which is kept in a file that only you can
     read. When the server ends, or a client is silent for too long, unfinished trials are returned.
     """
@@ -93,7 +93,7 @@ def _key(given: str | None) -> tuple[Path, str]:
     """(the key's file, the key); the file is created if it is missing.
 
     Raises:
-        ConfigurationError: others can read or write it, it is empty, or it can be neither read nor created.
+        ConfigurationError: the file is empty, or others can read or write it, or it can be neither read nor created.
 
     """
     file = Path(given).expanduser() if given else state_folder() / "local.key"

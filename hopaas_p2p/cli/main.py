@@ -1,7 +1,8 @@
 """The entry point: finds the command, runs it, and turns every error into one line and an exit code.
 
-0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 77 denied ·
-78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown with `--debug` only.
+0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 75 run again ·
+77 denied · 78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown only with
+`--debug`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Stores": {
         "doctor": (f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
-        "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part through this one."),
+        "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part through this machine."),
         "admin": (f"{_CLI}.admin:admin", "Prepare, back up and clean a store; manage users, grants and the spool."),
     },
     "Settings": {
@@ -59,10 +60,10 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 @click.version_option(package_name="hopaas-p2p", prog_name=PROGRAM)
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something goes wrong.")
 def cli() -> None:
-    """Tune hyperparameters together: every process runs Optuna, and all share one log.
+    """Tune hyperparameters together. Every process runs Optuna, and all processes share one log.
 
-    Name the store with --store after the command, with HOPAAS_STORE, or in hopaas.toml: a directory such as
-    ./campaign, or a URL. Name the study with --study or HOPAAS_STUDY, or as an argument where a command takes it.
+    Name the store, a directory such as ./campaign or a URL, with --store after the command, with HOPAAS_STORE, or in
+    hopaas.toml. Name the study with --study or HOPAAS_STUDY, or as an argument where a command takes it.
     """
 
 
@@ -132,7 +133,7 @@ def _explain(error: BaseException) -> int:
         for kind in ("integer", "float"):  # as click calls a number with limits
             message = message.replace(f"is not a valid {kind} range.", f"is not a valid {kind}.")
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, Group):
-            message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
+            message = f"{error.option_name!r} is not an option here. Put the options of a command after its name."
         elif isinstance(error, click.NoSuchOption) and (option := error.option_name) in ("--sampler", "--pruner"):
             message = f"{option!r} is not an option here. To set it: hopaas-p2p study set STUDY {option} NAME"
         elif isinstance(error, click.NoSuchOption) and option in ("--store", "-s"):

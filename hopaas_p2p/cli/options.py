@@ -60,10 +60,10 @@ class CliSession:
 
     @property
     def store_url(self) -> str:
-        """The store that the command is about; from now on the library uses the settings that apply to it.
+        """The store that the command is about; from now on, the library uses that store's settings.
 
         Raises:
-            ConfigurationError: it is not set, or only an untrusted file in this directory sets it.
+            ConfigurationError: no store is set, or only an untrusted file in this directory sets one.
 
         """
         self.settings.publish()
@@ -171,7 +171,7 @@ def store_named(_ctx: click.Context, _param: click.Parameter, value: str | None)
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of studies for the shell's completion; none if the store does not answer.
 
-    A shell inserts them verbatim, so names that would be an option, code, or several words there are left out.
+    A shell inserts names verbatim, so names that would be an option, code, or several words there are omitted.
     """
     try:
         session = CliSession(store=ctx.params.get("store"))

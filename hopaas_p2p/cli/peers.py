@@ -24,13 +24,13 @@ def peers() -> None:
 
 
 @peers.command("list", study="argument")
-@click.option("--all", "show_all", is_flag=True, help="Also list peers that run no trial now.")
+@click.option("--all", "show_all", is_flag=True, help="Also list peers that are not running a trial.")
 def list_(session: CliSession, show_all: bool) -> None:
-    """List the peers that run a trial, and those that were asked to take no more trials.
+    """List the peers that are running a trial, and those that were asked to take no more trials.
 
-    A peer is alive while its heartbeats come in time, "not heard from" when one is overdue, and silent once a lease
-    would have expired. A silent peer is listed until another peer takes over its trial. Among peers that run no trial,
-    "idle" means alive, "left" means ended, and "gone" means silent without having ended.
+    A peer is alive while its heartbeats arrive on time, "not heard from" when one is overdue, and silent once a lease
+    would have expired. A silent peer is listed until another peer takes over its trial. Among peers without a
+    trial, "idle" means alive, "left" means ended, and "gone" means silent without having ended.
     """
     from hopaas_p2p.analysis.facts import person
     from hopaas_p2p.analysis.peers import peer_rows
@@ -57,15 +57,15 @@ def list_(session: CliSession, show_all: bool) -> None:
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
     command = session.again(f"peers list --all {shlex.quote(study.name)}")
-    nobody, all_of_them = "No peer has taken part yet.", f"To list all that took part: {command}"
-    empty = nobody if show_all or not state.peers else f"No peer runs a trial now. {all_of_them}"
+    nobody, all_of_them = "No peer has taken part yet.", f"To list all peers that took part: {command}"
+    empty = nobody if show_all or not state.peers else f"No peer is running a trial. {all_of_them}"
     session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @click.argument("names", nargs=-1, metavar="[PEER]...")
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, and those that join later.")
-@click.option("--off", is_flag=True, help="Let them take trials again.")
+@click.option("--off", is_flag=True, help="Let these peers take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
     """Ask peers, or whole sites, to finish their running trials and to take no more.
 

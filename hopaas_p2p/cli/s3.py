@@ -31,7 +31,7 @@ def _address(session: CliSession) -> Address:
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove from a bucket old commits that snapshots replace, and the remains of deleted studies.
 
-    This is never needed for correctness. Afterwards, studies cannot be replayed from their first commit. Peers that
+    Cleaning up is never required. Afterwards, studies cannot be replayed from their first commit. Peers that
     were suspended for longer than --keep notice this and rejoin.
     """
     _address(session)
@@ -62,7 +62,7 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
     """
     address = _address(session)
     if role != "worker" and session.given["study"] is not None:
-        raise InvalidInput(f"the policy of {role}s covers all studies of the store; leave --study out")
+        raise InvalidInput(f"the policy of {role}s covers all studies of the store; omit --study")
     uuid = session.study().handle.uuid if role == "worker" and not all_studies else None
     chosen = next(one for one in ROLES if one == role)
     output.print_json(policy(address, chosen, uuid=uuid, by_prefix=not no_condition))

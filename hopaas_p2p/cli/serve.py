@@ -60,16 +60,16 @@ def serve_https(
 ) -> None:
     """Serve STORE, a directory, a bucket or a database, to everyone who has a token for it.
 
-    Peers use https://HOST as their store, with their token. For a database, give the URL without a login: the database
-    checks each token itself. For a directory or bucket, this server checks them against the lists of `admin user`,
-    `token` and `grant`. People who can write to the store directly bypass it. After SIGTERM it answers pending
-    requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for monitoring.
-    Several servers may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has
-    to set X-Forwarded-For and X-Forwarded-Proto.
+    Peers use https://HOST as their store, with their token. For a database, give the URL without a login, because the
+    database checks each token itself. For a directory or bucket, this server checks tokens against the lists of `admin
+    user`, `token` and `grant`. People who can write to the store directly bypass these checks. After SIGTERM, the
+    server answers pending requests, and then stops. The log goes to stderr, one line of JSON per event; /healthz and
+    /metrics are for monitoring. Several servers can serve one store. A proxy in the NETWORK of --behind-proxy
+    terminates TLS, and has to set X-Forwarded-For and X-Forwarded-Proto.
     """
     host, port = host_and_port(listen)
     if (tls_cert is None) != (tls_key is None):
-        raise ConfigurationError("--tls-cert and --tls-key need each other.")
+        raise ConfigurationError("--tls-cert and --tls-key must be given together.")
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
     _allow_many_files()
@@ -173,7 +173,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
         await ending.wait()
         await relay.close()
         data = {"carried": relay.carried, "refused": relay.refused}
-        session.done(data, f"Stopped. Forwarded {relay.carried} connections, refused {relay.refused}.")
+        session.done(data, f"Stopped. Forwarded {output.count(relay.carried, 'connection')}, refused {relay.refused}.")
 
     asyncio.run(run())
 

@@ -51,7 +51,7 @@ def list_(session: CliSession) -> None:
     kept = sum(1 for _ in waiting.histories())
     if kept and not session.as_json:
         files = "1 file has" if kept == 1 else f"{kept} files have"
-        output.say(f"{files} commits that a log may have lost; to check and recover them: hopaas-p2p doctor STORE")
+        output.say(f"{files} commits that a log may have lost. To check and recover them: hopaas-p2p doctor STORE")
 
 
 @spool.command(study="none", store=False)
@@ -60,8 +60,9 @@ def list_(session: CliSession) -> None:
 def export(session: CliSession, target: Path, force: bool) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p admin spool send FILE.
 
-    The results also stay in the spool. Each counts once, whichever copy arrives first. Only you can read the file. It
-    also contains the commits that peers kept of a log with two histories, for `doctor --rescue` on the other machine.
+    The results also stay in the spool. Each result counts once, whichever copy arrives first. Only you can read the
+    file. It also contains the commits that peers kept of a log with two histories, for `doctor --rescue` on the other
+    machine.
     """
     check_new(target, force=force)
     everything = waiting.export(target)

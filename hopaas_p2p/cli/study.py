@@ -91,16 +91,15 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     }
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=none)
     if len(listings) > limit:
-        output.say(f"Older studies not shown: {len(listings) - limit:,}; give a pattern, --limit N, or --names")
+        output.say(f"Older studies not shown: {len(listings) - limit:,}. Use a pattern, --limit N, or --names")
 
 
 @study.command(study="argument")
-@click.option("--trial", type=int, metavar="N", help="The trial whose schedule to show. [default: the best]")
+@click.option("--trial", type=int, metavar="N", help="The trial whose schedule is shown. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
     """Show the parameters that led to a trial, step by step, including those of the members that it copied from.
 
-    With --json the schedule can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has the parameters of a
-    step.
+    The output of --json can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has a step's parameters.
 
     \b
     hopaas-p2p study schedule digits --json > schedule.json
@@ -204,7 +203,7 @@ def _some(lines: list[str]) -> list[str]:
 
 @study.command(study="argument")
 def pause(session: CliSession) -> None:
-    """Start no trials until `resume`. Running trials continue, and peers wait."""
+    """Start no new trials until `study resume`. Running trials continue, and peers wait."""
     paused = session.study()
     paused.pause()
     session.done({"state": "paused"}, f"Paused {paused.name!r}. Running trials continue.")
@@ -227,9 +226,9 @@ def resume(session: CliSession) -> None:
 
 
 @study.command(study="argument")
-@click.option("--trials", is_flag=True, help="Also ask running trials to end: their next should_prune() returns true.")
+@click.option("--trials", is_flag=True, help="Also ask running trials to end; their next should_prune() returns true.")
 def stop(session: CliSession, trials: bool) -> None:
-    """End the study: no more trials start, and running ones are finished."""
+    """End the study. No more trials start, and running trials are finished."""
     stopped = session.study()
     stopped.stop_all()
     running = list(stopped.state.running)

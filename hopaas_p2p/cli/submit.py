@@ -65,9 +65,9 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **given: 
     \b
     hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
 
-    Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes to
-    hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. It contains no secret: a
-    token must be in a file (HOPAAS_TOKEN_FILE).
+    Each job runs one worker. The job requeues itself if its time is up and the study is not done. The script goes to
+    hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. The script contains no
+    secret; a token must be in a file (HOPAAS_TOKEN_FILE).
     """  # noqa: D301  # click's mark for lines that stay as they are
     origin = Path(session.settings.find("store", session.given["store"]).origin)
     if origin.parent == joined_folder():
@@ -111,7 +111,7 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
     """The variables that the user names with --pass, as far as a script may contain them.
 
     Raises:
-        InvalidInput: a credential, in a batch system that would store it where others can read it.
+        InvalidInput: the batch system would store a credential where others can read it.
 
     """
     found = {name: os.environ[name] for name in names if name in os.environ}
@@ -152,7 +152,7 @@ def _submit(
 ) -> None:
     """Write the files, show them, and submit them. `given` holds the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
-        raise click.UsageError("the worker reads the job's time limit from --time; leave out --time-limit")
+        raise click.UsageError("the worker takes the job's time limit from --time; omit --time-limit")
     with contextlib.suppress(Denied, StoreUnreachable):  # the worker checks again, and may reach more than this machine
         commands.check(job.command, session.study().space)
     job = job._replace(
@@ -164,7 +164,7 @@ def _submit(
         **{name: given[name] for name in JOB_OPTIONS if given[name] and name in batch.BatchJob._fields},
     )
     if job.grace + 60 >= job.seconds:
-        raise InvalidInput(f"--time {given['time']} leaves no time for a trial after --grace {given['grace']}")
+        raise InvalidInput(f"--time {given['time']} is too short for --grace {given['grace']}; raise --time")
     files = batch.files(system, job)
     why, cure = f"the jobs' files cannot be written to {job.folder}", ". Run this in a directory of your own"
     with explained(why, cure, kind=InvalidInput), own_folder(job.folder, mode=0o755) as own:
@@ -178,7 +178,7 @@ def _submit(
         output.say(f"--- {last}\n{files[last].rstrip()}\n---")
     submitted = None
     if given["dry_run"]:
-        output.say(f"to submit it: {by_hand}")
+        output.say(f"to submit the script: {by_hand}")
     else:
         if system == "kubernetes" and secret:  # made, or renewed; its content passes through pipes only
             keys = [f"--from-file={key}={path}" for key, path in secret.items()]
@@ -194,7 +194,7 @@ def _folder() -> Path:
     """The folder for scripts and job output. Batch systems open both by path, which nobody else may redirect.
 
     Raises:
-        InvalidInput: there is no such place.
+        InvalidInput: there is no place that others cannot redirect.
 
     """
     here = who_could_move(Path.cwd())

@@ -49,9 +49,9 @@ def export(
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
     experiment. With --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT);
-    WANDB_MODE=offline writes files for `wandb sync` to WANDB_DIR. The study gets one run, and each trial one, with
-    parameters, values, states, files, metrics and reports. You can repeat the command: data that are already there are
-    not sent again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
+    WANDB_MODE=offline writes files for `wandb sync` to WANDB_DIR. The study gets one run, and so does each trial, with
+    parameters, values, states, files, metrics and reports. You can repeat the command; data that the tracker already
+    has is not sent again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
 
     \b
     hopaas-p2p study export digits --to digits.csv
@@ -110,7 +110,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
                 away = True
             else:
                 if away:
-                    output.say("The tracker answers again; the missing data has been sent.")
+                    output.say("The tracker answers again, and the missing data has been sent.")
                 away = False
                 if done:
                     break
@@ -160,7 +160,7 @@ def import_(
 @command("report", study="argument")
 @click.option("--to", type=FILE, default=Path("report.html"), help="The file to write.")
 def report_html(session: CliSession, to: Path) -> None:
-    """Write the study's report: one HTML file that needs no network and no server.
+    """Write the study's report. It is one HTML file, and needs no network and no server.
 
     \b
     hopaas-p2p study report mnist -s ./campaign --to mnist.html
@@ -188,7 +188,7 @@ def copy(
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
     FROM and TO are directories or URLs. Without --study or --all, FROM must hold exactly one study. Repeating the
-    command copies only the trials that have finished since. FROM is not changed, and others may continue to work there.
+    command copies only trials that have finished since. FROM is not changed, and others may continue to work there.
     Checkpoints are not copied.
 
     \b

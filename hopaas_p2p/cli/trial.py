@@ -91,7 +91,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }
-    empty = "No trials in this state." if wanted else "No trials yet."
+    empty = "No trials in the given states." if wanted else "No trials yet."
     session.show_table(
         shown, columns, right=("#", *values, "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
     )
@@ -213,7 +213,7 @@ def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     retries = [study.requeue(number) for number in numbers]
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
-            output.say(f"Trial {number} was taken from its peer, but not queued: it has no attempts left.")
+            output.say(f"Trial {number} was taken from its peer, but not queued, because it has no attempts left.")
     _show_queued(session, retries)
 
 
@@ -232,7 +232,7 @@ trial.add_command(artifact)
 @click.argument("numbers", nargs=-1, required=True, type=int)
 @click.option("--reason", help="The reason, which is shown to the trial's peer.")
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
-    """Ask running trials to end: their next should_prune() returns true. A waiting trial is withdrawn.
+    """Ask running trials to end. Their next should_prune() returns true. A waiting trial is withdrawn.
 
     `trial show` shows whether the trial's peer has seen the request, and later how the trial ended.
     """

@@ -45,10 +45,10 @@ def _verb(function: Callable[..., Any]) -> click.Command:
 @space_option
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
 def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) -> None:
-    """Start a trial: print its parameters and a ticket.
+    """Start a trial. Print its parameters and a ticket.
 
     Exits with 3 (with --shell, so does `eval`) when the budget is used up, or the study is paused or stopped. --space
-    gives the parameters if the study has no search space. The commands report, should-prune, tell, renew and release
+    defines the parameters if the study has no search space. The commands report, should-prune, tell, renew and release
     find the trial by its ticket in HOPAAS_TICKET. If none of them is called for --ttl seconds, another peer may take
     the trial over.
     """
@@ -95,7 +95,7 @@ def _print_asked(asked: dict[str, Any], *, shell: bool) -> None:
 
 
 Ask = Callable[..., Reply]
-"""Carries a request about the ticket's trial: a verb and its arguments; see `ports.verbs`."""
+"""Carries a request about the ticket's trial, a verb with its arguments; see `ports.verbs`."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _asking(
     from hopaas_p2p.ports.ticket import Ticket, carry
 
     ticket, patience = Ticket.parse(found), session.settings.seconds("patience")
-    joined = credentials.is_joined(servers_of(ticket.store))  # else its authority would vouch for other stores
+    joined = credentials.is_joined(servers_of(ticket.store))  # otherwise a joined study's CA would vouch for any store
     (session.settings if joined else Settings(warn=lambda _: None, names_store=True)).publish()
     last = end(ticket) if end is not None else None
     with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
@@ -136,7 +136,7 @@ def _number(text: str) -> float:
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Also exit like should-prune.")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
-    """Report an intermediate value of the ticket's trial. Without a worker, it is in the store when this returns."""
+    """Report an intermediate value of the ticket's trial. Without a worker, returns when the store has it."""
     reported = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
@@ -155,9 +155,9 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
 @click.argument("metrics", nargs=-1, required=True, metavar="NAME=NUMBER...")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step: int) -> None:
-    """Log other metrics of a step: loss=0.3 auc=0.9.
+    """Log other metrics of a step, such as loss=0.3 auc=0.9.
 
-    They are shown and exported. Pruning uses only values sent by `report`.
+    Metrics are shown and exported. Pruning uses only values sent by `report`.
     """
     given = {}
     for text in metrics:
@@ -198,7 +198,7 @@ def _show_verdict(session: CliSession, reply: Reply) -> int:
 def tell(
     session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None
 ) -> None:
-    """End the ticket's trial: with its value (one per objective), or as pruned or failed.
+    """End the ticket's trial. Give its value (one per objective), or else --state pruned or --state fail.
 
     If another peer took the trial over, the result is kept as a separate trial, and the exit code is 11. If the store
     cannot be reached, the result is kept on disk (see `admin spool`), and the exit code shows why (such as 69).
@@ -225,7 +225,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
     """Renew the lease of the ticket's trial.
 
     After --ttl seconds (an option of `ask`) without a command, another peer may take the trial over. Exits with 11 if
-    one has.
+    another peer already has.
     """
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("renew")["trial"]
@@ -235,7 +235,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @_verb
 @click.option("--reason", help="Why the trial is released.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
-    """Release the ticket's trial: another peer runs it again, with the same parameters."""
+    """Release the ticket's trial. Another peer runs it again, with the same parameters."""
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("release", reason=reason)["trial"]
     session.done({"number": number, "state": "WAITING"}, f"Trial {number} is waiting for a peer.")

@@ -33,13 +33,14 @@ _LAST_ALERTS: Final = 300.0  # seconds for which pending alerts are retried afte
 def watch(session: CliSession, interval: float, timeout: float | None, once: bool, alert: bool) -> int:
     """Follow a study until it is done.
 
-    On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed (with --json,
-    as JSON). Exits with 0 when the study is done, and with 1 if --timeout has passed first. A budget such as
+    On a terminal, the view is updated in place. Elsewhere, a line is printed whenever something has changed (with
+    --json, as JSON). Exits with 0 when the study is done, and with 1 if --timeout has passed first. A budget such as
     until.target=0.1 ends a study at a condition.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
     80 % of the budget is used, a trial is the new best, or the study ends. A message that the receiver does not accept
-    is posted again; after the end of the study, until --timeout or for five minutes, and then the exit code is 1.
+    is posted again. After the study's end, the command retries until --timeout or for five minutes, and then
+    exits with 1.
     """
     study = session.study()
     until, before = None if timeout is None else time.monotonic() + timeout, ""

@@ -25,14 +25,14 @@ worker_options = together(
     click.option("--site", help="The name of this site. [default: HOPAAS_SITE, cluster or domain]"),
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of your own for output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
-    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential for the command. Repeatable."),
+    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential to pass on. Repeat for more."),
 )
 """The options of all commands that run trials."""
 
 many_options = together(
     click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
     click.option("--parallel", type=click.IntRange(min=1), default=1, metavar="N", help="Run N trials at a time."),
-    click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."),
+    click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over dead workers' trials."),
     click.option("--no-wait", is_flag=True, help="Exit with code 75 when no trial can start now."),
 )
 """The options of all commands that run trial after trial."""
@@ -49,9 +49,9 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
     The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the
     seed of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric
-    placeholder may stand anywhere in the command. A string may do so only if it consists of ASCII letters, digits and
-    ._+,:=@%/-; otherwise the command must read it from those variables. In a word with spaces, such as that of
-    sh -c, put a string between quotes.
+    placeholder can stand anywhere in the command. A string can do so only if it consists of ASCII letters, digits and
+    ._+,:=@%/-; otherwise the command must read it from those variables. In an argument with spaces, such as
+    that of sh -c, put the string between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
     as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
@@ -73,7 +73,7 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 @command(cls=CommandAfterDashes)
 @worker_options
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
-    """Run a command for exactly one trial, like `worker` for many.
+    """Run a command for exactly one trial.
 
     Exit codes: 0 complete or pruned; 1 failed; 3 no work; 11 taken over by another peer; 75 run this job again.
     """
@@ -113,7 +113,7 @@ def _seconds(time_limit: str | None) -> float | None:
         return None if time_limit is None else parse_duration(time_limit)
     found = time_left()
     if found is None:
-        output.say("--time-limit auto: no batch system sets a limit here, so there is none.")
+        output.say("--time-limit auto: no batch system sets a limit here, so the worker has none.")
         return None
     seconds, who = found
     if seconds <= 0:

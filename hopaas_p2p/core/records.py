@@ -82,7 +82,7 @@ Distribution = Float | Int | Categorical
 
 
 class Price(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A site's prices, in euro."""
+    """A site's prices, in euros."""
 
     gpu_hour: float = 0.0
     core_hour: float = 0.0

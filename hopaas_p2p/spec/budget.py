@@ -149,7 +149,7 @@ def _made(entries: Mapping[str, Any]) -> Budget:
     if until is not None and until.date is not None:
         found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
     if found.euro is not None and not found.prices:
-        raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
+        raise InvalidInput("a budget in euros needs prices per site, such as prices.SITE.gpu_hour=1.10")
     return found
 
 

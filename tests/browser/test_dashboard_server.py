@@ -134,7 +134,7 @@ def test_a_port_that_is_taken_is_said_at_once(store: Path) -> None:
     ("words", "code", "cure"),
     [
         (("nowhere", "--port", "1"), 78, ""),
-        (("--auth", "oidc", "--optuna"), 2, "Leave out --optuna or --auth"),
+        (("--auth", "oidc", "--optuna"), 2, "Omit --optuna or --auth"),
         (("https://127.0.0.1:1/x", "--auth", "oidc"), 78, "use the URL of the store that it serves"),
         (("--port", "65535", "--optuna"), 2, "hoose a lower --port"),
         ((), 78, "--store URL"),

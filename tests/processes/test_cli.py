@@ -123,7 +123,7 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
     [
         (["studdy"], 2, "did you mean 'study'"),
         (["study", "show", "--nope"], 2, "--nope"),
-        (["--store", "./store", "study", "list"], 2, "'--store' is not an option here. The options"),
+        (["--store", "./store", "study", "list"], 2, "'--store' is not an option here. Put the options"),
         (["study", "show", "-s", "./store"], 78, "No study given. Use --study NAME, or set HOPAAS_STUDY"),
         (["study", "list", "-s", "./nowhere"], 78, "there is no store"),
         (["study", "list", "-s", "gopher://x"], 78, "no store has the scheme 'gopher'"),

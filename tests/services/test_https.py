@@ -516,7 +516,7 @@ def test_a_wrong_call_of_the_command_is_a_clear_line(centre: Centre) -> None:
     pair = ["--tls-cert", str(centre.pair[0]), "--tls-key", str(centre.pair[1])]
     for words, complaint in (
         (["--listen", "nonsense", *pair], "write HOST:PORT"),
-        (["--tls-cert", str(centre.pair[0])], "need each other"),
+        (["--tls-cert", str(centre.pair[0])], "must be given together"),
         ([*pair, "--behind-proxy", "here"], "write a network"),
         ([*pair, "--listen", f"192.0.2.1:{free_port()}"], "cannot listen on 192.0.2.1"),
         ([*pair, "--listen", "127.0.0.1:99999"], "write HOST:PORT"),

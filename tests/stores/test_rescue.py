@@ -213,7 +213,7 @@ def test_who_may_not_ask_live_peers_is_told_so_at_once_and_gets_what_the_log_has
     assert main.run(["doctor", str(store), "--rescue", "--from-live"]) == 0
 
     said = capsys.readouterr().err
-    assert "its peers were not asked: only an owner may ask a study's peers for their states" in said
+    assert "its peers were not asked for replicas: only an owner may ask a study's peers for their states" in said
     assert len(values(store, "s-rescued")) == 10
 
 

@@ -362,7 +362,7 @@ def test_a_guest_has_a_short_name_in_tables() -> None:
     [
         (["admin", "backup", "--store", "x"], "'--store' is not an option here. Usage: hopaas-p2p admin backup"),
         (["admin", "restore", "-s", "x"], "admin restore [OPTIONS] FILE STORE"),
-        (["study", "-s", "x", "list"], "The options of a command come after its name. (see: hopaas-p2p study --help)"),
+        (["study", "-s", "x", "list"], "Put the options of a command after its name. (see: hopaas-p2p study --help)"),
         (["dashboard", "--port", "abc"], "'abc' is not a valid integer. (see"),
         (["trial", "report", "1", "--step", "a"], "'a' is not a valid integer. (see"),
     ],
