@@ -1,14 +1,14 @@
-"""Decides whether a request is allowed, before any other code sees it. Covers pages, web sockets, metrics, uploads,
-and optuna-dashboard at its own port.
+"""Decides whether a request is allowed, before any other code sees the request. This covers pages, web sockets,
+metrics, uploads, and optuna-dashboard on its own port.
 
-Other users of the node can reach its loopback address, and so can every web page in the user's browser. So, as Jupyter
-does, the server makes a random key when it starts. The address that it prints contains the key; a browser that opens it
-once gets a cookie and is redirected to the address without the key. A program sends `Authorization: Bearer KEY`. Where
-people sign in (`--auth oidc`), the sign-in takes the place of the key.
+Other users of the node can reach its loopback address, and so can every web page in the user's browser. So the server
+makes a random key when it starts, like Jupyter, and prints an address that contains the key. A browser that opens this
+address gets a cookie and is redirected to the address without the key. A program sends `Authorization: Bearer KEY`.
+Where people sign in (`--auth oidc`), the sign-in replaces the key.
 
-`Host` must be a name of this server, because a page of another site whose name was bound to our address ("DNS
-rebinding") sends its own name. `Origin` must be the requested host, because other ports of this machine may belong to
-other people's servers.
+`Host` must be a name of this server, because a page of another site whose name was rebound to our address ("DNS
+rebinding") sends that site's name. `Origin` must be the requested host, because other users may run servers on other
+ports of this machine.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class AccessGuard:
 
     Args:
         opts: how the dashboard was started.
-        key: the key that opens it; None where people sign in.
-        hosts: names under which this server is reachable besides its own.
+        key: the key that opens the dashboard; None where people sign in.
+        hosts: further names under which this server is reachable.
 
     """
 
@@ -92,11 +92,11 @@ class AccessGuard:
         self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
 
     def judge(self, request: HTTPConnection, *, scrapes: Callable[[str], bool] | None = None) -> Response | None:
-        """None if the request may proceed, else the response that refuses it.
+        """The response that refuses the request; None if it may proceed.
 
         Args:
-            request: the request, of which only the scope is read.
-            scrapes: whether this `Authorization` header may read `/metrics`.
+            request: the request; only its scope is read.
+            scrapes: tells whether an `Authorization` header gives access to `/metrics`.
 
         """
         host = ",".join(request.headers.getlist("host"))
@@ -140,7 +140,7 @@ class AccessGuard:
         return False
 
     def _without_key(self, request: HTTPConnection, bearer: str) -> Response | None:
-        """Refuse a request without the key, or exchange the key in an address for a cookie."""
+        """Refuse a request without the key, or answer an address that contains the key with a cookie."""
         if self._key is None:
             return None
         query = request.query_params
@@ -239,7 +239,8 @@ def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
 
 
 def key_to_use(opts: DashboardOptions) -> str | None:
-    """The key of this process: from the file in HOPAAS_DASHBOARD_KEY_FILE, or else a new one; None with sign-in.
+    """The key of this process, from the file that HOPAAS_DASHBOARD_KEY_FILE names, or else a new one; None with
+    sign-in.
 
     Raises:
         ConfigurationError: the file cannot be read, or its key can be guessed.
@@ -263,7 +264,7 @@ def _same_origin(request: HTTPConnection, host: str) -> bool:
     origins, site = request.headers.getlist("origin"), request.headers.get("sec-fetch-site", "")
     if origins:
         return ",".join(origins).lower() in (f"http://{host}".lower(), f"https://{host}".lower())
-    if site in ("cross-site", "same-site"):  # same-site is another port of this machine, or a sibling domain
+    if site in ("cross-site", "same-site"):  # same-site includes other ports of this machine and sibling domains
         return request.scope.get("method") in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
     return True
 
@@ -277,5 +278,5 @@ def _same(given: str, wanted: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """A host's name, normalised for comparison: without brackets, case or a trailing dot."""
+    """A host's name in lower case, without brackets or a trailing dot, for comparison."""
     return host.strip("[]").lower().rstrip(".")

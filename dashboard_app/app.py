@@ -64,7 +64,7 @@ def main() -> None:
     except HopaasError as error:
         theme.error(error, icon=":material/error:")
         return
-    name = url.given("study") or st.session_state.get("study", "")  # of the address, or else the study viewed before
+    name = url.given("study") or st.session_state.get("study", "")  # from the address, or else the study viewed before
     listing = next((one for one in studies if one.name == name), None)
     if listing is not None:
         st.session_state["study"] = name
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _signed_in() -> tuple[str, float] | None:
-    """The person who signed in, and when the sign-in expires; None for a stranger, who sees only the sign-in page."""
+    """The person who signed in, and when the sign-in expires; None before a sign-in, when only its page is shown."""
     claims = st.user.to_dict() if st.user.is_logged_in else {}
     name, until = sign_in.person(claims), sign_in.ends(claims)
     if name and time.time() < until:
@@ -97,9 +97,9 @@ def _signed_in() -> tuple[str, float] | None:
 
 
 def _page(entry: PageEntry, page: PageContext) -> st.Page:
-    """The Streamlit page for this entry. The menu links to it only if there is something to see or to do.
+    """The Streamlit page for this entry. The menu links to the page only if it has something to show or to do.
 
-    The address of a page that is not in the menu still works; the page explains why it is empty.
+    The address of a page that is not in the menu still works, and the page explains why it is empty.
     """
 
     def show() -> None:
@@ -130,9 +130,9 @@ def _page(entry: PageEntry, page: PageContext) -> st.Page:
 
 
 def _menu(entries: list[tuple[PageEntry, st.Page]], listing: Listing | None) -> None:
-    """The menu. Streamlit's own menu, with headings, is a list that screen readers cannot read.
+    """Draw the menu. It replaces Streamlit's own, because screen readers cannot read that list when it has headings.
 
-    Each link is a whole address, so it can be opened in another tab, and is one step for the Back button.
+    Each link is a complete address, so it can be opened in another tab, and the Back button undoes it in one step.
     """
     for of_study in (False, True):
         shown = [page for entry, page in entries if entry.study == of_study and page.visibility == "visible"]
@@ -144,7 +144,7 @@ def _menu(entries: list[tuple[PageEntry, st.Page]], listing: Listing | None) -> 
 
 
 def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None) -> None:
-    """The sidebar, which selects the study and links to other views."""
+    """Draw the sidebar, which selects the study and links to other views."""
     names = [one.name for one in studies]
     if names:
         picked = st.selectbox(

@@ -14,7 +14,7 @@ _STATES = ("complete", "pruned", "fail", "running", "waiting")
 
 
 def shared_filter(frame: Frame, *, states: bool = True) -> Mask:
-    """Draw the filter, folded up, and return which trials pass it."""
+    """Draw the filter, collapsed, and return which trials pass it."""
     columns = frame.columns
     sites = [site for site in columns.sites if site != "-"]
     with st.expander("Filter", icon=":material/filter_list:", expanded=False, key="filter"):
@@ -45,7 +45,7 @@ def shared_filter(frame: Frame, *, states: bool = True) -> Mask:
 
 
 def _range(one: Parameter | None) -> list[tuple[str, float, float]]:
-    """A slider over the parameter's range; for choices, the choices. Labels are Markdown, so names are escaped."""
+    """Draw a slider over the parameter's range, or a list of its choices. Labels are Markdown, so names are escaped."""
     if one is None or one.low == one.high:
         return []
     label, key = theme.plain(one.name, longest=60), f"range-{one.name}"

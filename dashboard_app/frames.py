@@ -20,18 +20,18 @@ _MOST: Final = 100  # results kept of one frame, because each filter of a person
 class Frame:
     """One study after commits 1..lsn. All sessions share a frame, so nothing that it returns may be changed.
 
-    `state` is the replica's own and advances while a frame is in use; columns are those of `lsn`.
+    `state` is the replica's own, and can be newer than `lsn`; `columns` does not change.
     """
 
     def __init__(self, listing: Listing, state: State, before: Frame | None = None) -> None:
         self.uuid, self.study_id = listing.uuid, listing.study_id
         self.name = listing.name
-        """The name exactly as people wrote it, which must be escaped."""
+        """The study's name as its creator wrote it. It must be escaped before it is shown."""
         self.state = state
         self.lsn = state.lsn
         self.columns: TrialTable = TrialTable.of(state, before.columns if before is not None else None)
         self._made: dict[Hashable, Any] = {}
-        self._making = threading.RLock()  # one view may build on another
+        self._making = threading.RLock()  # a view can call another view
 
     def once(self, function: Callable[[Frame], T], *key: Hashable) -> T:
         """`function(self)`, computed once for all sessions. `key` distinguishes closures of the same function."""

@@ -1,8 +1,8 @@
 """The headers of every response, and the redirect after a sign-in.
 
-The policy forbids a browser to fetch anything from anywhere but this server, so a picture in somebody's note, or a name
-that is a script, cannot send anything out. Streamlit sends people who signed in to the first page. This middleware
-keeps the requested address in a cookie during the sign-in, and redirects the browser to it.
+The content security policy lets a browser fetch only from this server, so a picture in a note, or a study name that
+contains a script, cannot send data elsewhere. After a sign-in, Streamlit opens the first page. This middleware
+therefore keeps the requested address in a cookie during the sign-in, and then redirects the browser to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POLICY: Final = (
     "base-uri 'self'; frame-ancestors 'self'"
 )
 _COOKIE: Final = "hopaas_asked"
-_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")  # a path here, so neither //host nor a control character
+_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")  # a path on this server: no //host, no control characters
 _HOST: Final = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
 
@@ -49,7 +49,7 @@ class DashboardMiddleware:
         await self._app(scope, receive, with_headers)
 
     def _return_after_sign_in(self, request: HTTPConnection, headers: MutableHeaders) -> None:
-        """Remember the address that the browser came from, and send it back there after the sign-in."""
+        """Remember the address from which the sign-in was started, and redirect the browser to it afterwards."""
         path, cookie = request.scope["path"], f"Path={self._prefix or '/'}; HttpOnly; SameSite=Lax"
         if path == f"{self._prefix}/auth/login":
             try:
@@ -68,5 +68,7 @@ class DashboardMiddleware:
 
 
 def policy(host: str) -> str:
-    """The Content-Security-Policy of a page of this host. Not every browser also applies 'self' to web sockets."""
+    """The Content-Security-Policy of this host's pages. It lists web sockets, because in some browsers 'self' excludes
+    them.
+    """
     return _POLICY.format(sockets=f"ws://{host} wss://{host}" if _HOST.fullmatch(host) else "")

@@ -1,4 +1,4 @@
-"""The options with which `hopaas-p2p dashboard` was started, which every session of this process reads."""
+"""The options with which `hopaas-p2p dashboard` was started. Every session of this process reads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DashboardOptions:
     actions: bool = False
     """Whether people may change studies from here, within their grants."""
     auth: str = "none"
-    """"none", or "oidc": sign in through the provider that Streamlit's secrets name."""
+    """Either "none", or "oidc" for a sign-in through the provider that HOPAAS_OIDC_FILE names."""
     base_path: str = ""
     open_browser: bool = False
     optuna_port: int | None = None
@@ -24,11 +24,11 @@ class DashboardOptions:
     optuna_address: str = ""
     """The address that opens optuna-dashboard in a browser; empty if it does not run."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names under which a proxy serves this server, besides its own."""
+    """Further host names under which a proxy serves this server."""
 
     @property
     def prefix(self) -> str:
-        """The path under which a proxy serves this server: empty, or with a leading slash and no trailing one."""
+        """The path under which a proxy serves this server. It is empty, or has a leading slash and no trailing one."""
         path = self.base_path.strip("/")
         return f"/{path}" if path else ""
 
@@ -37,7 +37,7 @@ _current = DashboardOptions()
 
 
 def use(options: DashboardOptions) -> None:
-    """Use these options from now on."""
+    """Make these the options of this process."""
     global _current
     _current = options
 

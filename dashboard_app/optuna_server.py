@@ -1,4 +1,4 @@
-"""optuna-dashboard on the storage of this dashboard, for `--optuna`. It is read-only if this dashboard is."""
+"""Serves optuna-dashboard on this dashboard's storage, for `--optuna`. It is read-only if this dashboard is."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _SilentRequestHandler(WSGIRequestHandler):
 
 
 def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Server:
-    """Serve optuna-dashboard from a thread; `shutdown()` ends it. The guard judges each request.
+    """Serve optuna-dashboard from a thread, which the result's `shutdown()` ends. The guard checks each request.
 
     Raises:
         ConfigurationError: the port is taken.
@@ -44,7 +44,7 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
     assert opts.optuna_port is not None
     storage = cache_of(opts.store).storage()
     if opts.actions:
-        storage = storage.as_operator()  # people may end trials here that peers run
+        storage = storage.as_operator()  # so that people can end trials that peers run
     app = confined(wsgi(storage, artifact_store=RequestedFiles(storage)), actions=opts.actions)
     with explained(f"optuna-dashboard cannot listen at {opts.host}:{opts.optuna_port}", "; choose another --port"):
         server = make_server(
@@ -59,7 +59,9 @@ _asked: Final = contextvars.ContextVar[int | None]("study", default=None)
 
 
 class RequestedFiles:
-    """optuna-dashboard's artifact store, with only the files of the study that the request's path names."""
+    """The artifact store given to optuna-dashboard. It has only the files of the study that the request's path
+    names.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -92,13 +94,14 @@ _AS_DOWNLOAD: Final = [
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "sandbox; default-src 'none'"),
 ]
-"""Headers with which a peer's file is saved and never shown, because its scripts would act as this page's user."""
+"""Headers that make a browser save a peer's file and not show it, because its scripts would act as the page's user."""
 
 
 def confined(app: Wsgi, *, actions: bool) -> Wsgi:
-    """Remember which study a request is about, send files as downloads, and refuse changes unless they are allowed.
+    """Wrap the application. It then remembers which study a request is about, sends files as downloads, and refuses
+    changes unless `actions` is set.
 
-    Tables are refused, too, because a spreadsheet would run what peers wrote as formulas.
+    CSV tables are refused, too, because a spreadsheet would run text that peers wrote as formulas.
     """
 
     def confine(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -1,7 +1,7 @@
-"""The argument of every page: the store, the study, and what this person may do there.
+"""The argument of every page, with the store, the study, and this person's rights in both.
 
-Dialogs, fragments and downloads outlive the run that drew them, and a person's grant or sign-in may end meanwhile. So
-`frame`, `study`, `act` and `download` check the role whenever they are used, and pages read and write through them.
+Dialogs, fragments and downloads outlive the run that drew them, and a person's grant or sign-in can end meanwhile. So
+pages read and write only through `frame`, `study`, `act` and `download`, which check the person's role at each use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PageContext:
 
     @property
     def frame(self) -> Frame | None:
-        """The study as last seen; None if there is none, or this person may no longer see it."""
+        """The study as last read; None if there is none, or if this person is no longer allowed to see it."""
         return self.cache.frame(self.uuid) if self.role() != "none" else None
 
     def title(self, text: str) -> None:
@@ -56,7 +56,7 @@ class PageContext:
         theme.title(text, above=self.listing.name if self.listing is not None else "")
 
     def leases(self, frame: Frame) -> dict[str, Any]:
-        """Owner -> seconds left of its lease, as sent to a page's browser with each poll."""
+        """Owner -> seconds left of its lease. A browser gets these with each poll."""
         left, running = self.cache.leases(frame.uuid), sorted(frame.state.running)[:_LEASES]
         owners = [frame.state.trials[one].owner or "" for one in running]
         return {"leases": {owner: round(left[owner]) for owner in owners if owner in left}}
@@ -74,19 +74,20 @@ class PageContext:
 
     @property
     def may_act(self) -> bool:
-        """Whether to show controls that add to the study, as server and grant allow. The store checks each change."""
+        """Whether to show controls for changes that take the role worker. The store checks each change again."""
         return self.options.actions and self.role() in ("worker", "owner")
 
     @property
     def may_steer(self) -> bool:
-        """Whether to show controls for the study's owners."""
+        """Whether to show controls for changes that take the role owner."""
         return self.options.actions and self.role() == "owner"
 
     @property
     def may_administer(self) -> bool:
-        """Whether this person may use the dashboard's own rights over users, tokens and grants.
+        """Whether this person may manage users, tokens and grants with the dashboard's own rights.
 
-        Without sign-in, everyone who may act does; with sign-in, the people named in HOPAAS_DASHBOARD_ADMINS.
+        Without sign-in, everyone may on a dashboard that allows actions; with sign-in, the people named in
+        HOPAAS_DASHBOARD_ADMINS.
         """
         named_here = self.options.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
         return self.options.actions and time.time() < self.until and named_here
@@ -97,7 +98,7 @@ class PageContext:
             raise Denied(f"This needs the role {least}: ask one of the study's owners for it, or sign in again.")
 
     def study(self, least: Literal["worker", "owner"]) -> Study:
-        """The study, for a change that takes this role. Writes go through the replica that is shown.
+        """The study, for a change that takes this role. Changes are written through the replica that pages show.
 
         Raises:
             Denied: this person does not have the role now, or the dashboard is read-only.
@@ -112,9 +113,9 @@ class PageContext:
         return self.cache.study(self.listing, sign_in.signature(self.person))
 
     def act(self, least: Literal["worker", "owner"], do: Callable[[Study], Any], *, done: str) -> None:
-        """Apply a change that takes this role, confirm it, and redraw the page; or show why it was refused.
+        """Make a change that takes this role, confirm it, and redraw the page. If it is refused, show why.
 
-        The store checks the user's rights, whatever the page shows.
+        The store checks the user's rights again.
         """
 
         def change() -> None:
@@ -124,7 +125,7 @@ class PageContext:
         attempt(change, done)
 
     def download(self, label: str, make: Callable[[], str | bytes], **how: Any) -> None:
-        """Draw a button that makes a file of the study when somebody clicks it."""
+        """Draw a button that makes a file from the study when it is clicked."""
 
         def data() -> str | bytes:
             self.need("viewer")
@@ -134,11 +135,11 @@ class PageContext:
 
 
 def attempt(change: Callable[[], Any], done: str = "") -> None:
-    """Make a change, confirm it, and redraw the page; or show why it was refused."""
+    """Make a change, confirm it, and redraw the page. If it is refused, show why."""
     try:
         change()
     except HopaasError as error:
-        queued = isinstance(error, StoreUnreachable) and error.queued  # it is sent when the store answers
+        queued = isinstance(error, StoreUnreachable) and error.queued  # the change is sent when the store answers
         theme.error(error, icon=":material/hourglass:" if queued else ":material/block:")
         return
     if done:

@@ -1,9 +1,9 @@
 """Draws a study again only when its log has new commits.
 
-The browser polls the version of what it shows; see `version_poll`. When the version differs from the drawn one, an
-element in the body fires like a button of a fragment. Then only the body is drawn again, and sent.
-Elements that only count time do so in the browser, by attributes: `data-lease="ann"` (seconds left),
-`data-since="1700000000"` (how long ago), `data-for=…` (how long by now).
+The browser polls for the newest version of what it shows; see `version_poll`. If this version differs from the drawn
+one, a component in the body triggers a rerun of its fragment, so only the body is drawn and sent again. The browser
+itself counts time in elements with the attributes `data-lease="ann"` (seconds left), `data-since="1700000000"` (how
+long ago) and `data-for=…` (how long by now).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def live(
         more: small data sent with each poll, for values that change while the log does not; `{"leases": {"ann": 55.0}}`
             counts down in elements with `data-lease="ann"`.
         key: distinguishes several bodies on one page.
-        auto: False only offers a button when there is something new, for content that people read or scroll in.
-        age: False shows no "data as of", for pages where another part shows it.
+        auto: False offers a button when there are changes instead of redrawing, for content that people read or scroll.
+        age: False omits "data as of", for pages where another part shows it.
 
     """
 
@@ -86,7 +86,7 @@ def follow(
 
     @st.fragment
     def body() -> None:
-        top, drawn = st.container(), version()  # read first: changes made meanwhile cause another redraw
+        top, drawn = st.container(), version()  # the version first, so later changes cause another redraw
         draw()
         with top:
             # a trigger needs a callback; this one only makes the fragment run again

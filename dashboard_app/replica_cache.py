@@ -1,10 +1,10 @@
-"""The replicas that all browser sessions of a store read, one per study, kept fresh by a thread while it is viewed.
+"""Keeps one replica per study for all browser sessions. A thread updates the replica while its study is viewed.
 
 A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
-is unreachable, sessions continue to show the last data, and how old they are.
+is unreachable, sessions continue to show the last data and their age.
 
 The replicas are those of an ordinary peer. A page writes through the replica that it shows, so the replica contains the
-change when the write returns. A peer that only reads writes nothing and does not introduce itself, so a viewer's token
+change when the write returns. A peer that only reads does not announce itself and writes nothing, so a viewer's token
 is enough.
 """
 
@@ -33,21 +33,21 @@ from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 _TICK: Final = 0.5  # seconds between checks for due work
-_EVERY: Final = 1.0  # seconds between pulls of a study that is viewed, where the store is not slower
+_EVERY: Final = 1.0  # seconds between pulls of a viewed study; more if the store's own interval is longer
 _VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view
 _FIRST_SIGHT: Final = 30.0  # seconds that the first read of a study may take
-_HEARD_OF: Final = 4  # studies for which the store announces changes at once
-_MOMENT: Final = 1.5  # seconds that a visit waits for fresh data of a study that was not kept fresh
+_HEARD_OF: Final = 4  # the most studies for which the store is asked to announce changes
+_MOMENT: Final = 1.5  # seconds that a page waits for a study that was not kept fresh
 _CLICK: Final = 10.0  # seconds that a write may wait for the store
-_UNREADABLE: Final = 60.0  # seconds after which a study that cannot be read is tried again
+_UNREADABLE: Final = 60.0  # seconds between attempts to read a study that cannot be read
 _UNREACHABLE: Final = 5.0  # seconds between attempts to reach a store that does not answer
 _HEARTBEATS: Final = 5.0  # minimum seconds between reads of the peers' heartbeats
 _COLLECT: Final = 60.0  # seconds between garbage collections, which Streamlit would make after every run
-_FREEZE_AFTER: Final = 2000  # trials read since the last freeze; 10,000 cost each collection 0.15 s
+_FREEZE_AFTER: Final = 2000  # trials read between two freezes; 10,000 unfrozen trials cost each collection 0.15 s
 
 
 class Freshness(NamedTuple):
-    """How old the data shown are."""
+    """The age of the data shown."""
 
     lag: float
     """Seconds since the last successful read of the store began; infinite before the first."""
@@ -92,7 +92,7 @@ class CachedStudy(CachedLog):
         return self.replica.session.owners.detector
 
     def take(self) -> None:
-        """Make a frame from the replica, if it has anything new."""
+        """Make a frame from the replica, if the replica has new commits."""
         with self.replica.lock:
             state, before = self.replica.state, self.frame
             if state.define is not None and (before is None or before.lsn != state.lsn):
@@ -127,7 +127,7 @@ class ReplicaCache:
         self._looking_job = self._jobs.add(ReplicaCache.tick)
         self._collect_due = 0.0
         self._frozen = 0
-        """The number of trials whose reports garbage collections no longer visit."""
+        """The number of trials that garbage collections no longer visit."""
 
     # --- what sessions read ---
 
@@ -138,10 +138,10 @@ class ReplicaCache:
         return sorted(self._peer.catalog.state.by_id.values(), key=lambda one: -one.study_id)
 
     def frame(self, uuid: str) -> Frame | None:
-        """The study as last seen; None if there is none, or it could not be read yet. Keeps the study fresh for a
-        while.
+        """The study as last read; None if there is none, or it could not be read yet. Keeps the study fresh for
+        `_VIEWED`.
 
-        Waits for the first read of the study, or for a moment if it was not kept fresh.
+        Waits for the first read of the study, or for `_MOMENT` if it was not kept fresh.
         """
         study = self._cached(uuid)
         if study is None:
@@ -165,7 +165,7 @@ class ReplicaCache:
         return study.frame.lsn if study.frame is not None else 0
 
     def freshness(self, uuid: str | None = None) -> Freshness:
-        """How old the data shown for this study are, or those for the list of studies."""
+        """The age of the data shown for this study; without a study, that of the list of studies."""
         return self._studies.get(uuid or "", self._catalog).freshness
 
     def signs(self, uuid: str) -> dict[str, SignOfLife]:
@@ -177,7 +177,9 @@ class ReplicaCache:
         return {owner: sign_of_life(state, owner, study.detector, now, wall) for owner in owners_of(state)}
 
     def leases(self, uuid: str) -> dict[str, float]:
-        """Seconds until each such peer's trials may be taken over, where known; negative if they already may be."""
+        """Seconds until the trials of each peer that runs any may be taken over, where known; negative if they already
+        may be.
+        """
         known = {owner: sign.ago for owner, sign in self.signs(uuid).items() if sign.ago is not None}
         return {owner: ttl_of(self._studies[uuid].replica.state, owner) - ago for owner, ago in known.items()}
 
@@ -191,7 +193,7 @@ class ReplicaCache:
             return self._storages[person]
 
     def study(self, listing: Listing, person: str = "") -> Study:
-        """The study to write to, found by its id and not by its name, which a later study may have.
+        """The study to write to, found by its id, because after a deletion its name can belong to another study.
 
         Raises:
             NoSuchStudy: the study was deleted meanwhile.
@@ -206,7 +208,7 @@ class ReplicaCache:
         return Study(storage, listing.study_id, name)
 
     def show_written(self, uuid: str) -> None:
-        """Make the next frame include recent writes through this cache."""
+        """Make the next frame include recent changes made through this cache."""
         study = self._studies.get(uuid)
         if study is not None:
             study.take()
@@ -235,13 +237,13 @@ class ReplicaCache:
             self._collect_due = now + _COLLECT
             gc.collect()
             read = sum(len(one.frame.columns) for one in self._studies.values() if one.frame is not None)
-            if read >= self._frozen + _FREEZE_AFTER:  # trials hold no cycles, and are freed without collections
+            if read >= self._frozen + _FREEZE_AFTER:  # trials have no cycles, and are freed without collections
                 self._frozen = read
                 gc.freeze()
         return _TICK
 
     def _await(self, done: Callable[[], bool], within: float) -> None:
-        """Have the thread do all reads that are due, and wait until `done` or for at most `within` seconds."""
+        """Make the thread do all reads that are due, and wait until `done`, at most for `within` seconds."""
         if not self._threaded:
             self.tick()
             return
@@ -263,7 +265,9 @@ class ReplicaCache:
             return self._studies[uuid]
 
     def _hear(self, study: CachedStudy) -> float:
-        """The job of a study: while it is viewed, wait for notifications of the store, if any. Returns the delay."""
+        """Wait for the store's notifications about a viewed study, if the store has any. Returns the seconds until the
+        next call.
+        """
         others = sum(one.heard_of for one in list(self._studies.values()) if one is not study)
         if time.monotonic() >= study.viewed_until or study.deleted or study.trouble or others >= _HEARD_OF:
             study.heard_of = False
@@ -298,7 +302,7 @@ class ReplicaCache:
 
     @contextlib.contextmanager
     def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
-        """Record the outcome of a read of this log. A log that cannot be shown must not hide the others."""
+        """Record the outcome of a read of this log, so that a log that cannot be shown does not hide the others."""
         try:
             yield
             log.trouble, log.pulled = None, now

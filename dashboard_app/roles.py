@@ -1,10 +1,10 @@
-"""A person's rights in a study. They follow the grants, if the store has grants. The store itself checks the
+"""A person's rights in a study, which follow from the store's grants, if it has any. The store itself checks only the
 dashboard's own token.
 
 Without sign-in, everyone who has the key acts as the user whose token the dashboard has, with that user's grants. With
-sign-in, the provider's claim that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of the store, and
-that user's grants apply. A directory or a bucket has no grants; the people named in HOPAAS_DASHBOARD_OWNERS own every
-study there, and others view.
+sign-in, the provider's claim that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) gives the name of a user of the store, and
+that user's grants apply. A directory or a bucket has no grants. There, the people named in HOPAAS_DASHBOARD_OWNERS are
+owners of every study, and all others are viewers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def named(variable: str) -> set[str]:
 
 
 def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -> Role:
-    """This person's role in this study. "none" hides even its existence.
+    """This person's role in this study. With "none", even its existence is hidden.
 
     Asks the store at most every twenty seconds per study. While the store does not answer, nobody may change anything.
     """
-    if opts.auth == "none":  # the role of the user whose token the dashboard has; an administrator needs no grant
+    if opts.auth == "none":  # the user whose token the dashboard has; an administrator needs no grant
         address = getattr(cache.store, "address", None)
         if address is None or not hasattr(address, "credentials"):
             return "owner"  # the store has no users

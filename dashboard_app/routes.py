@@ -1,8 +1,8 @@
-"""`/metrics` for Prometheus, and `/healthz` for the supervisor that restarts this process.
+"""Serves `/metrics` for Prometheus, and `/healthz` for a supervisor that restarts this process.
 
 `/metrics` names studies, so it needs a separate token, in the file that HOPAAS_METRICS_TOKEN_FILE names. A scraper
-sends it as a Bearer token. Without that file, `/metrics` needs the key (see `access_guard.py`) and is
-closed where people sign in. `/healthz` reveals nothing about studies and is open.
+sends it as a Bearer token. Without that file, `/metrics` needs the key (see `access_guard.py`), and is closed where
+people sign in. `/healthz` is open, because it reveals nothing about studies.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
             if frame is not None:
                 yield cache.url, listing.name, frame.state, frame.columns, cache.freshness(listing.uuid).lag
 
-    def metrics(request: Request) -> Response:  # not async: Starlette runs it in a thread, and it may wait for a store
+    def metrics(request: Request) -> Response:  # not async: Starlette runs it in a thread, where it can wait
         if options.current().auth != "none" and not may_scrape(request.headers.get("authorization", "")):
             return PlainTextResponse("send the token in HOPAAS_METRICS_TOKEN_FILE\n", status_code=401)
         return PlainTextResponse(exposition(seen()), media_type=CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
-        opened().studies()  # starts reading, if no session has done so yet
+        opened().studies()  # starts the reads if no session has done so yet
         lag = opened().freshness().lag
         answer = {"ok": lag < _STALE, "lag_seconds": round(lag, 1) if lag < 1e9 else None}
         return JSONResponse(answer, status_code=200 if lag < _STALE else 503)

@@ -34,9 +34,9 @@ from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """The script that Streamlit executes."""
-_LARGEST_UPLOAD: Final = 32  # MiB; Streamlit holds it in memory. `hopaas-p2p trial artifact put` takes any size
+_LARGEST_UPLOAD: Final = 32  # MiB; Streamlit holds a file in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
-_SOON: Final = 0.5  # seconds after which the port is open
+_SOON: Final = 0.5  # seconds until the port is surely open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
 
@@ -63,7 +63,7 @@ def settings(opts: DashboardOptions) -> dict[str, Any]:
 
 
 def serve(opts: DashboardOptions) -> None:
-    """Serve until Ctrl-C. Opens the store first, so that an unusable store is reported at once.
+    """Serve until Ctrl-C. The store is opened first, so that an unusable store is reported at once.
 
     Raises:
         ConfigurationError: the store or the settings of the sign-in cannot be used, or a port is taken.
@@ -88,7 +88,9 @@ def serve(opts: DashboardOptions) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Check that the port is free. Streamlit would silently take another one, so the printed address would be wrong."""
+    """Check that the port is free. Otherwise Streamlit would silently use another port, and the printed address would
+    be wrong.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,7 +114,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
             timer.start()
         yield
 
-    # Streamlit would also read `.streamlit/` in the current folder, with which a stranger's repository could decide who
+    # Streamlit would also read `.streamlit/` in the current folder, where somebody else's repository could decide who
     # may sign in
     config.get_config_files = lambda file_name: []  # noqa: ARG005  # the name that it has there
     return App(
@@ -123,14 +125,14 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
         middleware=[
             Middleware(AccessMiddleware, guard=guard, scrapes=may_scrape),
             Middleware(DashboardMiddleware, prefix=opts.prefix),
-            Middleware(GZipMiddleware, compresslevel=_LEVEL),  # Streamlit sends 4 MB of its own files as they are
+            Middleware(GZipMiddleware, compresslevel=_LEVEL),  # Streamlit does not compress its own 4 MB of files
         ],
         on_script_error=lambda error: _log.error("a page failed", exc_info=error),
     )
 
 
 def _open_browser(address: str) -> None:
-    """Open a browser on a private file that redirects to the address, because all users can see a command line."""
+    """Open a browser on a private file that redirects to the address, because other users can see command lines."""
     folder = tempfile.mkdtemp(prefix="hopaas-open-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     page = Path(folder, "open.html")

@@ -1,7 +1,7 @@
-"""Who signed in, and until when, by the provider's claims in a session or in a browser's cookie.
+"""Finds who signed in, and until when, from the provider's claims in a session or in a browser's cookie.
 
-Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. Here a sign-in is valid for
-HOPAAS_DASHBOARD_SIGN_IN seconds (twelve hours by default) after the provider issued it.
+Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. This module limits a
+sign-in to HOPAAS_DASHBOARD_SIGN_IN seconds (by default twelve hours) after the provider issued it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hopaas_p2p.runtime import credentials
 
 _LASTS: Final = 12 * 3600.0  # seconds; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
-_VERIFIED: Final = ("email", "phone_number")  # claims that OpenID Connect lets people state themselves
+_VERIFIED: Final = ("email", "phone_number")  # OpenID Connect lets people state these claims themselves
 _SECRET: Final = 32  # characters
 _LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)", re.IGNORECASE)
 
 
 def claim() -> str:
-    """The provider's claim that is used as a person's name here."""
+    """The name of the provider's claim that is used as a person's name."""
     return os.environ.get("HOPAAS_OIDC_CLAIM") or _CLAIM
 
 
@@ -46,7 +46,9 @@ def shown(name: str) -> str:
 
 
 def signature(name: str) -> str:
-    """A person's name as the log keeps it. Claims other than `sub` may pass to another person, so they get a prefix."""
+    """A person's name as stored in the log. It has a prefix if it is not from `sub`, because other claims can pass to
+    another person.
+    """
     return name if claim() == _CLAIM or not name else f"{claim()}:{name}"
 
 
@@ -68,7 +70,7 @@ def lasts() -> float:
 
 
 def ends(claims: Mapping[str, Any]) -> float:
-    """When a sign-in expires, in seconds since 1970; 0 if the provider did not send when it began."""
+    """When a sign-in expires, in seconds since 1970; 0 if the provider did not send the time of the sign-in."""
     began = claims.get("iat")
     return float(began) + lasts() if isinstance(began, int | float) and not isinstance(began, bool) else 0.0
 
@@ -108,7 +110,7 @@ def provider() -> dict[str, Any]:
             "--auth oidc needs HOPAAS_OIDC_FILE, the path of a TOML file with a section [auth]: redirect_uri, "
             "cookie_secret, client_id, client_secret and server_metadata_url of your provider"
         )
-    if len(str(auth.get("cookie_secret", ""))) < _SECRET:  # whoever guesses it signs in as anybody
+    if len(str(auth.get("cookie_secret", ""))) < _SECRET:  # anybody who guesses it can sign in as anybody
         raise ConfigurationError(
             f"HOPAAS_OIDC_FILE: cookie_secret has fewer than {_SECRET} characters. Make one: "
             "python -c 'import secrets; print(secrets.token_urlsafe(32))'"

@@ -1,4 +1,4 @@
-"""The look of the pages: colours by state, style, and HTML in which every text from a store is escaped."""
+"""The look of the pages, with colours by state, the style, and HTML in which every text from a store is escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _SYMBOLS: Final = {
     "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
 }  # fmt: skip
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
-"""Markdown's special characters. `_` and `-` between letters are not; screen readers would read the escapes."""
+"""Markdown's special characters, without `_` and `-` between letters, which need no escape that a screen reader would
+read."""
 
 
 def plain(text: object, *, longest: int = 200) -> str:
@@ -40,7 +41,7 @@ def plain(text: object, *, longest: int = 200) -> str:
 
 
 def apply() -> None:
-    """Put the style on the page; once per run."""
+    """Add the style to the page, once per run."""
     st.html(f"<style>{part('tables.css')}{(_STATIC / 'style.css').read_text(encoding='utf-8')}</style>")
 
 
@@ -76,14 +77,16 @@ def caption(text: str) -> None:
 
 
 def nothing(text: str) -> None:
-    """Show that there is nothing to display, and what to do about it."""
+    """Show why there is nothing to display, or what to do about it."""
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
 
 
 def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
-    """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes only data, no code.
+    """Draw the chart under its title; without a chart, show the text `empty`. Streamlit passes only data to ECharts, no
+    code.
 
-    ECharts draws strings in an option as text, but a tooltip's `formatter` as HTML, so no name goes into one.
+    ECharts shows the strings in its options as text, but a tooltip's `formatter` as HTML, so no formatter contains a
+    name.
     """
     if chart is None:
         nothing(empty)
@@ -96,7 +99,7 @@ def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") 
 
 
 def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, visible: bool = True) -> T:
-    """One of a few options, the first by default; kept in the address."""
+    """The chosen one of a few options, by default the first. The choice is kept in the address."""
     chosen = st.segmented_control(
         label, options, default=options[0], format_func=names, key=key, bind="query-params", required=True,
         label_visibility="visible" if visible else "collapsed",
@@ -111,19 +114,19 @@ def pill(word: str) -> Html:
 
 
 def ago(at: float) -> Html:
-    """How long ago a time was (seconds since 1970), counting on in the browser."""
+    """How long ago a time (in seconds since 1970) was, updated by the browser."""
     return Html(f'<time data-since="{at:.0f}">{facts.ago(max(0.0, time.time() - at))}</time>')
 
 
 def lasting(since: float) -> Html:
-    """How long something has lasted since a time, counting on in the browser."""
+    """How long something has lasted since a time, updated by the browser."""
     return Html(f'<time data-for="{since:.0f}">{whole_seconds(max(0.0, time.time() - since))}</time>')
 
 
 def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html:
-    """The time left of a lease (seconds, None while unknown), counting down under this name.
+    """The time left of a lease (in seconds; None while unknown), which the browser counts down by this name.
 
-    With the `ttl`, shows how long ago its owner was last seen.
+    With `ttl`, it also shows how long ago the lease's owner was last seen.
     """
     words = "unknown, watching" if left is None else f"{whole_seconds(left)} left" if left > 0 else "may be taken over"
     if ttl is not None and left is not None:
@@ -148,7 +151,7 @@ def asked_to_stop(trial: Trial) -> Html:
 
 
 def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
-    """A small curve, as an image because inline SVG is stripped. `words` describe it."""
+    """A small curve, described by `words`. It is an image, because Streamlit strips inline SVG."""
     if len(values) < 2:
         return Html()
     width, height = (300, 40) if wide else (90, 22)
@@ -182,7 +185,9 @@ def table(
     of: int = 0,
     others: str = "more",
 ) -> None:
-    """A small table, or words if it is empty; see `analysis.html.table`. `of` is the number of all rows."""
+    """Draw a small table, or the text `empty` without rows; see `analysis.html.table`. `of` is the number of all
+    rows.
+    """
     if titled:
         heading(label)
     if not rows:

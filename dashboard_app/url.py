@@ -10,16 +10,16 @@ import streamlit as st
 from dashboard_app import options
 
 HOME: Final = "studies"
-"""The page at the root."""
+"""The page that the address without a path shows."""
 
 
 def given(name: str) -> str:
-    """A part of the address; empty if the address lacks it."""
+    """A query parameter of the address; empty if the address lacks it."""
     return str(st.query_params.get(name, ""))
 
 
 def set_(name: str, value: str) -> None:
-    """Put a part into the address; other parts stay."""
+    """Set a query parameter of the address; others are kept."""
     if st.query_params.get(name) != value:
         st.query_params[name] = value
 

@@ -1,8 +1,8 @@
-"""The poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
+"""Answers the poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
 
-A page issues a ticket; `GET …/version?ticket=…` answers with some 100 bytes, from memory, and does not run Streamlit. A
-ticket is 128 random bits and gives one page's answer; it expires 15 minutes or more after the last poll. Without a
-ticket there is no answer, whether people sign in or not.
+A page issues a ticket, which consists of 128 random bits. `GET …/version?ticket=…` then returns about 100 bytes for
+that page, from memory and without a run of Streamlit. A ticket expires 15 minutes or more after the last poll. A
+request without a ticket gets an error, with or without sign-in.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ PATH: Final = "/version"
 _EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, as a laptop may sleep for a while
 _MOST: Final = 10_000
 _answers: Final[dict[str, tuple[Answer, float]]] = {}
-"""Ticket -> the answer, and when it was last polled. The longest unused ticket comes first."""
+"""Ticket -> the function that answers, and when it was last polled. The ticket that was unused for longest comes
+first."""
 _lock: Final = threading.Lock()
 
 
 def issue(ticket: str | None, answer: Answer) -> str:
-    """A ticket with which a browser gets this answer; the given one, if it is still valid."""
+    """A ticket with which a browser gets this answer. It is the given one, if that is still valid."""
     now = time.monotonic()
     with _lock:
         if ticket is None or _answers.pop(ticket, None) is None:
@@ -43,7 +44,7 @@ def issue(ticket: str | None, answer: Answer) -> str:
 
 
 def ask(ticket: str) -> dict[str, Any] | None:
-    """The answer that this ticket is for; None for an unknown ticket."""
+    """The answer to a poll with this ticket; None for an unknown ticket."""
     with _lock:
         known = _answers.pop(ticket, None)
         if known is None:

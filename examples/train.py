@@ -1,4 +1,4 @@
-"""Training in a batch job: it reports after every epoch, saves a checkpoint when the job has to end, and continues.
+"""Trains in a batch job. It reports after every epoch, saves a checkpoint when the job has to end, and continues there.
 
     hopaas-p2p study create demo -s ./campaign --budget 40 --space 'lr=float(1e-3,1,log)' --space 'depth=int(1,9)'
     hopaas-p2p worker -s ./campaign --study demo -- python train.py --lr {lr} --depth {depth}
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from hopaas_p2p.ports.client import Trial  # standard library only: you may copy client.py beside this file instead
+from hopaas_p2p.ports.client import Trial  # standard library only, so you can also copy client.py beside this file
 
 Points = list[tuple[float, float]]
 

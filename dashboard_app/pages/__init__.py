@@ -1,1 +1,1 @@
-"""The pages: one module each, with `show(page)`. See the package's docstring."""
+"""The pages, one module each with `show(page)`. See the docstring of `dashboard_app`."""

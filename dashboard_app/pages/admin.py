@@ -17,7 +17,7 @@ from hopaas_p2p.remote.access import ROLES
 
 _MADE: Final = "token-just-made"
 _OWN_TOKENS: Final = 20
-"""Tokens that people can have at once when they create them here."""
+"""The most tokens that a person can have at once when creating them on this page."""
 
 
 def show(page: PageContext) -> None:
@@ -43,7 +43,7 @@ def show(page: PageContext) -> None:
 def _people(page: PageContext) -> None:
     """Users and their tokens."""
     if not page.may_administer:
-        theme.nothing("Administrators can manage users and tokens, if the dashboard was started with --allow-actions.")
+        theme.nothing("Only administrators can manage users and tokens, and only with --allow-actions.")
         return
     users = access.users(page.cache.url)
     names = [one.name for one in users]
@@ -70,7 +70,7 @@ def _people(page: PageContext) -> None:
 
 
 def _own_tokens(page: PageContext) -> None:
-    """The tokens of the person who has signed in, as the store's user of the same name."""
+    """The tokens of the person who has signed in, who is the store's user of the same name."""
     if not page.options.actions or time.time() >= page.until:
         cure = "Sign in again" if page.options.actions else "Start the dashboard with --allow-actions"
         theme.nothing(f"{cure} to manage your own tokens.")
@@ -80,12 +80,12 @@ def _own_tokens(page: PageContext) -> None:
             "access to a study."
         )
     else:
-        theme.caption("A token lets your programs do what you may do. Create one per place, and revoke unused ones.")
+        theme.caption("A token gives your programs your rights. Create one per cluster, and revoke unused ones.")
         _tokens(page, access.tokens(page.cache.url, user=page.person))
 
 
 def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | None = None) -> None:
-    """Tokens, and forms to create and revoke them; without `users`, for the person who has signed in."""
+    """Draw tokens, and forms to create and revoke them. Without `users`, they are for the person who has signed in."""
     made = st.session_state.pop(_MADE, None)
     if made is not None:
         st.warning("This token is shown only now. Keep it in a file of mode 600, named by HOPAAS_TOKEN_FILE.")
@@ -131,7 +131,7 @@ def _grants(page: PageContext) -> None:
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("A viewer reads, a worker also runs and queues trials, and an owner also controls and shares.")
     if not (page.options.actions and page.role(studies[name]) == "owner"):
-        theme.caption("Owners of the study can give grants, on a dashboard that was started with --allow-actions.")
+        theme.caption("Only owners of the study can give grants, and only on a dashboard with --allow-actions.")
         return
     with st.form("grant"):
         left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
@@ -146,5 +146,5 @@ def _grants(page: PageContext) -> None:
 
 
 def _day(when: datetime.datetime | None) -> str:
-    """A moment, to the minute, in UTC."""
+    """A time to the minute, in UTC."""
     return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M") if when else "-"

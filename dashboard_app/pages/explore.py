@@ -23,7 +23,9 @@ _NOTHING: Final = "No complete trial passes the filter."
 
 
 def show(page: PageContext) -> None:
-    """The page. Each trial that ends would reset a brushed axis, so parallel coordinates are redrawn on a click."""
+    """The page. Parallel coordinates are redrawn only on a click, because every redraw resets selections on the
+    axes.
+    """
     page.title("Explore")
     frame = page.frame
     params, objectives = (len(frame.columns.parameters), len(frame.columns.directions)) if frame is not None else (0, 1)

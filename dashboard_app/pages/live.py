@@ -27,12 +27,12 @@ from hopaas_p2p.core.state import RUNNING, WAITING, Trial
 from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
-_POINTS: Final = 1600  # of the history, which is sent again with every new trial
+_POINTS: Final = 1600  # the most points of the history, which is sent again with every new trial
 _SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕"}
 _CLOSED: Final = {
-    "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
-    "paused": "No trial starts. Running trials continue.",
-    "stopped": "No trial starts. Peers finish the trials that are running.",
+    "failing": "Too many trials failed in a row. No new trial starts until the study is resumed.",
+    "paused": "No new trial starts. Running trials continue.",
+    "stopped": "No new trial starts. Peers finish the running trials.",
 }
 
 

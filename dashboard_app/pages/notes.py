@@ -1,7 +1,7 @@
-"""The page for notes, tags and files of a study, whose parts a trial's page also shows.
+"""The page for notes, tags and files of a study. A trial's page shows the same for one trial.
 
-A note is Markdown written by somebody else, so HTML in it is shown as text, and pictures from elsewhere become links,
-so that opening a page reveals nothing to third parties.
+Anyone who may write to the study can write a note in Markdown. So HTML in it is shown as text, and pictures become
+links, so that opening a page reveals nothing to third parties.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from hopaas_p2p.runtime.atomic import scratch
 _IMAGE: Final = re.compile(r"!(?=\[)")
 _MARK: Final = re.compile(r"[\n!-/:-@[-`{-~]")
 _MOST_MARKS: Final = 2000
-"""Marks of Markdown in a note that is drawn. A browser's time grows with their square, to half a second for these."""
+"""The most Markdown marks in a note; one with more is shown as plain text. A browser's time grows with the square of
+their number, and is half a second for this many."""
 _SHOWN: Final = 100  # files shown on a page
 
 
@@ -43,9 +44,10 @@ def show(page: PageContext) -> None:
 
 
 def tame(markdown: str) -> str:
-    """A note made safe for Markdown, without directives or pictures, which browsers would fetch from anywhere.
+    """A note made safe for display as Markdown, without icons, and without pictures, which a browser would fetch from
+    any server.
 
-    Formulas stay, because KaTeX, which draws them, follows no links and loads nothing.
+    Formulas are kept, because KaTeX, which draws them, loads nothing from elsewhere.
     """
     return _IMAGE.sub("&#33;", markdown).replace(":material/", "\\:material/")
 
@@ -64,7 +66,7 @@ def note_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
     with st.expander("Write" if not text else "Change", icon=":material/edit:", expanded=False):
         with st.form(f"note-{number}", border=False):
             new = st.text_area(
-                "Markdown; optuna-dashboard shows it too", text, height=220, max_chars=1 << 18, key=f"text-{number}"
+                "Markdown, also shown by optuna-dashboard", text, height=220, max_chars=1 << 18, key=f"text-{number}"
             )
             saved = st.form_submit_button("Save", type="primary")
         if saved:
@@ -99,7 +101,7 @@ def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None
     for one in found[:_SHOWN]:
         _file(page, one, named=number is None)
     if len(found) > _SHOWN:
-        theme.caption(f"and {len(found) - _SHOWN:,} more; hopaas-p2p trial artifact ls lists all")
+        theme.caption(f"and {len(found) - _SHOWN:,} more; for all, run hopaas-p2p trial artifact ls")
     if page.may_act:
         _upload(page, number)
 
@@ -111,7 +113,7 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
     left.html(
         f'<div><b>{safe(one.filename)}</b> <span class="hp-small">{of}{bytes_}, {safe(one.mimetype)}</span></div>'
     )
-    with right:  # whatever its declared type, a browser saves it
+    with right:  # a browser saves the file whatever its declared type
         how = {"file_name": one.filename, "mime": "application/octet-stream", "width": "stretch"}
         page.download("Fetch", partial(fetched, page, one), key=f"file-{one.id}", **how)
 

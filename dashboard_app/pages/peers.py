@@ -1,4 +1,4 @@
-"""The page Peers & sites: which peers take part, where, how busy they are, and whether they are alive."""
+"""The page Peers & sites, which shows which peers take part, where, how busy they are, and whether they are alive."""
 
 from __future__ import annotations
 

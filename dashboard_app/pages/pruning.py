@@ -1,4 +1,6 @@
-"""The page Pruning: the learning curves and the savings or, with rungs or a population, where each trial stands."""
+"""The page Pruning, with learning curves and savings, or, with rungs or a population, the progress of each
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.spec.fidelity import in_words
 
 _ROWS: Final = 60
-_MOST_RUNGS: Final = 24  # the highest ones are shown, as a population may have thousands
-_VALUES: Final = 6  # at the highest rungs
+_MOST_RUNGS: Final = 24  # only the highest ones are shown, because a population can have thousands
+_VALUES: Final = 6  # values shown per configuration, those at the highest rungs
 
 
 def show(page: PageContext) -> None:
@@ -30,7 +32,7 @@ def show(page: PageContext) -> None:
 
 
 def offered(frame: Frame) -> bool:
-    """Whether the study has anything to show here: rungs, or reports on which pruning can be based."""
+    """Whether this page has anything to show, which is rungs, or reports on which pruning can be based."""
     return frame.state.configurations.policy is not None or bool((frame.columns.steps > 0).any())
 
 

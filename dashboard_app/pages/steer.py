@@ -1,7 +1,7 @@
 """The page Steer, to pause or stop a study, change its budget, and stop or queue trials.
 
-Every action on it is a record in the study's log, addressed to the object that the person saw, such as a trial by its
-number and the epoch of its lease. Every page shows the outcome as the log records it.
+Every action on this page is a record in the study's log. The record names what the person saw, such as a trial's number
+and the epoch of its lease, so it has no effect on a later lease.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hopaas_p2p.peer.liveness import any_alive
 from hopaas_p2p.study import Study
 
 _OPEN: Final = "auto"
-_FIELDS: Final = 100  # of a form; with the thousands that a record can name, a page would take minutes
+_FIELDS: Final = 100  # fields in a form; with the thousands that a record can have, a page would take minutes
 _LARGEST: Final = (1 << 53) - 1  # larger integers are not exact in a browser
 
 
@@ -39,14 +39,14 @@ def show(page: PageContext) -> None:
         theme.nothing("This dashboard is read-only. Start it with: hopaas-p2p dashboard --allow-actions")
         return
     if not page.may_act:
-        theme.nothing("You may look at this study but not change it. Ask one of its owners for the role worker.")
+        theme.nothing("You may view this study but not change it. Ask one of its owners for the role worker.")
         return
     live(page, _status)
     live(page, _choices, key="choices", age=False)
 
 
 def _choices(page: PageContext, frame: Frame) -> None:
-    with st.container():  # so that the form stays in place when nothing runs any more
+    with st.container():  # keeps the form in place when no trial runs any more
         _running(page, frame)
     _enqueue(page, frame)
 
@@ -97,7 +97,7 @@ def _stop_study(page: PageContext) -> None:
 
 
 def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None:
-    """End the study, and ask the trials that still hold these leases to end."""
+    """Stop the study, and ask the trials that still hold these leases to end."""
 
     def end(number: int, epoch: int) -> None:
         with contextlib.suppress(InvalidInput):  # it has ended meanwhile
@@ -107,7 +107,9 @@ def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None
 
 
 def _each(*changes: Callable[[], Any]) -> None:
-    """Make all of these changes. Unanswered ones are sent later, so an error is raised only after the last change."""
+    """Make all of these changes. A change that the store did not answer is sent later, so an error is raised only at
+    the end.
+    """
     trouble = None
     for change in changes:
         try:
@@ -147,7 +149,7 @@ def _where(frame: Frame, trial: Trial) -> str:
 
 
 def _seen(page: PageContext, number: int, epoch: int) -> bool:
-    """Show the trial as it is now, read again by its number. Returns whether it still has the lease that was seen."""
+    """Show the trial as it is now. Returns whether it still has the lease that was chosen."""
     frame = page.frame
     if frame is None or number >= len(frame.state.trials):
         theme.nothing("This trial no longer exists.")
@@ -194,7 +196,7 @@ def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
 def _enqueue(page: PageContext, frame: Frame) -> None:
     theme.heading("Queue a trial")
     if not frame.columns.parameters:
-        theme.nothing("The study has no search space yet. The first trial will name the parameters.")
+        theme.nothing("The study has no search space yet. Its parameters will be known after the first trial.")
         return
     space = frame.state.dists
     with st.form("enqueue", clear_on_submit=True):

@@ -1,4 +1,4 @@
-"""The page Studies, with one card per study, or a comparison of some studies."""
+"""The page Studies, with one card per study, or a comparison of several studies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show(page: PageContext) -> None:
 
 def _cards(page: PageContext) -> None:
     def version() -> str:
-        """A version that changes when a card does: with new commits in a log, or news of its peers."""
+        """A version that changes when a card does, with new commits in a log or new heartbeats of its peers."""
         marks = []
         for listing in page.studies():
             signs = sorted(str(sign.alive) for sign in page.cache.signs(listing.uuid).values())
@@ -101,7 +101,7 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
 def _compare(page: PageContext) -> None:
     names = [one.name for one in page.studies()]
     if len(names) < 2:
-        theme.nothing("Comparing needs at least two studies in this store.")
+        theme.nothing("A comparison needs at least two studies in this store.")
         return
 
     def frames() -> list[Frame]:
@@ -112,7 +112,7 @@ def _compare(page: PageContext) -> None:
     def version() -> str:
         return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames())
 
-    if not url.given("studies"):  # the address would omit a default, which differs from person to person
+    if not url.given("studies"):  # widgets omit a default from the address, but this one differs between people
         before = st.session_state.get("study")
         st.session_state.setdefault("studies", sorted(names, key=lambda one: one != before)[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)

@@ -26,7 +26,7 @@ from hopaas_p2p.core.state import Trial
 from hopaas_p2p.study.method import chosen_by
 
 _UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)
-_CHARTS: Final = 6  # metrics whose charts are unfolded
+_CHARTS: Final = 6  # with more charts, they are collapsed
 _RELATIONS: Final = {
     "retry_of": "a retry of",
     "retried_by": "retried as",
@@ -44,7 +44,7 @@ def show(page: PageContext) -> None:
         return
     count, best = len(frame.columns), frame.columns.best()
     first = count - 1 if best is None else best
-    if not url.given("trial"):  # the address would omit a default, and tomorrow another trial may be the best
+    if not url.given("trial"):  # widgets omit a default from the address, but the best trial changes
         st.session_state.setdefault("trial", str(first))
     text = st.text_input(
         "Trial, or several to compare", key="trial", bind="query-params", max_chars=100, width=420,
@@ -76,7 +76,7 @@ def _side_by_side(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
         rows[0].append(Html(f"{pill} {theme.trial_link(frame.name, one, 'open ')}"))
     for kind, name, texts in found:
         differs, what, cells = len(set(texts)) > 1, safe(name), [text or "-" for text in texts]
-        if kind == "parameter" and differs:  # in words, and its values are bold
+        if kind == "parameter" and differs:  # said in words; the values are bold
             bold = [Html(f"<b>{safe(cell)}</b>") for cell in cells]
             rows.append([Html(f"{what} {theme.tag('differs')}"), *bold])
         elif differs or not only:
@@ -99,7 +99,7 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
         page.act("worker", lambda study: study.requeue(number_), done="A trial with these parameters is now waiting.")
     left, right = st.columns(2)
     with left:
-        empty = "None yet. The objective has not suggested a parameter."
+        empty = "No parameters yet. The objective has not suggested any."
         _pairs("Parameters", ("parameter", "value"), params_of(trial, state.dists), empty=empty)
         who = chosen_by(trial, state)
         if who:

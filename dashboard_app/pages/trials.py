@@ -82,7 +82,9 @@ def _table(page: PageContext, frame: Frame) -> None:
 
 
 def _number(name: str) -> Any:
-    """A column of numbers. The default shows four decimals, and is as wide as its first rows, even empty ones."""
+    """A column of numbers. Streamlit's default shows four decimals, and is only as wide as its first rows, even if
+    empty.
+    """
     return st.column_config.NumberColumn(
         phrase(name) if name in views.FIXED or name == "value" else name,
         width=min(200, max(112, 28 + 8 * len(name))),
@@ -100,10 +102,10 @@ def _csv(frame: Frame, numbers: set[int]) -> str:
 
 
 def _failures(page: PageContext, frame: Frame) -> None:
-    """By kind, reason, site and node; trials that stay failed are queued again by the numbers shown."""
+    """Draw the failures by kind, reason, site and node, with a form that queues the trials of one group again."""
     found: dict[Key, list[Failure]] = frame.once(lambda one: failures.failures(one.state), "failures")
     if not found:
-        theme.nothing("Nothing failed, and no lease was lost.")
+        theme.nothing("No trial failed, and no lease was lost.")
         return
     groups = dict(list(found.items())[:_ROWS])
     rows = failures.cells(groups, partial(theme.trial_link, frame.name))

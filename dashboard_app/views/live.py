@@ -1,4 +1,4 @@
-"""The present activity in a study: the numbers at the top, the running trials, and the latest events."""
+"""What happens in a study now, as numbers for the top of the page, running trials, and the latest events."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from hopaas_p2p.core.spending import is_last_lease, past_leases
 from hopaas_p2p.core.state import State, Trial
 
 Event = tuple[float, int, str, str]
-"""The time of an event by the reporting peer's clock (seconds since 1970); the trial's number; the kind: started,
-complete, best, pruned, fail, lost or returned; and a description."""
+"""The time of an event by the reporting peer's clock (in seconds since 1970), the trial's number, the kind (started,
+complete, best, pruned, fail, lost or returned), and a description."""
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
 
 
 def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
-    """The study's pace at `now`, seconds since 1970, by the peers' clocks; None for unknown values.
+    """The study's pace at `now` (in seconds since 1970), by the peers' clocks. Unknown values are None.
 
     `recent` counts the COMPLETE and PRUNED trials that ended in the last hour, and `per_hour` is their rate, even if
     the work began less than an hour ago. `hours` is the total time that trials have run, as far as the log records it.
-    The budget is `left` trials away, or `eta` seconds at this pace.
+    The budget has room for `left` more trials, which take `eta` seconds at this pace.
     """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]

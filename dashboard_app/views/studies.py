@@ -1,4 +1,4 @@
-"""Studies: the content of a study's card, and several studies side by side."""
+"""The content of a study's card, and several studies side by side."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _FIRST_LINE: Final = 140
 
 
 def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
-    """The content of a study's card; `signs` holds the signs of life of the peers that run its trials.
+    """The content of a study's card. `signs` has the signs of life of the peers that run its trials.
 
-    `counts` has the states that occur, `sites` the number of live peers that run a trial at each site, `spark` the
-    best value so far, downsampled, and `last` when a trial last began or ended (seconds since 1970).
+    `counts` has the number of trials in each state that occurs, and `sites` the number of live peers that run a trial
+    at each site. `spark` is the best value over time, downsampled. `last` is when a trial last began or ended, in
+    seconds since 1970.
     """
     sites = Counter(place(state, owner)[0] for owner, sign in signs.items() if sign.alive)
     times, so_far = np.concatenate([columns.start, columns.end]), np.empty(0)
@@ -48,7 +49,7 @@ def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> 
 
 
 def first_line(note: str) -> str:
-    """The first line of a note that is not empty, without Markdown's marks before it."""
+    """The first line of a note that is not empty, without Markdown's marks at its beginning."""
     texts = (line.strip().lstrip("#>*- ").strip() for line in note.splitlines())
     return cut(next(filter(None, texts), ""), _FIRST_LINE)
 
@@ -65,7 +66,9 @@ def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
 
 
 def best_so_far(studies: Sequence[tuple[str, TrialTable]], *, along: Along = "number") -> Chart | None:
-    """One line per study. Time is counted from each study's first start, in hours, so that all lines begin together."""
+    """One line per study. Time is counted from the start of each study's first trial, in hours, so that all share one
+    zero.
+    """
     layers, words = [], []
     for at, (name, columns) in enumerate(studies[:MOST_STUDIES]):
         x, complete = positions(columns, along), columns.complete()

@@ -17,13 +17,13 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.moving.tables import cell
 
-if TYPE_CHECKING:  # it takes half a second to import
+if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas as pd
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason", "tags",
          "note")  # fmt: skip
-"""Our own columns; a parameter with such a name is shown as `param NAME`, an objective as `value NAME`."""
+"""Our own columns. A parameter with such a name is shown as `param NAME`, and an objective as `value NAME`."""
 _REASON: Final = 200
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
@@ -59,7 +59,7 @@ def table(
     if lines:
         found["note"] = [lines.get(one, "") for one in numbers]
     texts = pd.DataFrame({cell(name): column for name, column in found.items()})
-    for one in texts.select_dtypes(exclude=["number", "datetimetz"]):  # which the browser saves as CSV
+    for one in texts.select_dtypes(exclude=["number", "datetimetz"]):  # the browser can save these columns as CSV
         texts[one] = texts[one].map(cell)
     return texts
 
@@ -86,7 +86,7 @@ def passing(
 
     Args:
         columns: all trials.
-        states: lower-case words: complete, pruned, fail, running, waiting.
+        states: some of the words complete, pruned, fail, running and waiting.
         sites: names of sites.
         first, last: trial numbers, both inclusive.
         ranges: (parameter, from, to), both inclusive, in the log's representation.
@@ -109,7 +109,7 @@ def passing(
 
 
 def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None, list[str]]) -> Mask:
-    """The trials whose reason, site, node or tags contain the text, ignoring case, or whose number it is."""
+    """The trials whose reason, site, node or tags contain the text, ignoring case, or whose number the text is."""
     wanted = text.strip().casefold()
     if not wanted:
         return np.ones(len(columns), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""The content of a trial's page: its rank and owners, or several trials side by side."""
+"""The content of a trial's page, which is its rank and owners, or several trials side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _LONGEST: Final = 120
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
-    """(rank among the complete and feasible trials, how many there are), the best first; None for other trials."""
+    """A trial's rank among the complete and feasible trials, where the best has rank 1, and their number; None if it is
+    not among them.
+    """
     complete = columns.complete() & ~columns.infeasible
     if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:
         return None
@@ -45,8 +47,8 @@ def numbers_in(text: str, count: int) -> list[int]:
 
 
 def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[tuple[str, str, list[str]]]:
-    """The facts about these trials, a row for each: "result", "parameter" or "metric"; its name; one text per trial,
-    empty for a trial without that fact.
+    """The facts about these trials, one row each. A row has a kind ("result", "parameter" or "metric"), a name, and one
+    text per trial, which is empty for a trial without that fact.
     """
     trials, rows = [state.trials[one] for one in numbers], [row_of(state, one) for one in numbers]
     ranks = [rank(columns, one) for one in numbers]

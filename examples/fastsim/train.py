@@ -4,9 +4,10 @@
         --space 'layers=int(2,6)' --space 'width=int(16,128,log)'
     hopaas-p2p worker -s ./campaign --study fastsim -- python train.py --lr {lr} --layers {layers} --width {width}
 
-The script makes its own data: a particle of energy E and angle A gives a calorimeter's measured energy and a shower
-width, with noise that depends on both. The flow learns p(response | E, A); its loss is the mean negative log-likelihood
-of responses that it has not seen. Affine coupling as in RealNVP (Dinh et al., 2017), conditioned by concatenation.
+The script makes its own data. A particle of energy E and angle A gives a calorimeter's measured energy and a shower
+width, with noise that depends on both. The flow learns p(response | E, A). Its loss is the mean negative log-likelihood
+of responses that it has not seen. It uses affine coupling as in RealNVP (Dinh et al., 2017), conditioned by
+concatenation.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from hopaas_p2p.ports.client import Trial
 
 
 def detector(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(energy and angle of the particles, the detector's response), both of shape (number, 2)."""
+    """The particles' energies and angles, and the detector's responses, both of shape (number, 2)."""
     draw = torch.Generator().manual_seed(seed)
     energy, angle = torch.rand(number, generator=draw), torch.rand(number, generator=draw)
     noise = torch.randn(number, 2, generator=draw)
@@ -33,7 +34,8 @@ def detector(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Flow(nn.Module):
-    """Layers of affine coupling. Each moves one of the two numbers as the other number and the condition determine."""
+    """Layers of affine coupling. Each transforms one of the two numbers, depending on the other number and the
+    condition."""
 
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ def objective(trial: hopaas_p2p.Trial) -> float:
     for _ in training.steps(10):
         optimizer.zero_grad()
         loss = ((model(x).squeeze() - y) ** 2).mean()
-        loss.backward()  # the ranks meet here
+        loss.backward()  # the ranks exchange gradients here
         optimizer.step()
         loss = loss.detach()
         dist.all_reduce(loss, dist.ReduceOp.SUM)

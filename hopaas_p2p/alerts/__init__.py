@@ -1,4 +1,4 @@
 """Alerts about a study, posted to a webhook.
 
-`rules` decides which conditions hold, and gives a message for each; `sender` posts the messages.
+`rules` finds which conditions hold, and words a message for each; `sender` posts the messages.
 """

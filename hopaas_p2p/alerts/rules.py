@@ -1,7 +1,7 @@
-"""The conditions that are worth an alert and hold now, by key.
+"""Finds the conditions of a study that are worth an alert.
 
-A condition (a site is silent, trials fail in a row, no improvement, the budget is nearly used) is posted once when it
-becomes true, and again only after it was false. "This trial is the best" is such a condition, too. No clock is used.
+Conditions are, for example, a silent site, consecutive failures, no improvement, a nearly used budget, or a new best
+trial. Each is posted once when it becomes true, and again only after it was false. No clock is used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BUDGET: Final = 0.8
 
 
 def conditions(state: State, silent: Collection[str], *, over: bool = False) -> dict[str, str]:
-    """The conditions that hold: key -> text. A key begins with its kind: new-best, site-silent, failures, stagnation,
-    budget or done.
+    """The conditions that hold, as key -> text. A key begins with its kind, which is new-best, site-silent, failures,
+    stagnation, budget or done.
 
     Args:
         state: the study.
@@ -36,7 +36,7 @@ def conditions(state: State, silent: Collection[str], *, over: bool = False) -> 
     found, top, value = {}, best(state), ""
     if top is not None and top.values:
         value = f"{shown(top.values[0])} (trial {top.number})"
-        found[f"{NEW_BEST}:{top.values[0]!r}"] = f"new best {value}"  # an equal value is no news
+        found[f"{NEW_BEST}:{top.values[0]!r}"] = f"new best {value}"  # an equal value is not a new best
     sites: dict[str, set[str]] = {}
     for owner in {state.trials[number].owner for number in list(state.running)} - {None}:
         sites.setdefault(state.peers.get(owner or "", {}).get("site", "?"), set()).add(owner or "")

@@ -29,7 +29,8 @@ _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _HOST: Final = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
 _URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re.IGNORECASE)
 _ANGLES: Final = str.maketrans("<>", "«»")
-"""Chat programs treat text between < and > as links and mentions; other receivers would show escapes literally."""
+"""Replaces < and >, between which chat programs expect links and mentions. Escapes would be shown literally by other
+receivers."""
 _TIMEOUT: Final = 10.0  # seconds for a whole message
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -55,7 +56,7 @@ class AlertSender:
         """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
         self.owes = False
-        """Whether the receiver has not yet accepted the last alert, or it is not known whether one is due."""
+        """Whether an alert is due that the receiver has not accepted yet, or whether this is unknown."""
 
     def look(self) -> list[str]:
         """Post due alerts; returns the keys of the posted ones.
@@ -71,7 +72,7 @@ class AlertSender:
         self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
         silent = {one for one in owners if self._owners.silence(one, now) >= ttl_of(state, one)}
         holds = conditions(state, silent, over=self.study.is_over())
-        if self._known is None:  # the present best is not news
+        if self._known is None:  # the best trial at the start is not a new one
             self._known = {key for key in holds if key.startswith(NEW_BEST)}
         self._known &= holds.keys()
         sent: list[str] = []
@@ -88,7 +89,7 @@ class AlertSender:
     def store_was_away(self) -> None:
         """Measure the peers' silence from now on, because an unreachable store showed no signs of life."""
         self._owners = FailureDetector()
-        self.owes = True  # perhaps, because it is not known what is due
+        self.owes = True  # unknown, because the store could not be read
 
     def _post(self, key: str, text: str) -> bool:
         study = self.study
@@ -113,13 +114,14 @@ class AlertSender:
 
 
 def webhook(url: Secret) -> Send:
-    """Delivers messages by POST, as JSON. The URL is a secret: most services accept posts from anyone who knows it.
+    """Delivers messages by POST, as JSON. The URL is a secret, because most services accept posts from anyone who knows
+    it.
 
     Raises:
         ConfigurationError: this is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
 
     """
-    if not _URL.fullmatch(url.reveal()):  # an error about another URL could show it
+    if not _URL.fullmatch(url.reveal()):  # a later error about the URL could show it
         raise ConfigurationError(
             "the webhook is not an http or https URL in ASCII, without a login; see HOPAAS_WEBHOOK and "
             "HOPAAS_WEBHOOK_FILE"
@@ -131,7 +133,7 @@ def webhook(url: Secret) -> Send:
         body = json.dumps(message).encode()
         try:
             return post(url.reveal(), body, headers, seconds=_TIMEOUT)
-        except HopaasError as error:  # some services' secret is in the name of the host
+        except HopaasError as error:  # some services have the secret in the name of the host
             raise type(error)(str(error).replace(server_of(url.reveal()).host, "its host")) from None
 
     return send

@@ -1,1 +1,1 @@
-"""The data of a study for people: its trials as columns, facts in words, and charts."""
+"""Prepares the data of a study for people, as a table of trials, as facts in words, and as charts."""

@@ -1,6 +1,6 @@
-"""A chart as a value: marks, axes, series, and a description in words. `svg` and `echarts` draw it.
+"""A chart as a value with axes, series of marks, and a description in words. The modules `svg` and `echarts` draw it.
 
-Nothing here is random, so a chart does not flicker from one refresh to the next.
+No function in this module is random, so a chart does not flicker when it is redrawn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from hopaas_p2p.analysis.palette import COMPLETE
 from hopaas_p2p.analysis.table import Floats, Ints, Parameter
 
 Data = Mapping[str, Any]
-"""Columns by name: the first two are the coordinates; a tooltip shows all of them, or only the one named `said`."""
+"""Columns by name. The first two are the coordinates. A tooltip shows all columns, or only the one named `said`."""
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's colours for both themes, which colour-blind people can tell apart. Never the only distinction."""
+"""Okabe and Ito's colours, for light and dark themes, which colour-blind people can tell apart. They are never the only
+distinction."""
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
@@ -29,22 +30,22 @@ STEPS: Final = 120
 """The maximum number of points in one curve among many."""
 _LONGEST: Final = 40
 _DECADES: Final = 1000.0
-_OUTLIERS: Final = 0.05  # the fraction of the values that may count as such
+_OUTLIERS: Final = 0.05  # the largest fraction of the values that can count as outliers
 
 
 class ChartAxis(NamedTuple):
-    """One axis. Without limits, it follows the data."""
+    """One axis. Without limits, it covers the data."""
 
     name: str = ""
     low: float | None = None
     high: float | None = None
     log: bool = False
     time: bool = False
-    """Whether its values are milliseconds since 1970."""
+    """Whether the values are milliseconds since 1970."""
     whole: bool = False
     """Whether all values are whole numbers."""
     zero: bool = False
-    """Whether it begins at zero."""
+    """Whether the axis begins at zero."""
     down: bool = False
     """Whether the axis points down."""
     choices: tuple[str, ...] | None = None
@@ -56,11 +57,11 @@ class Series(NamedTuple):
 
     name: str
     mark: Literal["points", "line", "steps", "bars", "lines"]
-    """`lines` cross parallel axes, one column per axis. NaN interrupts a line."""
+    """With `lines`, each row is a line across parallel axes, with one column per axis. NaN interrupts a line."""
     data: Data
     colour: str = PLAIN
     size: float = 5
-    """The width of a mark, or of a line."""
+    """The width of a mark or of a line, in pixels."""
     symbol: str = "circle"
     dash: str = "solid"
     opacity: float = 1.0
@@ -100,9 +101,9 @@ def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "lin
 
 
 def bundled(columns: Sequence[str], lines: Iterable[tuple[Points, *tuple[Any, ...]]]) -> Data:
-    """Several lines for one series: the points of each, and further columns for all of them.
+    """The data of one series of several lines, each with its points and with values for further columns.
 
-    Rows without a value separate them.
+    Rows without a value separate the lines.
     """
     gap = (math.nan, math.nan)
     rows = [(*point, *said) for points, *said in lines if points for point in (*points, gap)][:-1]
@@ -110,7 +111,7 @@ def bundled(columns: Sequence[str], lines: Iterable[tuple[Points, *tuple[Any, ..
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:
-    """The finite values by step, thinned out to a few that show the same curve."""
+    """The finite values by step, reduced to at most `most` points that show the same curve."""
     points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
     return [points[at] for at in downsample_line(np.array([value for _, value in points]), most=most)]
 
@@ -129,7 +130,7 @@ def label(text: str, longest: int = _LONGEST) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """The text, with an ellipsis if it is longer."""
+    """The text, cut to this length with an ellipsis if it is longer."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
@@ -142,9 +143,9 @@ def number(value: float | None) -> str:
 
 
 def wants_log(values: Floats) -> bool:
-    """Whether a log scale makes these values easier to read: all are positive, and they span three decades or more.
+    """Whether to use a log scale, because all of these values are positive and they span at least three decades.
 
-    The middle 90 % decide, so a single outlier does not matter.
+    The span is that of the middle 90 % of the values, so a single outlier does not matter.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < 20 or finite.min() <= 0:
@@ -154,13 +155,13 @@ def wants_log(values: Floats) -> bool:
 
 
 def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None = None) -> tuple[ChartAxis, str]:
-    """The axis of these values, with a log scale where that shows more; and how many lie outside it, in words.
+    """The axis of these values, with a log scale if `wants_log`, and in words how many values lie outside the axis.
 
     Args:
         name: what the values are.
         values: all values.
-        worst: the end at which a few outliers, three times the others' range away, may be left out so that they do not
-            flatten the rest.
+        worst: the end of the axis with the worst values. There, a few outliers that are far from the others are left
+            out, so that they do not flatten the rest.
 
     """
     finite = np.sort(values[np.isfinite(values)])
@@ -181,14 +182,14 @@ def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None =
     return ChartAxis(name, low, high), note
 
 
-# --- fewer points that show the same picture: the envelope is kept, the middle is sampled evenly ---
+# --- fewer points that show the same picture, with the envelope and an even sample of the rest ---
 
 
 def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
-    """The rows of a point cloud to draw, ascending: at most `most`.
+    """The rows of a point cloud to draw, in ascending order, at most `most`.
 
-    Along x the points fall into bins with equal counts. The lowest and the highest of each bin take half of the room;
-    the other half is an even sample of the rest.
+    Along x, the points fall into bins with equal counts. Half of the rows are the lowest and the highest of each bin.
+    The other half is an even sample of the rest.
     """
     count = len(x)
     if count <= most:
@@ -202,7 +203,9 @@ def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
 
 
 def downsample_line(y: Floats, *, most: int = MOST) -> Ints:
-    """The points of a line to draw, ascending: both ends, and the lowest and highest of equal stretches."""
+    """The points of a line to draw, in ascending order, which are both ends, and the lowest and highest points of equal
+    parts of the line.
+    """
     count = len(y)
     if count <= most:
         return np.arange(count)

@@ -1,4 +1,4 @@
-"""The charts of a study and of a trial. Large data sets are sampled, which the caption notes."""
+"""The charts of a study and of a trial. Large data sets are sampled, and the captions say so."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _NO_BEST: Final = "none of them satisfies the constraints"
 
 
 def positions(columns: TrialTable, along: Along) -> Floats:
-    """Each trial's position on the axis: its number, when it ended (seconds since 1970), or compute-hours.
+    """Each trial's position on the axis, which is its number, when it ended (in seconds since 1970), or compute-hours.
 
-    Compute-hours are the total time that all trials had run when it ended; a running trial counts when it ends.
+    The compute-hours at a trial's end are the total time for which it and all trials that ended before had run.
     """
     if along == "number":
         return columns.number.astype(np.float64)
@@ -61,7 +61,7 @@ def positions(columns: TrialTable, along: Along) -> Floats:
 
 
 def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
-    """The rows that were the best so far at their time, in the order of x; the earliest of equals."""
+    """The rows that were the best so far when they ended, in the order of x. Among equals, only the earliest counts."""
     rows = np.flatnonzero(complete & np.isfinite(x))
     rows = rows[np.argsort(x[rows], kind="stable")]
     costs = cost[rows]
@@ -80,8 +80,8 @@ def history(
 ) -> Chart | None:
     """Every trial's value, and the best so far, with at most about `most` points; None if there is nothing to show.
 
-    The best so far is among the trials shown. Compute-hours are those of the whole study. `ignored` lists earlier
-    studies that no longer count, each with the trial that decided it.
+    The best so far is that of the trials shown. Compute-hours are those of the whole study. `ignored` lists earlier
+    studies that are now ignored as priors, each with the trial since which it is.
     """
     x = positions(columns, along)
     complete = columns.complete(objective, shown) & np.isfinite(x)
@@ -102,7 +102,7 @@ def history(
         rows = np.union1d(rows[downsample_points(place[rows], values[rows], most=room)], also)
         return {"along": place[rows], "value": values[rows], "trial": rows}
 
-    layers = []  # a quarter is for pruned trials; each kind may use what the other leaves
+    layers = []  # a quarter of the points is for pruned trials; each kind can use what the other leaves
     if cut_short:
         cut = points(columns.last, pruned, max(most // 4, most - count), np.empty(0, np.int64))
         layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
@@ -153,10 +153,10 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
 
 
 def importance(found: Importance) -> Chart | None:
-    """How much each parameter matters, the most important one on top; None if that is unknown."""
+    """How much each parameter matters, with the most important one on top; None if this is unknown."""
     if not found.shares:
         return None
-    shares = found.shares[::-1]  # the first stands at the bottom
+    shares = found.shares[::-1]  # the first row is drawn at the bottom
     names = tuple(label(name, 24) for name, _ in shares)
     percent = np.array([round(100 * share, 1) for _, share in shares])
     bars = Series("share", "bars", {"share": percent, "parameter": np.array(names)})
@@ -168,7 +168,7 @@ def importance(found: Importance) -> Chart | None:
 def slice_(
     columns: TrialTable, name: str, objective: int = 0, shown: Mask | None = None, *, most: int = _SLICE
 ) -> Chart | None:
-    """The value over one parameter."""
+    """The objective's value over one parameter."""
     mask = columns.complete(objective, shown) & np.isfinite(columns.params[name])
     rows = np.flatnonzero(mask)
     if not len(rows):
@@ -200,10 +200,10 @@ def value_text(one: Parameter, value: float) -> str:
 
 
 def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask | None = None) -> Chart | None:
-    """One line per trial across the parameters to its value, the best one last.
+    """One line per trial across its parameters to its value. The best trial is drawn last.
 
-    If there are too many trials, half of the lines are the best trials, the others an even sample of the rest. A
-    missing parameter leaves a gap.
+    If there are too many trials, half of the lines are the best trials, and the others are an even sample of the rest.
+    A missing parameter leaves a gap.
     """
     ordered = columns.ranked(objective, columns.complete(objective, shown))
     count = len(ordered)
@@ -226,7 +226,7 @@ def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask |
 
 
 def curves(state: State, columns: TrialTable) -> Chart | None:
-    """Reports by step: the best trial, the running ones, samples of complete and pruned ones.
+    """Reports by step, of the best trial, the running trials, and samples of complete and pruned ones.
 
     With rungs or a population, the curve of a configuration goes through all its trials.
     """
@@ -234,7 +234,7 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
     whole, cut, running = (
         np.flatnonzero(mask & columns.is_(one)) for one in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
     )
-    if state.configurations.policy is not None:  # a trial that continued after a pause includes the earlier reports
+    if state.configurations.policy is not None:  # a trial that continued after a pause has the earlier reports, too
         cut = np.setdiff1d(cut, [trial.continues for trial in state.trials if trial.continues is not None])
     if len(columns.directions) != 1 or not (len(whole) or len(cut) or len(running)):
         return None
@@ -284,7 +284,7 @@ def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width
 
 
 def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
-    """The trial's reports by step, against the best trial's and the median of the complete ones."""
+    """The trial's reports by step, with those of the best trial and the median of the complete trials."""
     best = columns.best()
     own, others = reported(f"trial {number_}", state.trials[number_].reports), [_median(state, columns, number_)]
     if best is not None and best != number_:
@@ -293,7 +293,7 @@ def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
 
 
 def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
-    """One chart per metric with two values or more, with the best trial's curve of the same metric."""
+    """One chart per metric that has at least two values, with the best trial's curve of the same metric."""
     charts = []
     for name, values in list(trial.metrics.items()):
         layers = [reported(f"trial {trial.number}", values)]
@@ -306,13 +306,13 @@ def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
 
 
 def _median(state: State, columns: TrialTable, number: int) -> Series:
-    """The median report of the other complete trials at each step, where at least three reported."""
+    """The median report of the other complete trials at each step that at least three of them reported."""
     rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
     by_step: dict[int, list[float]] = {}
     for row in rows[-_MEDIAN_OF:].tolist():
         for step, value in list(state.trials[row].reports.items()):
             by_step.setdefault(step, []).append(value)
-    with np.errstate(over="ignore"):  # between two of the largest numbers
+    with np.errstate(over="ignore"):  # the mean of two of the largest numbers overflows
         medians = {
             step: float(np.nanmedian(values))
             for step, values in by_step.items()

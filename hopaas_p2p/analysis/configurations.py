@@ -1,5 +1,5 @@
-"""A study with rungs or a population, for display: one row per configuration, the counts at each rung, and what comes
-next.
+"""A study with rungs or a population, for display, as one row per configuration, the counts at each rung, and the trial
+that continues next.
 
 The module uses no I/O and no clock.
 """
@@ -19,21 +19,22 @@ class ConfigurationRow(NamedTuple):
     """All trials of one configuration, as if they were one."""
 
     first: int
-    """The number of its first trial, which identifies it."""
+    """The number of its first trial, which identifies the configuration."""
     trials: tuple[int, ...]
     """The numbers of its trials, newest last."""
     state: str
-    """running, paused, complete, pruned, fail or waiting."""
+    """One of running, paused, complete, pruned, fail and waiting."""
     newest: Trial
     """The most informative trial, which runs, waits, or ended the configuration."""
     epochs: int
-    """The number of epochs for which it has been trained."""
+    """The number of epochs for which the configuration has been trained."""
     pauses_at: int | None
-    """The number of epochs after which it pauses next; None if it does not pause, or there are no rungs."""
+    """The number of epochs after which the configuration pauses next; None if it does not pause, or there are no
+    rungs."""
     reached: tuple[float, ...]
-    """Its value at each rung that it has reached."""
+    """The configuration's value at each rung that it has reached."""
     sites: tuple[str, ...]
-    """The sites where it ran, in order, without repeats."""
+    """The sites where its trials ran, in order, without repeats."""
 
 
 _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
@@ -52,7 +53,7 @@ def rows(state: State) -> list[ConfigurationRow]:
         newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
         standing = configurations.standing(first)
         if newest.paused and standing.over:
-            newest = chain[-1]  # it continued from there, and failed
+            newest = chain[-1]  # a trial that continued it has failed
         steps = [max(trial.reports) for trial in chain if trial.reports]
         owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
         sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
@@ -71,7 +72,7 @@ def rows(state: State) -> list[ConfigurationRow]:
 
 
 def in_words(place: RungCount, *, brackets: int) -> str:
-    """One rung in a line: `after 3 epochs: 12 reached it, 4 promoted, 7 waiting`."""
+    """One rung in a line, such as `after 3 epochs: 12 reached it, 4 promoted, 7 waiting`."""
     where = f"bracket {place.bracket}, " if brackets > 1 else ""
     return (
         f"{where}after {place.epochs} epoch{'s' * (place.epochs != 1)}: "

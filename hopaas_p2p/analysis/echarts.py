@@ -1,8 +1,8 @@
 """Turns a chart into an option of ECharts, for the monitor.
 
-Names from the store enter an option as text, which ECharts draws on a canvas or escapes; they are never part of a
-formatter, which would be HTML. Rows are sent as data frames, which take few bytes and also serve as the table behind
-"Show data".
+Names from the store enter an option as text, which ECharts draws on a canvas or escapes. They are never part of a
+formatter, whose result would be HTML. Rows are sent as data frames, which take few bytes and also serve as the table
+behind "Show data".
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Data, Series, label
 
-if TYPE_CHECKING:  # it takes half a second to import
+if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas as pd
 
 Option = dict[str, Any]
 
 _NAME: Final = {"nameLocation": "middle", "nameGap": 26}
-_COLOURS: Final = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]  # viridis, which is even in lightness
+_COLOURS: Final = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]  # viridis, whose lightness changes evenly
 _FEW: Final = 300  # fewer rows are not worth rounding
 _FEW_MARKS: Final = 4
 
@@ -47,7 +47,7 @@ def _series(one: Series, chart: Chart) -> Option:
         found["encode"]["tooltip"] = [*range(2, len(one.data)), 0, 1]
         look = {"color": one.colour, "opacity": 0.75}
         found |= {"type": "scatter", "symbol": one.symbol, "symbolSize": one.size, "itemStyle": look}
-        if chart.x.choices is not None:  # drawn slightly apart, so that equal values do not hide each other
+        if chart.x.choices is not None:  # slightly apart, so that equal values do not hide each other
             found |= {"jitter": 26, "jitterOverlap": True} if one.size < 10 else {}
     elif one.mark == "bars":
         found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22}
@@ -74,7 +74,7 @@ def _axis(one: ChartAxis) -> Option:
 
 
 def _parallel(chart: Chart) -> Option:
-    """One line per row across the axes, coloured by the last one; axes can be brushed."""
+    """One line per row across the axes, coloured by the last axis. Ranges can be selected on the axes."""
     (lines,) = chart.series
     columns = [np.asarray(column, np.float64) for column in lines.data.values()][: len(chart.axes)]
     data = [["-" if np.isnan(one) else one for one in row] for row in zip(*map(_rounded, columns), strict=True)]
@@ -104,8 +104,8 @@ def _rounded(values: Iterable[float]) -> list[float]:
 
 
 def frame(data: Data) -> pd.DataFrame:
-    """Columns for a chart, with only the precision that a screen needs: small integers and, if they suffice, four-byte
-    floats. Underscores in the names become spaces, because tooltips show the names.
+    """The columns for a chart, with only the precision that a screen needs, as small integers and four-byte floats if
+    these suffice. Underscores in the names become spaces, because tooltips show the names.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Numbers about a study, computed from its State alone, without I/O or a clock."""
+"""Facts about a study and its trials, computed from the State alone, without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def state_word(state: State, *, working: bool | None = True) -> str:
-    """One word for people: open (no trial yet), running, idle, paused, stopped, failing or done.
+    """The study's state in one word, which is open (no trial yet), running, idle, paused, stopped, failing or done.
 
     Args:
         state: the study.
         working: whether a live peer runs one of its trials. False gives "idle" instead of "running", whatever the log
-            records. None, not yet known, gives "unknown".
+            records. None means that this is not known yet, and gives "unknown".
 
     """
     closed = next_start(state).why
@@ -46,7 +46,7 @@ def state_word(state: State, *, working: bool | None = True) -> str:
 
 
 def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
-    """A study's summary for people and programs: its state, its peers, and its best trial or front.
+    """A study's summary for people and programs, with its state, its peers, and its best trial or front.
 
     `signs` holds the signs of life of the peers that run its trials. With several objectives, the best is the front.
     """
@@ -98,14 +98,18 @@ def best(state: State) -> Trial | None:
 
 
 def pareto_front(state: State) -> list[Trial]:
-    """The COMPLETE trials that satisfy their constraints and are not dominated by another, by number."""
-    from hopaas_p2p.analysis.table import TrialTable  # commands that need no table start without numpy
+    """The COMPLETE trials that satisfy their constraints and are not dominated by another, in order of their
+    numbers.
+    """
+    from hopaas_p2p.analysis.table import TrialTable  # imported here, so that other commands start without numpy
 
     return [state.trials[number] for number in TrialTable.of(state).front().tolist()]
 
 
 def params_of(trial: Trial | TrialCreate, dists: Mapping[str, Distribution] = _NOTHING) -> dict[str, Any]:
-    """The parameters as the objective saw them; `dists` holds the study's distributions, for those the trial lacks."""
+    """The parameters as the objective saw them. `dists` has the study's distributions, for parameters for which the
+    trial has none.
+    """
     from hopaas_p2p.translate import told
 
     return {name: told(trial.dists.get(name) or dists[name], value) for name, value in trial.params.items()}
@@ -123,7 +127,7 @@ def trial_row(
         number: the trial's number.
         trial: the trial, or the record that creates it elsewhere.
         dists: the study's distributions.
-        peer: the introduction of the trial's owner.
+        peer: what the trial's owner announced about itself.
 
     """
     about = {**json.loads(trial.system.get(COPIED, "{}")), **peer}
@@ -151,7 +155,7 @@ def row_of(state: State, number: int) -> dict[str, Any]:
 
 
 def peer_labels(state: State) -> dict[str, str]:
-    """A short, distinct name for every peer: its site, or host, and pid."""
+    """A short, distinct name for every peer, from its site or host and its pid."""
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for owner, info in list(state.peers.items()):
@@ -163,12 +167,12 @@ def peer_labels(state: State) -> dict[str, str]:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things, in words: 1 trial, 1,200 trials."""
+    """A number of things in words, such as "1 trial" or "1,200 trials"."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def shown(value: object) -> str:
-    """A number with four significant digits; whole numbers without decimals."""
+    """A value for display. A number has four significant digits, and a whole number has no decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (abs(value) < 1e6 and value == int(value)):
@@ -177,7 +181,7 @@ def shown(value: object) -> str:
 
 
 def reason_line(reason: str | None) -> str:
-    """Why a trial failed, in one line; for a command, its exit status and the last line of its output."""
+    """Why a trial failed, in one line. For a command, this is its exit status and the last line of its output."""
     lines = (reason or "").strip().splitlines()
     if len(lines) > 1 and lines[0].startswith("the command"):
         return f"{lines[0]}: {lines[-1].strip()}"
@@ -185,12 +189,12 @@ def reason_line(reason: str | None) -> str:
 
 
 def person(user: str) -> str:
-    """A user for display. A guest's name contains a long hash of the study, so that no other study has the same."""
+    """A user's name for display, without the long hash of the study in the name of a guest."""
     return _GUEST.sub(r"\1…", user)
 
 
 def why_not(trial: Trial) -> str:
-    """Why a trial failed, in one line, or that it violates its constraints; empty if it may be the best one."""
+    """Why a trial failed, in one line, or that it violates its constraints; empty if it can be the best trial."""
     return reason_line(trial.reason) or ("" if trial.feasible else "violates its constraints")
 
 
@@ -218,7 +222,7 @@ def json_number(value: Any) -> Any:
 
 
 def value_columns(state: State, values: Sequence[Sequence[float] | None]) -> dict[str, list[str]]:
-    """The values of some trials as strings: objective -> one cell per trial."""
+    """The values of some trials as strings, as objective -> one cell per trial."""
     names = enumerate(objectives(state))
     return {name: value_cells([one and one[at : at + 1] for one in values]) for at, name in names}
 
@@ -253,7 +257,7 @@ def ago(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, two units at most: <0.01 s, 0.03 s, 4.2 s, 42 s, 3 min 20 s, 2 h, 3 d 4 h."""
+    """Seconds in words, with at most two units, such as <0.01 s, 4.2 s, 42 s, 3 min 20 s, 2 h or 3 d 4 h."""
     if 0.0 < seconds < 0.005:
         return "<0.01 s"
     if seconds < 9.95:

@@ -1,4 +1,4 @@
-"""Failures by reason, site and node: errors of the objective, lost leases and returned trials, counted separately."""
+"""Counts errors of the objective, lost leases and returned trials separately, by reason, site and node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hopaas_p2p.core.state import State
 
 Kind = Literal["error", "taken over", "returned", "withdrawn"]
 Key = tuple[Kind, str, str, str]
-"""The common properties of a group of failures: kind, reason, site and node."""
+"""The kind, reason, site and node that a group of failures has in common."""
 
 _WORDS: Final = {"error": "error in the objective", "taken over": "lease lost"}
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
@@ -27,14 +27,14 @@ class Failure(NamedTuple):
 
     number: int
     reason: str
-    """The reason verbatim, in one line."""
+    """The reason in one line, otherwise unchanged."""
     final: bool
-    """Whether the trial stays failed, because nothing retries it."""
+    """Whether the trial stays failed, because it is not retried."""
 
 
 def failures(state: State) -> dict[Key, list[Failure]]:
-    """All failures by kind, reason, site and node, newest first. The largest group comes first; among equals, the
-    newest.
+    """All failures in groups by kind, reason, site and node. The largest group comes first, and among equals the
+    newest. Each group begins with its newest failure.
 
     A lost lease or a return counts even if the trial was run again. In the reason of a group, numbers and addresses are
     replaced, so that similar ones are counted together.
@@ -43,7 +43,7 @@ def failures(state: State) -> dict[Key, list[Failure]]:
     for trial in reversed(list(state.trials)):
         final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
         ends: list[tuple[str, str | None, Kind]] = [(past.why, past.owner, how) for past, how in past_leases(trial)]
-        if trial.state is TrialState.FAIL and not is_last_lease(trial):  # else that failure is in the history
+        if trial.state is TrialState.FAIL and not is_last_lease(trial):  # otherwise the history has this failure
             ends.append((trial.reason or "", trial.owner, "error"))
         for why, owner, otherwise in reversed(ends):
             site, host = place(state, owner)
@@ -58,7 +58,9 @@ HEADS: Final = ("kind", "reason", "site", "node", "times", "not retried", "newes
 
 
 def cells(groups: dict[Key, list[Failure]], link: Callable[[int], str]) -> list[list[str]]:
-    """A row per group: kind, reason (verbatim if all agree), site, node, counts, and the `link` of a trial."""
+    """A row per group, with its kind, its reason (unchanged if it is the same for all), site, node, counts, and the
+    `link` of a trial.
+    """
     rows = []
     for (kind, alike, site, host), members in groups.items():
         reason = members[0].reason if len({one.reason for one in members}) == 1 else alike

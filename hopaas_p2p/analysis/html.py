@@ -1,4 +1,4 @@
-"""Tables and tiles as HTML, for report, notebook and monitor. Text that is not yet HTML is escaped here."""
+"""Tables and tiles as HTML, for report, notebook and monitor. This module escapes all text that is not HTML yet."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hopaas_p2p.analysis.facts import phrase
 from hopaas_p2p.errors import visible
 
 _TAG: Final = re.compile(r"<[^>]*>")
-_NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # not a peer's name that begins with a digit
-_WIDE: Final = 8  # digits; longer words are written smaller, because a number broken across lines is misread
-_WHOLE: Final = 11  # characters of all words that stay on one line
+_NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # no peer's name that begins with a digit
+_WIDE: Final = 8  # characters; longer words are smaller, because a number broken across lines is misread
+_WHOLE: Final = 11  # characters; if all words together have fewer, they stay on one line
 
 
 class Html(str):
@@ -24,7 +24,9 @@ class Html(str):
 
 
 def safe(text: object, *, longest: int = 200) -> Html:
-    """Text for HTML and quoted attributes: escaped, bounded, invisible characters written out. HTML stays as it is."""
+    """Text for HTML and quoted attributes. It is escaped and cut to `longest`, and invisible characters are written
+    out. HTML is not changed.
+    """
     if isinstance(text, Html):
         return text
     return Html(html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True))
@@ -33,11 +35,11 @@ def safe(text: object, *, longest: int = 200) -> Html:
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, long: str = "", first: bool = False
 ) -> Html:
-    """A table; empty without rows. Columns of numbers are right-aligned.
+    """A table as HTML, or an empty text without rows. Columns of numbers are right-aligned.
 
     Args:
         heads: the heads, which get an initial capital unless they are HTML, such as names from a study.
-        rows: a cell per head.
+        rows: lists of cells, one cell per head.
         label: the description for screen readers.
         long: the head of a column that may wrap.
         first: whether the first row stands out.

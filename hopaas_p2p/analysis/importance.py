@@ -1,4 +1,4 @@
-"""Parameter importance of a study, by Optuna's PED-ANOVA, which looks for what distinguishes the better trials.
+"""Computes the importance of parameters by Optuna's PED-ANOVA, which compares the better trials with all.
 
 Watanabe, Bansal, Hutter: PED-ANOVA (IJCAI 2023); for parameters that only some trials have, Conditional PED-ANOVA (KDD
 2026).
@@ -21,19 +21,20 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.translate import external, to_optuna
 
 _FEWEST: Final = 10
-"""With fewer complete trials, the shares are mere chance."""
+"""With fewer complete trials, the shares would be random."""
 _MOST: Final = 10_000
-"""Of more trials, an even sample is taken, because all of them would take seconds."""
+"""If there are more trials, an even sample is used, because all of them would take seconds."""
 _MOST_CHOICES: Final = 256
-"""A parameter with more choices is left out, because Optuna makes a matrix of trials by choices."""
+"""A parameter with more choices is left out, because Optuna creates a matrix of trials by choices."""
 _MOST_PARAMETERS: Final = 100
-"""Optuna looks at all trials for each parameter, so only the parameters that most trials have are compared."""
+"""The most parameters that are compared, because Optuna reads all trials for each. Those that most trials have are
+taken."""
 _one_at_a_time: Final = threading.Lock()
-"""If two threads restored the process's warning filters, the second would leave the first one's in place for good."""
+"""A lock, because two threads that change the process's warning filters at once could leave them changed."""
 
 
 class Importance(NamedTuple):
-    """Shares that add up to 1, largest first, with a note on how they were computed, or why there are none."""
+    """Shares that add up to 1, largest first, with a note that says how they were computed or why there are none."""
 
     shares: tuple[tuple[str, float], ...]
     note: str
@@ -52,7 +53,7 @@ class _Selected(optuna.Study):
 
 
 def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask | None = None) -> Importance:
-    """Parameter importance for one objective, over the complete trials, or those of them shown."""
+    """Parameter importance for one objective, over the complete trials, or over those of them in `shown`."""
     rows = np.flatnonzero(trials.complete(objective, shown) & ~trials.infeasible)
     if len(rows) < _FEWEST:
         which = "complete and feasible" if trials.infeasible.any() else "complete"
@@ -62,7 +63,7 @@ def importance(state: State, trials: TrialTable, objective: int = 0, shown: Mask
     try:
         few = sorted(names, key=lambda name: np.isnan(trials.params[name][some]).sum())[:_MOST_PARAMETERS]
         shares = _ped_anova(state, few, some, trials.cost(objective)[some])
-    except Exception as error:  # noqa: BLE001  # an odd log must not hide the rest of the report
+    except Exception as error:  # noqa: BLE001  # unusual trials must not hide the rest of the report
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
@@ -83,7 +84,7 @@ def _ped_anova(state: State, names: list[str], rows: Ints, losses: Floats) -> di
         params = {name: external(one, trial.params[name]) for name, one in dists.items()}
         chosen.append(FrozenTrial(row, TrialState.COMPLETE, loss, None, None, params, dists, {}, {}, {}, row))
     with _one_at_a_time, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a range that few trials have counts for little
+        warnings.simplefilter("ignore")  # of ranges that few trials have, which count for little
         found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(_Selected(chosen))
     total = sum(found.values())
     return {name: value / total for name, value in found.items()} if 0 < total < np.inf else {}

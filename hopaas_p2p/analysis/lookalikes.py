@@ -1,4 +1,4 @@
-"""Distinguishes names that look alike. `errors.visible` writes out characters that nobody sees.
+"""Distinguishes names that look alike. Invisible characters are handled by `errors.visible`.
 
 Anyone who may write to a store can give studies, sites, users and parameters any name.
 """
@@ -23,8 +23,8 @@ MARK: Final = " (!)"
 def told_apart(names: Sequence[str]) -> list[str]:
     r"""The names of a table, changed so that different names look different.
 
-    Names that look like another one here are marked, and their non-ASCII characters become escapes such as `\u0430`; so
-    do those of names that mix look-alike letters of several alphabets. Other names stay as they are.
+    Names that look like another name of the table are marked. Their non-ASCII characters become escapes such as
+    `\u0430`, and so do those of names that mix look-alike letters of several alphabets. Other names are not changed.
     """
     alike = Counter(map(_skeleton, set(names)))
     marked = {name for name in names if alike[_skeleton(name)] > 1}

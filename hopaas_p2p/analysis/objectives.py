@@ -10,7 +10,7 @@ from hopaas_p2p.core.state import State
 
 
 def objectives(state: State) -> tuple[str, ...]:
-    """The names of the objectives: those given by somebody, else "value", or "objective 1" and so on."""
+    """The names of the objectives. By default, they are "value", or "objective 1" and so on."""
     number = len(state.define.directions) if state.define else 1
     given = names_given(state.system)
     return given or (("value",) if number == 1 else tuple(f"objective {at + 1}" for at in range(number)))
@@ -19,7 +19,7 @@ def objectives(state: State) -> tuple[str, ...]:
 def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
     """The names given to the objectives in the study's attributes; empty if they are not distinct.
 
-    They serve as column heads, sometimes in capitals.
+    The names serve as column heads, sometimes in capitals, so they must also differ in capitals.
     """
     names = tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
     return names if len({name.casefold() for name in names} - {""}) == len(names) else ()

@@ -1,6 +1,6 @@
-"""One colour for each state of a trial and for the best, in monitor, charts, report and notebook.
+"""One colour for each state of a trial and for the best trial, in monitor, charts, report and notebook.
 
-All are visible and distinct on light and dark pages. Colour is never the only distinction.
+All colours are visible and distinct on light and dark pages. Colour is never the only distinction.
 """
 
 from __future__ import annotations

@@ -11,18 +11,18 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife
 
 _OF_A_SEARCH: Final = ("sampler", "pruner", "repeats", "replicates")
-"""The fields of a peer's introduction that show that it searches differently from its study's definition."""
+"""Fields that a peer announces if it searches differently from the study's definition."""
 _WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
-"""A word for each pair: whether a peer runs a trial, and whether it is alive."""
+"""(whether a peer runs a trial, whether it is alive) -> a word for its state."""
 
 
 def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list[dict[str, Any]]:
-    """The peers of a study: those that run a trial first, then the most recently seen.
+    """The peers of a study, first those that run a trial, then the most recently seen.
 
     Args:
         state: the study.
         now: seconds since 1970.
-        signs: the known signs of life. A peer that runs nothing and shows no sign has left.
+        signs: the known signs of life. A peer that runs no trial and has no sign of life has left.
 
     """
     ran: dict[str, list[Stretch]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The mean, and its standard error, of several trials of one configuration."""
+"""The mean of several trials of one configuration, and its standard error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hopaas_p2p.core.state import COMPLETE, State
 
 
 class ReplicateGroup(NamedTuple):
-    """The COMPLETE trials of one configuration. With several objectives, the first value of each trial counts.
+    """The COMPLETE trials of one configuration. With several objectives, the first objective counts.
 
-    A trial that received the values of another one, with `repeats="reuse"`, measures nothing and does not count.
+    A trial that received the values of another trial (`repeats="reuse"`) measured nothing and does not count.
     """
 
     params: dict[str, Any]
@@ -31,8 +31,8 @@ class ReplicateGroup(NamedTuple):
 
 
 def replicates(state: State) -> list[ReplicateGroup]:
-    """The configurations of the COMPLETE trials, the best mean first; those with a trial that violates its constraints
-    come last, and NaN after them.
+    """The configurations of the COMPLETE trials, the best mean first. Those with a trial that violates its constraints
+    come after all others, and those with the mean NaN are last.
     """
     found: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], list[int], list[float]]] = {}
     bad: set[int] = set()
@@ -53,5 +53,5 @@ def mean(values: list[float]) -> tuple[float, float]:
     """The mean of some values and its standard error."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return sum(values), math.nan
-    root = math.sqrt(len(values))  # first, because the deviation of the largest numbers is no number
+    root = math.sqrt(len(values))  # divides first, because the deviation of the largest numbers would overflow
     return statistics.mean(values), statistics.stdev([value / root for value in values])

@@ -1,4 +1,4 @@
-"""An estimate of what pruning saved, since the pruned trials never ran to their end."""
+"""Estimates what pruning saved. An estimate is needed, because pruned trials did not run to their end."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ ESTIMATOR: Final = (
 
 
 class Savings(NamedTuple):
-    """What pruning saved, by `ESTIMATOR`. Zero if no trial was pruned after a report, or no complete trial reported."""
+    """What pruning saved, as estimated by `ESTIMATOR`. It is zero if no trial was pruned after a report, or if no
+    complete trial reported.
+    """
 
     pruned: int = 0
-    """The number of pruned trials that count."""
+    """The number of pruned trials that the estimate uses."""
     length: float = 0.0
-    """The number of steps of a whole trial: the mean over the complete ones."""
+    """The mean number of steps of the complete trials."""
     steps: float = 0.0
     """The steps (epochs) that the pruned trials did not run."""
     made: int = 0
     """The steps that all trials ran."""
     hours: float = 0.0
-    """The hours that the saved steps would have taken, as far as times are known."""
+    """The hours that the saved steps would have taken, for trials whose times are known."""
 
     @property
     def share(self) -> float:

@@ -16,7 +16,7 @@ class Amount(NamedTuple):
     """The amount spent of one resource."""
 
     what: str
-    """The field of `Budget`: trials, gpu_hours, …"""
+    """The name of a field of `Budget`, such as trials or gpu_hours."""
     unit: str
     spent: float
     limit: float | None
@@ -34,13 +34,13 @@ class Amount(NamedTuple):
 
 
 class Spending(NamedTuple):
-    """A study's spending, and what ends the study."""
+    """A study's spending, and the conditions that end the study."""
 
     rows: list[dict[str, Any]]
-    """By site, person and state: attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
+    """One row per site, person and state, with attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
     total: dict[str, Any]
     amounts: list[Amount]
-    """Resources with a limit first, then the others that are known."""
+    """The resources with a limit, then all others whose amounts are known."""
     until: list[str]
     """The other conditions that end the study, in words."""
     reached: str | None
@@ -81,11 +81,11 @@ def spending(state: State) -> Spending:
 
 
 def _pace(ledger: Ledger, what: str) -> float | None:
-    """The amount of a resource that the running trials use per hour."""
+    """The amount of a resource that all running trials together use per hour; None if unknown."""
     total = 0.0
     for lease in list(ledger.open.values()):
         hours, cost = max(1, lease.heard - lease.start) / HOUR, lease.cost()
-        if lease.heard <= lease.start and lease.used is None:  # no use is reported yet: count all its devices
+        if lease.heard <= lease.start and lease.used is None:  # no use was reported yet, so all its devices count
             hours, cost = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
         total += (euro(lease.site, cost, ledger.limits.prices) if what == "euro" else getattr(cost, what)) / hours
     return total or None
@@ -114,7 +114,7 @@ _HEADS: Final = {"gpu_hours": "GPU hours", "core_hours": "core hours", "kwh": "k
 
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
-    """The table by site, person and state, without empty columns; its last line is the sum."""
+    """The heads and rows of the table by site, person and state, without empty columns. The last row has the sums."""
     rows = [*found.rows, found.total]
     columns: dict[str, list[str]] = {}
     for name in rows[0]:
@@ -138,14 +138,16 @@ def aligned_amounts(values: Sequence[float]) -> list[str]:
 
 
 def amount(value: float) -> str:
-    """An amount in readable form: three or four digits."""
+    """An amount in readable form, with three or four digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return "<0.001" if 0 < value < 0.001 else f"{value:.4g}" if value >= 1 else f"{value:.3g}"
 
 
 def budget_lines(found: Spending) -> list[str]:
-    """The spending against each limit and how long the rest will last; then the other conditions that end the study."""
+    """One line per limit, with the spending and how long the rest will last, then the other conditions that end the
+    study.
+    """
     lines = []
     for one in found.amounts:
         if one.limit is not None:

@@ -1,7 +1,7 @@
 """Turns a chart into SVG, for report and notebook, without scripts, network or other packages.
 
 Everything from the store is escaped where it is written. Text and lines take their colours from the page's style sheet,
-so that a chart is dark if the page is.
+so a chart is dark on a dark page.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, number
 from hopaas_p2p.analysis.html import Html, safe
 
 _FEW: Final = 600
-"""Up to this many marks have titles; more are merged into one path, which takes a tenth of the bytes."""
+"""The most marks that get titles of their own. More marks become one path, which takes a tenth of the bytes."""
 _ROW: Final = 26.0
-_LEAST: Final = 1e-150  # of an axis's range: quotients and differences of smaller values underflow
+_LEAST: Final = 1e-150  # the smallest range of an axis, because quotients and differences of smaller values underflow
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
 _SHAPES: Final = {
     "triangle": ((0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     "diamond": ((0.0, -1.3), (1.0, 0.0), (0.0, 1.3), (-1.0, 0.0)),
 }
-"""Corners of a symbol of radius 1; any other is a circle."""
+"""The corners of each symbol with radius 1. Any other symbol is a circle."""
 
 
 def px(value: float) -> str:
-    """A coordinate: one decimal place, no trailing zero."""
+    """A coordinate as text, with one decimal place, and without it if it is zero."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 class Scale(NamedTuple):
-    """Maps values in [low, high] to pixels in [start, stop]; values outside go to the edge."""
+    """Maps values in [low, high] to pixels in [start, stop]. Values outside are moved to the edge."""
 
     low: float
     high: float
@@ -67,14 +67,14 @@ class Scale(NamedTuple):
         return [index * step_size for index in range(first_tick, last_tick + 1)]
 
     def labels(self, wanted: int = 5) -> list[tuple[float, str]]:
-        """The positions of the labels, and their text."""
+        """The positions and texts of the labels."""
         if self.choices is not None:
             return [(self(at), choice) for at, choice in enumerate(self.choices[:40])]
         return [(self(tick), number(tick)) for tick in self.ticks(wanted)]
 
 
 def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float, *, pad: float = 0.04) -> Scale:
-    """A scale that holds these values, between the axis' limits."""
+    """A scale that contains these values, within the axis's limits."""
     if axis.choices is not None:
         return Scale(-0.5, max(1, len(axis.choices)) - 0.5, start, stop, choices=axis.choices)
     finite = [value for value in values if math.isfinite(value) and abs(value) < 1e150]
@@ -90,7 +90,7 @@ def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float
 
 
 def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
-    """The drawing, with a name and description for screen readers."""
+    """The chart as SVG, with a name and a description for screen readers."""
     width = 1040.0 if chart.wide else width
     height = 70 + _ROW * len(chart.y.choices) if chart.y.choices else height
     return (
@@ -111,7 +111,7 @@ def legend(chart: Chart) -> str:
 
 
 def key(colour: str, text: str, symbol: str = "") -> Html:
-    """An entry of a legend: a line's colour, or the mark as drawn."""
+    """An entry of a legend, with a line's colour or the mark as drawn."""
     shown = f'<span class="key" style="background:{colour}"></span>'
     if symbol:
         mark = f'<path class="dot" {_look(symbol, colour)} d="{_outline(symbol, 0, 0, 5)}"/>'
@@ -177,7 +177,7 @@ def _said(one: Series, at: int) -> str:
 
 
 def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
-    """Marks, each with a title if there are few, or else as one path."""
+    """The marks, each with a title if there are few, or else all as one path."""
     look, radius = _look(one.symbol, one.colour), one.size * 0.55
     outlines = [(_outline(one.symbol, x, y, radius), at) for x, y, at in places]
     if len(places) > _FEW:
@@ -189,7 +189,7 @@ def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
 
 
 def _look(symbol: str, colour: str) -> str:
-    """The attributes of a mark; a hollow one has only an edge."""
+    """The attributes of a mark. A hollow mark has only an edge."""
     filled, edge = ("none", colour) if symbol.startswith("empty") else (colour, "none")
     return f'style="fill:{filled};stroke:{edge}"'
 

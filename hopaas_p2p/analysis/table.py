@@ -1,8 +1,8 @@
 """The trials of a study as columns, read by all code that shows, lists, exports or models trials.
 
-Finished trials never change, so each is read once, in whole packed blocks where they come from a State. Only waiting,
-running and new trials are read again. Parameters are in Optuna's internal representation (a choice's index), by the
-study's first distribution of that name.
+Finished trials never change, so each is read once, and those of a State are read in whole packed blocks. Only waiting,
+running and new trials are read again. Parameters are in Optuna's internal representation (for a choice, its index)
+under the first distribution that a trial of the study has for that name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOST_ON_FRONT: Final = 10_000
 
 
 class Parameter(NamedTuple):
-    """One parameter as an axis."""
+    """A parameter's range, for an axis."""
 
     name: str
     low: float
@@ -68,9 +68,9 @@ class TrialTable:
         "owner": (np.int64, -1),
         "infeasible": (np.bool_, False),
     }
-    """Name -> the column's type, and its value for a trial without one."""
+    """Name -> the column's type, and the column's value for a trial without one."""
     state: NDArray[np.int8]
-    """By `TrialState`."""
+    """The trial's `TrialState` as a number."""
     start: Floats
     """Seconds since 1970; NaN when unknown."""
     end: Floats
@@ -83,13 +83,13 @@ class TrialTable:
     """The value reported last; NaN without reports."""
     attempt: Ints
     owner: Ints
-    """Index into `owners`; -1 for a trial that no peer ran."""
+    """The index of the trial's owner in `owners`; -1 for a trial that no peer ran."""
     infeasible: Mask
     """Which trials violate their constraints, and so are never the best."""
     values: Floats
     """One row per trial, one column per objective; NaN without a value."""
     params: dict[str, Floats]
-    """NaN for a trial without the parameter."""
+    """Name -> the parameter's values; NaN for a trial without the parameter."""
 
     def __init__(self, directions: Sequence[str] = ("minimize",)) -> None:
         self.lsn = 0
@@ -104,11 +104,11 @@ class TrialTable:
         self.owners: tuple[str, ...] = ()
         self.sites: tuple[str, ...] = ()
         self.site: Ints = np.empty(0, np.int64)
-        """Index into `sites`."""
+        """The index of the trial's site in `sites`."""
         self.own: set[int] = set()
         """Rows of a State's trials that have their own distributions."""
         self._merged: dict[str, Ints] = {}
-        """For parameters with equal choices, such as 1 and True: index -> index of the first equal choice."""
+        """For a parameter with equal choices, such as 1 and True, index -> index of the first equal choice."""
         self._compared: dict[str, BaseDistribution] = {}
         """The most recently compared distribution of each parameter."""
         self._codes: dict[str, int] = {}
@@ -121,7 +121,9 @@ class TrialTable:
 
     @classmethod
     def of(cls, state: State, before: Self | None = None) -> Self:
-        """The trials of this State, whose lock must be held; `before`, a table of the same study, makes this quick."""
+        """The trials of this State, whose lock must be held. `before`, an earlier table of the same study, makes this
+        fast.
+        """
         directions = state.define.directions if state.define else ("minimize",)
         if before is None or before.directions != directions:
             table = cls(directions)
@@ -165,13 +167,15 @@ class TrialTable:
         return np.where(self.infeasible, np.inf, sign * self.values[:, objective])
 
     def worst(self, objective: int = 0) -> Literal["low", "high"]:
-        """The end of this objective's axis that has the bad values."""
+        """The end of this objective's axis where the worst values are."""
         return "low" if self.directions[objective] == "maximize" else "high"
 
     def front(self, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE and feasible trials that no other dominates; equal trials are all on the front.
+        """The rows of the COMPLETE and feasible trials that no other trial dominates. Equal trials are all on the
+        front.
 
-        Of a front in three or more dimensions, only the 10,000 points that are best in the first objective are found.
+        With three or more objectives, only the 10,000 points of the front that are best in the first objective are
+        found.
 
         Args:
             shown: the trials that count; by default all.
@@ -197,18 +201,20 @@ class TrialTable:
         return np.sort(rows[on_front[point_of]])
 
     def complete(self, objective: int = 0, shown: Mask | None = None) -> Mask:
-        """The COMPLETE trials (only those shown, if given) with a finite value, which a chart can show."""
+        """The COMPLETE trials, or those of them in `shown`, that have a finite value, so that a chart can show them."""
         complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
         return complete if shown is None else complete & shown
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials, or of those shown, best first, infeasible ones last, otherwise by number."""
+        """The rows of the COMPLETE trials, or of those in `shown`, best first and infeasible ones last, and equals by
+        number.
+        """
         rows = self._valued([objective], shown)
         return rows[np.lexsort((self.cost(objective)[rows], self.infeasible[rows]))]
 
     def best(self, objective: int | None = None, shown: Mask | None = None) -> int | None:
-        """The row of the best COMPLETE and feasible trial, or of those shown, the earliest of equals. None with several
-        objectives, unless one is named.
+        """The row of the best COMPLETE and feasible trial, or of the best in `shown`; the earliest of equals. None with
+        several objectives, unless one is given.
         """
         if objective is None and len(self.directions) > 1:
             return None
@@ -218,12 +224,12 @@ class TrialTable:
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 
     def _valued(self, objectives: slice | list[int], shown: Mask | None) -> Ints:
-        """The rows of the COMPLETE trials, or of those shown, that have a value for each of these objectives."""
+        """The rows of the COMPLETE trials, or of those in `shown`, that have a value for each of these objectives."""
         mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objectives]).any(axis=1)
         return np.flatnonzero(mask if shown is None else mask & shown)
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:
-        """A parameter in these rows, with equal choices merged, as in Optuna."""
+        """A parameter's values in these rows, where equal choices have one index, as in Optuna."""
         column, codes = self.params[name][rows], self._merged.get(name)
         if codes is None:
             return column
@@ -233,7 +239,7 @@ class TrialTable:
     # --- reading ---
 
     def follow(self, state: State) -> None:
-        """Read the changes in this State, whose lock must be held; blocks of finished trials are read as a whole."""
+        """Read the changes in this State, whose lock must be held. Blocks of finished trials are read as a whole."""
         trials, row = state.trials, len(self)
         self.objectives = objectives(state)
         new = list(state.dists.items())[len(self._places) :]
@@ -259,7 +265,7 @@ class TrialTable:
         self.lsn, self.owners = state.lsn, tuple(self._codes)
         names = [place(state, one)[0] for one in self.owners] + ["-"] * bool((self.owner < 0).any())
         sites, codes = np.unique(np.array(names, object), return_inverse=True)
-        self.sites, self.site = tuple(sites.tolist()), codes[self.owner]  # -1 takes the last one
+        self.sites, self.site = tuple(sites.tolist()), codes[self.owner]  # the index -1 takes the last code
 
     def read_block(self, block: BlockColumns, *, but: Collection[int]) -> Ints:
         """Read a block of finished trials except those at these places; returns the places that were read."""
@@ -350,17 +356,17 @@ class TrialTable:
             self.steps[row], self.last_step[row], self.last[row] = len(steps), last, reports.get(last, _NAN)
 
     def _read_params(self, row: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
-        for column in self._places.values():  # a trial need not use the parameters that it announced while running
+        for column in self._places.values():  # a trial need not use all parameters that it announced while it ran
             column[row] = _NAN
         for name, value in params.items():
-            one = distributions.get(name)  # None for a running trial whose sampler has only announced it
+            one = distributions.get(name)  # None if the sampler of a running trial has only announced it
             if name not in self._places and one is not None:
                 self._new_parameter(name, one)
             if name in self._places:
                 self._place(row, name, value, one)
 
     def _place(self, row: int, name: str, value: Any, one: BaseDistribution | None) -> None:
-        """Enter a parameter; NaN for a value that has no place on the axis of the first distribution."""
+        """Enter a parameter's value. It is NaN if it has no place on the axis of the first distribution."""
         kind = self.distributions[name]
         if one is not None and one is not kind and one is not self._compared.get(name):
             self._compared[name] = one
@@ -371,13 +377,13 @@ class TrialTable:
         try:
             if isinstance(kind, CategoricalDistribution):
                 place: float = kind.to_internal_repr(value)
-                if name in self._merged:  # the identical choice, not just an equal one
+                if name in self._merged:  # look for the identical choice, not just an equal one
                     same = [at for at, choice in enumerate(kind.choices) if type(choice) is type(value)]
                     place = next((at for at in same if kind.choices[at] == value), place)
             else:
                 place = float(value)
             self._places[name][row] = place if math.isfinite(place) else _NAN
-        except (ValueError, TypeError, OverflowError):  # no number, or not among the choices
+        except (ValueError, TypeError, OverflowError):  # not a number, or not among the choices
             if one is not None:
                 self.mixed.add(name)
 
@@ -388,7 +394,7 @@ class TrialTable:
         self.params[name] = self._places[name][: len(self)]
         if isinstance(one, CategoricalDistribution):
             first: dict[Any, int] = {}  # equal choices have one place, as in Optuna's lookup
-            with contextlib.suppress(TypeError):  # Optuna takes lists, too
+            with contextlib.suppress(TypeError):  # Optuna also accepts lists, which have no hash
                 codes = np.array([first.setdefault(choice, at) for at, choice in enumerate(one.choices)], np.int64)
                 if (codes != np.arange(len(codes))).any():
                     self._merged[name] = codes
@@ -423,13 +429,13 @@ def _parameter(name: str, one: BaseDistribution) -> Parameter:
 
 
 def place(state: State, owner: str | None) -> tuple[str, str]:
-    """Site and node of a peer, as it reported them; "?" if it did not."""
+    """The site and node of a peer, as it reported them; "?" if it did not."""
     info = state.peers.get(owner or "", {})
     return info.get("site") or "?", info.get("host") or "?"
 
 
 def distinct(numbers: Ints) -> Ints:
-    """These numbers, ascending, each once. For many numbers, np.unique takes ten times as long."""
+    """These numbers in ascending order, without repeats. For many numbers, np.unique takes ten times as long."""
     ordered = np.sort(numbers)
     first = np.ones(len(ordered), np.bool_)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -437,7 +443,9 @@ def distinct(numbers: Ints) -> Ints:
 
 
 def _alike(sets: Sequence[tuple[T, ...]], of: Sequence[int], rows: Ints) -> Iterator[tuple[tuple[T, ...], Ints, Ints]]:
-    """Each set that trials of a block share, those of these rows that have it, and where the values of each begin."""
+    """Each set of names that trials of a block share, the rows among these that have it, and where the values of each
+    row begin.
+    """
     which = np.asarray(of)
     starts = _starts(np.array([len(one) for one in sets] or [0])[which])
     for index in distinct(which[rows]).tolist():
@@ -446,5 +454,5 @@ def _alike(sets: Sequence[tuple[T, ...]], of: Sequence[int], rows: Ints) -> Iter
 
 
 def _starts(lengths: Ints) -> Ints:
-    """The start of each of several consecutive runs of these lengths."""
+    """Where each of several consecutive runs begins, if the runs have these lengths."""
     return np.asarray(np.cumsum(lengths, dtype=np.int64) - lengths)

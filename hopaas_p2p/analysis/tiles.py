@@ -22,7 +22,7 @@ def best(columns: TrialTable) -> Tile:
 
 
 def failed(state: State) -> Tile:
-    """The number of trials that failed for good; those that were retried are counted separately."""
+    """The number of failed trials that were not retried. Those that were retried are counted separately."""
     again = retried(state)
     over = f"of {sum(state.counts[one] for one in (COMPLETE, PRUNED, FAIL)):,} finished trials"
     return "failed", f"{state.counts[FAIL] - again:,}", over + (f"; {again:,} more retried" if again else "")

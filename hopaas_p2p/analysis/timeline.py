@@ -1,4 +1,4 @@
-"""The timeline: one row per peer, with the trials it ran, the interruptions, and where trials were retried."""
+"""Draws the timeline of a study, with one row per peer that shows the trials it ran, interruptions and retries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOKS: Final = {
     "returned": (palette.WAITING, 8, "marks", "solid"),
     "came back": (palette.LOST, 1.8, "marks", "solid"),
 }
-"""Colour, height, symbol and dashes; the height also helps people who cannot tell the colours apart."""
+"""Colour, height, symbol and dashes for each kind. The height helps people who cannot tell the colours apart."""
 _UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seconds", 1e6))
 
 
@@ -37,11 +37,11 @@ class Stretch(NamedTuple):
     start: int
     end: int
     kind: str
-    """complete, pruned, failed, running, taken over or returned."""
+    """One of complete, pruned, failed, running, taken over and returned."""
 
 
 def stretches(state: State) -> list[Stretch]:
-    """All stretches of the study, by trial."""
+    """All stretches of the study, in the order of the trials."""
     newest = max((t.end for t in state.trials if t.end is not None), default=0)
     found = []
     for trial in state.trials:
@@ -60,8 +60,8 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
 
     Args:
         state: the study.
-        now: seconds since 1970, to which running trials are drawn; times of day are shown. By default trials run to the
-            last time in the log, and times count from the first trial.
+        now: the time, in seconds since 1970, up to which running trials are drawn. The axis then shows times of day. By
+            default, running trials are drawn to the last time in the log, and the axis counts from the first trial.
         most: the maximum number of stretches drawn.
         rows: the maximum number of peers drawn.
 
@@ -74,7 +74,7 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
     row = {owner: at for at, owner in enumerate(sorted(owners[:rows], key=lambda one: labels.get(one, one)))}
     kept = [one for one in found if one.owner in row]
     bars = kept[-most:]
-    began, name, scale = 0, "", 1000.0  # an axis of times counts milliseconds
+    began, name, scale = 0, "", 1000.0  # an axis of times is in milliseconds
     if now is None:
         began = min(one.start for one in bars)
         units = [unit for unit in _UNITS if unit[1] * 4 <= bars[-1].end - began]
@@ -100,7 +100,7 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
 def _layers(
     state: State, bars: list[Stretch], row: dict[str, int], place: Callable[[float], float], until: float
 ) -> list[Series]:
-    """Thick lines for the stretches, by kind; thin ones lead from an interrupted trial to its retry."""
+    """Thick lines for the stretches, by kind, and thin lines from an interrupted trial to its retry."""
     drawn: dict[str, list[tuple[Points, int, str]]] = {kind: [] for kind in _LOOKS}
     for one in bars:
         end, at = max(one.end, until) if one.kind == "running" else one.end, row[one.owner]

@@ -1,1 +1,1 @@
-"""The command line: one file per group of commands, on public names of the layers below."""
+"""The command line, with one file per group of commands. It uses only public names of the layers below."""

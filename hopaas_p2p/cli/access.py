@@ -1,4 +1,6 @@
-"""Access to a store: `hopaas-p2p admin init`, `user …`, `token …`, `grants`, `grant`, `revoke` and `unlock`."""
+"""The commands for access to a store, `hopaas-p2p admin init`, `user …`, `token …`, `grants`, `grant`, `revoke` and
+`unlock`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin …`: commands for whole stores, for access to them, and for this machine's spool."""
+"""The commands `hopaas-p2p admin …`, for whole stores, for access to them, and for this machine's spool."""
 
 from __future__ import annotations
 

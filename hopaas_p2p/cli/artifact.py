@@ -1,4 +1,4 @@
-"""`hopaas-p2p trial artifact …`: files of studies and trials, from the shell."""
+"""The commands `hopaas-p2p trial artifact …`, for the files of studies and trials."""
 
 from __future__ import annotations
 

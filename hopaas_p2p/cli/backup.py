@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin backup` and `restore`, which write a store to one file and read it back."""
+"""The commands `hopaas-p2p admin backup` and `restore`, which write a store to one file and read it back."""
 
 from __future__ import annotations
 

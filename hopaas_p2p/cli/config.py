@@ -1,4 +1,4 @@
-"""`hopaas-p2p config …` and `completion`: the settings, and the shells' completion scripts."""
+"""The commands `hopaas-p2p config …`, for the settings, and `completion`, for the completion scripts of shells."""
 
 from __future__ import annotations
 

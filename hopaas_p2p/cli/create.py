@@ -1,4 +1,4 @@
-"""`hopaas-p2p study create` and `set`: a study from options or from a W&B sweep, and changes to it."""
+"""The commands `hopaas-p2p study create`, from options or from a W&B sweep, and `study set`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ search_options = together(
 
 
 def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The search settings from these options, or else from a sweep, as arguments of `open_study`."""
+    """The search settings as arguments of `open_study`, from these options, or else from a sweep."""
     described = described or {}
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
@@ -107,7 +107,7 @@ def create(
         if any(extras):
             made.handle.say(StudySet(user=extras[0], system=extras[1]))
         notes += [f"{one}." for one in made.learned] or _to_learn_from(session, made)
-    if described.command:  # in a form that works in this directory
+    if described.command:  # the command of the sweep, in a form that works in this directory
         worker = session.again(f"worker --study {shlex.quote(name)}")
         notes.append(f"To start the jobs: {worker} -- {described.command}")
     data = {"name": made.name, "store": storage.url, "notes": notes}
@@ -130,7 +130,7 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
 def _to_learn_from(session: CliSession, made: Study) -> list[str]:
     """A line with the studies that the new study could learn from, and the command for it.
 
-    Empty with several objectives, and in a bucket, where looking at each study costs several requests.
+    The list is empty with several objectives, and in a bucket, where reading each study costs several requests.
     """
     from hopaas_p2p.study.learning import auto
     from hopaas_p2p.translate import to_record

@@ -1,4 +1,4 @@
-"""`hopaas-p2p dashboard`: the monitor, in a browser."""
+"""The command `hopaas-p2p dashboard`, which serves the monitor to browsers."""
 
 from __future__ import annotations
 

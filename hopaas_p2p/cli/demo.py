@@ -1,4 +1,4 @@
-"""`hopaas-p2p demo`: shows the main use on real data, in about a minute."""
+"""The command `hopaas-p2p demo`, which shows the main use on real data in about a minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hopaas-p2p doctor`: checks a store, and explains how to fix problems."""
+"""The command `hopaas-p2p doctor`, which checks a store, and explains how to fix problems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_LIST: Final = "The study list is damaged. To copy a study: hopaas-p2p doctor
 
 
 @command(study="option")
-@click.argument("url", required=False)  # does not name it: messages say "run doctor URL", at a stranger's host, too
+@click.argument("url", required=False)  # not `store_named`: messages say "run doctor URL" for any URL
 @click.option("--meet", metavar="WORD", help="Test the store together with another node that runs this command now.")
 @click.option("--rescue", is_flag=True, help="Copy the readable part of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for their replicas.")
@@ -89,7 +89,7 @@ def doctor(
 
 def _spooled(store: Store) -> Iterator[Finding]:
     """One finding for each study whose log lacks commits that are in this machine's spool."""
-    with contextlib.suppress(HopaasError):  # unreadable logs were reported before
+    with contextlib.suppress(HopaasError):  # unreadable logs are reported by an earlier check
         for uuid, name in rescue.names_of(store)[0].items() if any(spool.histories()) else ():
             kept = rescue.damage(store, uuid) if any(spool.histories(uuid)) else None
             if kept is not None:
@@ -147,7 +147,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 
 
 def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
-    """What was rescued and what was lost, in lines for people."""
+    """Lines for people that say what was rescued and what was lost."""
     if handed_over:
         yield f"{output.count(len(handed_over), 'replica')} received from live peers"
     yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"

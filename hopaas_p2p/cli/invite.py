@@ -1,4 +1,4 @@
-"""`hopaas-p2p invite`: one string that lets somebody join a study."""
+"""The command `hopaas-p2p invite`, which prints one string that lets somebody join a study."""
 
 from __future__ import annotations
 

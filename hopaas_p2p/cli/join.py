@@ -1,4 +1,6 @@
-"""`hopaas-p2p join`: joins a study with an invitation, finds a route to its store, and runs trials."""
+"""The command `hopaas-p2p join`, which joins a study with an invitation, finds a route to its store, and runs
+trials.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 VIA: Final = ("auto", "direct", "folder")
-"""How jobs reach a store; `auto` also starts a relay on the login node, for jobs that need one."""
+"""How jobs can reach a store. With `auto`, a relay is also started on the login node, for jobs that need one."""
 _LONGEST: Final = 1 << 16
 _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joined
 
@@ -64,7 +66,7 @@ def join(
 
     With --submit, this command writes the batch script, shows it and submits it, as `submit` does; --via auto starts a
     relay here for jobs that need one. Everything else works as in `worker`.
-    """  # noqa: D301  # click's mark for lines that stay as they are
+    """  # noqa: D301  # click needs the backspace
     before = joined_names()
     if leave is not None:
         leave = before[0] if not leave and len(before) == 1 else leave
@@ -104,7 +106,7 @@ def join(
 
 
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:
-    """Start what jobs need on this node, and record how they reach the store."""
+    """Start the relay or the server that jobs need on this node, and record how jobs reach the store."""
     via = via or membership.values.get("via", "auto")
     if via == "folder":
         (pid, log), why = start(membership, "folder"), "needs no network on the nodes"
@@ -134,7 +136,7 @@ def _membership(file: str | None, *, site: str) -> Membership:
 
 
 def _read(file: str | None) -> str:
-    """The invitation as it was given; empty if there is none."""
+    """The text of the invitation; empty if none was given."""
     if file is not None and file.lstrip("\"' \n").startswith("hpj1-"):
         raise InvalidInput(
             "an invitation may contain a token, and arguments are visible in every process list. Pass it on standard "
@@ -151,7 +153,7 @@ def _read(file: str | None) -> str:
     if sys.stdin is None or (file is None and os.environ.get(variable("joined"))):
         return ""
     if file is None and joined_names() and (at_terminal or not select.select([sys.stdin], [], [], _STDIN)[0]):
-        return ""  # nothing is piped in: a batch system may leave standard input open without ever writing to it
+        return ""  # a batch system can leave standard input open without ever writing to it
     if at_terminal:
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()

@@ -1,4 +1,4 @@
-"""Groups of commands that import a command only when it is called, and none to print their own help."""
+"""Groups of commands that import a command only when it is called, so that their own help needs no imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verb = tuple[str, str]
 
 
 class Group(click.Group):
-    """Commands by name. `--help` shows them in sections, or the whole first sentence of each.
+    """A group of commands. Its `--help` shows them in sections, or else the whole first sentence of each.
 
     Commands in `sections` are imported on first use; others are added in click's usual way.
     """

@@ -1,4 +1,6 @@
-"""`hopaas-p2p serve local` and `serve mcp`: one peer for programs in other languages, and for agents."""
+"""The commands `hopaas-p2p serve local`, for programs in other languages, and `serve mcp`, for agents. Either runs one
+peer.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tup
 
 
 def _key(given: str | None) -> tuple[Path, str]:
-    """(the key's file, the key); the file is created if it is missing.
+    """The path of the key's file, and the key. The file is created if it is missing.
 
     Raises:
         ConfigurationError: the file is empty, or others can read or write it, or it can be neither read nor created.

@@ -1,4 +1,4 @@
-"""The entry point: finds the command, runs it, and turns every error into one line and an exit code.
+"""The entry point, which finds the command, runs it, and turns every error into one line and an exit code.
 
 0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 75 run again ·
 77 denied · 78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown only with
@@ -74,16 +74,16 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # the disk is full or the reader gone; Python would flush again at exit and exit with 120
+        except OSError:  # the disk is full or the reader has ended; Python would flush again at exit and exit with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = code or 1
     sys.exit(code)
 
 
 def _open_closed_streams() -> None:
-    """Where the shell has closed stdin, stdout or stderr, use /dev/null.
+    """Replace each of stdin, stdout and stderr that the shell has closed with /dev/null.
 
-    Otherwise the next opened file would get that descriptor, and the output meant for it.
+    Otherwise the next opened file would get the closed descriptor, and the output meant for that stream.
     """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
@@ -130,7 +130,7 @@ def _explain(error: BaseException) -> int:
         code, message = 130, "interrupted"
     elif isinstance(error, click.ClickException):
         code, message = error.exit_code, error.format_message()
-        for kind in ("integer", "float"):  # as click calls a number with limits
+        for kind in ("integer", "float"):  # click's words for a number with limits
             message = message.replace(f"is not a valid {kind} range.", f"is not a valid {kind}.")
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, Group):
             message = f"{error.option_name!r} is not an option here. Put the options of a command after its name."

@@ -1,4 +1,6 @@
-"""What all commands share: the options for store, study and `--json`, and closing the store at the end."""
+"""The parts that all commands share, which are the options for store, study and `--json`, and closing the store at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def together(*adds: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 class CliSession:
-    """One run of a command: its settings, its storage, and how it prints."""
+    """One run of a command, with its settings, its storage, and its ways to print results."""
 
     def __init__(self, *, store: str | None = None, study: str | None = None, as_json: bool = False) -> None:
         self.settings = Settings(warn=output.say, names_store=bool(store))
@@ -71,7 +73,7 @@ class CliSession:
 
     @property
     def study_name(self) -> str:
-        """The study that the command is about; raises like `store_url`."""
+        """The name of the command's study; raises like `store_url`."""
         return self._required("study", "--study NAME")
 
     def _required(self, name: str, option: str) -> str:
@@ -105,7 +107,7 @@ class CliSession:
         return open_study(self.storage(), self.study_name, create=False, **options)
 
     def show(self, data: Any, text: Callable[[], None]) -> None:
-        """Print the result: `data` as JSON with --json, else what `text` prints."""
+        """Print the result, which is `data` as JSON with --json, or else what `text` prints."""
         if self.as_json:
             output.print_json(data)
         else:
@@ -120,7 +122,7 @@ class CliSession:
         optional: Sequence[str] = (),
         empty: str = "",
     ) -> None:
-        """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none.
+        """Print rows as JSON with --json, or else as a table, or the message `empty` if there are none.
 
         A column in `optional` is left out if it is empty in all rows.
         """
@@ -139,7 +141,7 @@ class CliSession:
             self.show(rows, lambda: output.print_table(heads, lines, right=right))
 
     def done(self, data: Any, message: str) -> None:
-        """Report success: `data` as JSON with --json, else a message on stderr."""
+        """Report success, with `data` as JSON with --json, or else with a message on stderr."""
         self.show(data, lambda: output.say(message))
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ def check_new(target: Path, *, force: bool) -> None:
 
 
 def store_named(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Record that the user named this store (`credentials.named`). The callback of arguments that are stores."""
+    """Record that the user named this store (`credentials.named`). It is the callback of arguments that are stores."""
     credentials.named(value or "")
     return value
 
@@ -185,7 +187,9 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
 
 class CommandAfterDashes(click.Command):
-    """Passes the words after `--` as `command`, a tuple; it may be empty only if no command is needed."""
+    """A command that gets the words after `--` as the tuple `command`, which can be empty only if no command is
+    needed.
+    """
 
     def __init__(self, *args: Any, needs_command: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -218,7 +222,8 @@ def command(
 
     Args:
         title: the command's name, by default the function's.
-        study: how the study is named: not at all, by `--study`, or by an argument (`--study` works too).
+        study: how the study is named, either not at all, by `--study`, or by an argument, for which `--study` works,
+            too.
         store: whether the command takes `--store`.
         how: further arguments of `click.command`.
 
@@ -238,7 +243,7 @@ def command(
             if name is not None and study is not None and name != study:
                 raise click.UsageError(f"Name only one study: {name!r} or --study {study!r}.")
             output.quiet = quiet
-            warnings.simplefilter("ignore")  # they are for programmers, not for users
+            warnings.simplefilter("ignore")  # warnings are for programmers, not for users
             named = name if name is not None else study
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:
                 return function(session, *args, **others)

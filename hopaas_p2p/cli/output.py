@@ -1,4 +1,4 @@
-"""Output: JSON for programs, short tables for people. Control characters in untrusted text are made visible."""
+"""Prints JSON for programs and short tables for people. Control characters in untrusted text are made visible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def shell_word(text: str) -> str:
-    """The text as a word for bash, zsh or ksh, in printable ASCII. A terminal shows exactly what a shell gets."""
+    """The text as one word for bash, zsh or ksh, in printable ASCII, so that a terminal shows exactly what the shell
+    gets.
+    """
     if text.isascii() and text.isprintable():
         return shlex.quote(text)
     coded = text.encode("utf-8", "surrogatepass")
@@ -49,7 +51,7 @@ def shell_word(text: str) -> str:
 
 
 quiet = False
-"""Whether the running command was given --quiet; all of its threads read this."""
+"""Whether the running command has --quiet. All threads of the command read this."""
 
 
 def say(message: str, *, always: bool = False) -> None:
@@ -132,7 +134,7 @@ def size_in(column: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def where(row: Mapping[str, Any]) -> str:
-    """Node and site of a peer, which are often the same; "-" if no peer is known."""
+    """The node and the site of a peer, which are often the same; "-" if no peer is known."""
     site, host = row["site"], row["host"]
     if not site and not host:
         return "-"
@@ -182,7 +184,9 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
 
 
 def print_facts(found: dict[str, str | list[str]]) -> None:
-    """Print a line per name (capitalised) and value. Omit empty values; on a terminal, wrap long ones."""
+    """Print a line per name (capitalised) and value. Empty values are omitted, and on a terminal long ones are
+    wrapped.
+    """
     facts = {name: one if isinstance(one, str) else "\n".join(one) for name, one in found.items() if one}
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
@@ -195,7 +199,7 @@ def print_facts(found: dict[str, str | list[str]]) -> None:
 
 
 def finding_text(finding: Finding, *, colour: bool = False) -> str:
-    """The result of a check, and below it the cure."""
+    """The text of a check's result, with the cure below it if the check failed."""
     word = "passed" if finding.passed else "failed"
     cure = f"\n        -> {printable(finding.cure)}" if finding.cure and not finding.passed else ""
     return f"{_coloured(word) if colour else word}  {printable(finding.check)}: {printable(finding.detail)}{cure}"
@@ -206,7 +210,7 @@ def _width(text: str) -> int:
 
 
 def _coloured(text: str) -> str:
-    """The text in its state's colour, if stdout may be coloured; see no-color.org."""
+    """A state's name in the state's colour, if stdout may be coloured; see no-color.org."""
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     colour = None if plain else _COLOURS.get(text)
     return click.style(text, fg=colour) if colour else text

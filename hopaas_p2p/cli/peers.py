@@ -1,4 +1,4 @@
-"""`hopaas-p2p peers list|drain`: list the peers of a study, or ask them to take no more trials."""
+"""The commands `hopaas-p2p peers list|drain`, which list the peers of a study, or ask them to take no more trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
-"""For how many idle peers, the last to join, heartbeats are read; in a bucket each costs a request."""
+"""The most idle peers, the last to join, whose heartbeats are read. In a bucket, each heartbeat costs a request."""
 
 
 @click.group(cls=Group)

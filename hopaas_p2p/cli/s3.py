@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin gc` and `s3-policy`: commands that only buckets need."""
+"""The commands `hopaas-p2p admin gc` and `s3-policy`, which only buckets need."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     try:
         with contextlib.closing(S3Store(session.store_url, create=False)) as store:
             rows.extend(one._asdict() for one in collect(store, keep=keep * 3600.0, dry_run=dry_run))
-    finally:  # before an error, too
+    finally:  # also before an error
         if rows:
             session.show_table(rows, columns, right=("objects", "size"))
             total = sum(one["objects"] for one in rows)

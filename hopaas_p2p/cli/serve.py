@@ -1,4 +1,6 @@
-"""`hopaas-p2p serve …`: serves a store over HTTPS, a folder or a relay, and serves local programs and agents."""
+"""The commands `hopaas-p2p serve …`, which serve a store over HTTPS or a folder, run a relay, and serve local programs
+and agents.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_addr
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
-_SWITCH: Final = 0.0005  # seconds; the event loop and the store's thread take turns at every request
+_SWITCH: Final = 0.0005  # seconds; short, because the event loop and the store's thread take turns at every request
 
 
 @click.group(cls=Group)
@@ -85,7 +87,7 @@ def serve_https(
             limits=https.HttpsLimits(**limits),
         )
         ending = _ending(again=made.hurry)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, int)  # "reload": files are read again anyway
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, int)  # changed files are read again anyway
         output.say(f"Serving on {host}:{await made.start(host, port)}")
         await ending.wait()
         await made.drain()
@@ -108,7 +110,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
 
     async def run() -> int:
-        service = Service(lambda _: open_store(target, create=target.lower().startswith("s3:")))  # no directory
+        service = Service(lambda _: open_store(target, create=target.lower().startswith("s3:")))  # creates no directory
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
             raise ConfigurationError(f"{served.url} cannot be served through a folder; use a directory or another URL")
@@ -138,7 +140,7 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
 
 
 def _allow_many_files() -> None:
-    """As many open files, and so connections, as the system lets this process have."""
+    """Raise this process's limit of open files, and so of connections, as far as the system allows."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,4 +1,6 @@
-"""`hopaas-p2p admin spool list|send|export`: results on this machine's disk that could not reach their store."""
+"""The commands `hopaas-p2p admin spool list|send|export`, for results on this machine's disk that could not reach their
+store.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,7 @@ def send(session: CliSession, source: Path | None) -> int:
 
 
 def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
-    """The store, with its list of studies read; or the error that makes it unusable."""
+    """The store, after its list of studies has been read; or the error that makes the store unusable."""
     from hopaas_p2p.storage import open_storage
 
     try:
@@ -145,9 +147,10 @@ def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
 def _told(
     path: Path | None, spooled: Spooled, stores: list[tuple[str, Storage | HopaasError]]
 ) -> list[str] | HopaasError | None:
-    """Send a batch, from this file of the spool if any, to its store.
+    """Send a batch of results, which may be from a file `path` of the spool, to its store.
 
-    Returns what was not counted, or why the batch stays; None if it belongs to no store.
+    Returns the results that were not counted, or the error because of which the batch stays; None if it belongs to no
+    store of these.
     """
     why: HopaasError | None = None
     for url, store in stores:

@@ -1,4 +1,4 @@
-"""`hopaas-p2p study …`: create, look at, annotate and control studies."""
+"""The commands `hopaas-p2p study …`, which create, show, annotate and control studies."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _POLICY: Final[dict[str, tuple[object, str]]] = {
     "progress_timeout": (None, "stops a trial after {} s without a report"),
     "interrupted": ("fail", "interrupted trials {}"),
 }
-"""For each field of a policy: its default value, and a description."""
+"""Field of a policy -> its default value, and a description."""
 _ROWS: Final = 12
-"""The longest list that `show` prints. A population may have thousands of rungs."""
+"""The most lines of a list that `show` prints. A population can have thousands of rungs."""
 
 
 @click.group(cls=Group)
@@ -70,7 +70,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     if newest:
         none = f"None of the newest studies ({len(newest):,}) can be read."
     for name in [one.study_name for one in storage.frozen_studies(newest)]:
-        with contextlib.suppress(NoSuchStudy):  # deleted this moment
+        with contextlib.suppress(NoSuchStudy):  # the study was just deleted
             found.append(summary.of_study(open_study(storage, name, create=False)))
 
     def best_of(row: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def show(session: CliSession, as_audit: bool) -> None:
 
 
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
-    """The lines of `show`, most important first. Absent values and defaults are omitted.
+    """The lines of `show`, the most important first. Absent values and defaults are omitted.
 
     Long lists are cut, so that the lines fit on a screen; --json has everything.
     """
@@ -179,7 +179,9 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
 
 
 def _best(data: dict[str, Any]) -> list[str]:
-    """The best trial; with several objectives, the size of the front and the best trial by each objective."""
+    """A line with the best trial. With several objectives, the size of the front and the best trial by each
+    objective.
+    """
 
     def line(name: str, one: dict[str, Any]) -> str:
         return f"{name}#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}"
@@ -192,7 +194,7 @@ def _best(data: dict[str, Any]) -> list[str]:
     listing = f"hopaas-p2p trial list --study {shlex.quote(data['name'])} --sort value"
     lines = [f"{output.count(len(best), 'trial')} on the Pareto front; to list: {listing}"]
     for at, (name, direction) in enumerate(zip(data["objectives"], data["directions"], strict=True)):
-        ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # it is called at once
+        ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # the function is called at once
         lines.append(line(f"best {name} ", ranked[-1 if direction == "maximize" else 0]))
     return lines
 
@@ -235,7 +237,7 @@ def stop(session: CliSession, trials: bool) -> None:
     for number in list(running) if trials else ():
         try:
             stopped.stop_trial(number, reason="the study is stopped")
-        except InvalidInput:  # it has ended meanwhile
+        except InvalidInput:  # the trial has ended meanwhile
             running.remove(number)
     asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
     session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")

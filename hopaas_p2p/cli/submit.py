@@ -1,4 +1,6 @@
-"""`hopaas-p2p submit`, and `join --submit`: writes the batch jobs of a study, shows them, and submits them."""
+"""The command `hopaas-p2p submit`, and `join --submit`. They write the batch jobs of a study, show them, and submit
+them.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment; -P keeps modules in the job's directory from shadowing ours."""
+"""The command for this program in this environment. -P keeps modules in the job's directory from shadowing ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
-"""The options in `job_options` for the jobs themselves; the others are for their workers."""
+"""The options in `job_options` for the jobs themselves. All others are for the jobs' workers."""
 
 
 job_options = together(
@@ -79,7 +81,7 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **given: 
 
 
 def _told(session: CliSession, **given: str) -> dict[str, str]:
-    """The settings in effect that jobs need, none of them secret.
+    """The settings in effect that jobs need. None of them is secret.
 
     Raises:
         ConfigurationError: the token, or a password, is in a place that would have to be copied into the job.
@@ -102,7 +104,7 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
 
 
 def _passed_on() -> dict[str, str]:
-    """Variables that tell the nodes where to find credentials, and for which host they are."""
+    """Variables that tell the nodes where the credentials are, and for which host."""
     files = ("PGPASSFILE", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
     return {name: os.environ[name] for name in (*files, "HOPAAS_TOKEN_HOST", "PYTHONPATH") if os.environ.get(name)}
 
@@ -116,7 +118,7 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
     """
     found = {name: os.environ[name] for name in names if name in os.environ}
     for name in [name for name, value in found.items() if credentials.is_secret(name, value)]:
-        if system != "slurm":  # sbatch copies its environment to the jobs, and shows it to nobody
+        if system != "slurm":  # sbatch copies its environment to the jobs, and shows it to no other user
             why = f"--pass {name}: {system} would keep this credential in a file that others can read"
             raise InvalidInput(f"{why}. Put it into a file of mode 600 that your command reads")
         del found[name]
@@ -126,10 +128,10 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
 def submit_joined(
     session: CliSession, system: str, joined: Membership, command: tuple[str, ...], given: dict[str, Any]
 ) -> None:
-    """Submit the jobs of a joined study, which find their own route to the store, on their nodes."""
+    """Submit the jobs of a joined study. Each job finds its own route to the store on its node."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
-        credentials.may_sign(servers_of(joined.store))  # in a pod, the bucket would pass for one that the user named
+        credentials.may_sign(servers_of(joined.store))  # because a pod takes the bucket for one that the user named
     values, verb = joined.values, "worker"
     files = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
     if values.get("via") == "folder":
@@ -171,7 +173,7 @@ def _submit(
         for path, text in files.items():
             with replace_atomically(own / path.name) as draft:
                 draft.write_text(text)
-                draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it in place
+                draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run the script in place
     last = list(files)[-1]
     by_hand = f"{shlex.join(batch.SUBMISSION[system])} < {shlex.quote(str(last))}"
     if not session.as_json:
@@ -180,7 +182,7 @@ def _submit(
     if given["dry_run"]:
         output.say(f"to submit the script: {by_hand}")
     else:
-        if system == "kubernetes" and secret:  # made, or renewed; its content passes through pipes only
+        if system == "kubernetes" and secret:  # creates or renews the secret, whose content passes through pipes only
             keys = [f"--from-file={key}={path}" for key, path in secret.items()]
             made = _run(["kubectl", "create", "secret", "generic", job.name, *keys, "--dry-run=client", "-o", "yaml"])
             _run(["kubectl", "apply", "-f", "-"], text=made)
@@ -191,7 +193,8 @@ def _submit(
 
 
 def _folder() -> Path:
-    """The folder for scripts and job output. Batch systems open both by path, which nobody else may redirect.
+    """The folder for scripts and job output. Batch systems open both by path, so no other user may be able to redirect
+    it.
 
     Raises:
         InvalidInput: there is no place that others cannot redirect.

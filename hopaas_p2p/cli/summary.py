@@ -32,7 +32,7 @@ _MEANS: Final = 5  # configurations that `study show` lists with their means
 
 
 def of_study(study: Study, signs: dict[str, SignOfLife] | None = None) -> dict[str, Any]:
-    """A study at a glance; `signs` holds the signs of life of the peers that run its trials, if they have been read."""
+    """A summary of a study. `signs` has the signs of life of the peers that run its trials, if these have been read."""
     state = study.state
     definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
@@ -42,7 +42,7 @@ def of_study(study: Study, signs: dict[str, SignOfLife] | None = None) -> dict[s
 
 
 def more_of_study(study: Study) -> dict[str, Any]:
-    """More of a study, for `study show`."""
+    """Further facts about a study, for `study show`."""
     state = study.state
     define = definition_of(state, study.name)
     names = {"attempts": "attempts", "lease_ttl": "ttl"}
@@ -80,7 +80,7 @@ def search_in_words(attributes: Mapping[str, str]) -> dict[str, str]:
 
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
-    """More of a trial, for `trial show`."""
+    """Further facts about a trial, for `trial show`."""
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
         "metrics": {name: dict(sorted(values.items())) for name, values in trial.metrics.items()},

@@ -1,4 +1,6 @@
-"""`hopaas-p2p study export|import|copy|report`: files, Optuna's own storages, trackers, and other stores."""
+"""The commands `hopaas-p2p study export|import|copy|report`, for files, Optuna's own storages, trackers, and other
+stores.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _FEW_RETRIES: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
-"""MLflow would retry for minutes by default; `study export` retries itself."""
+"""Settings that limit MLflow's own retries, which would take minutes by default. `study export` itself retries."""
 
 
 @command(study="argument")
@@ -86,7 +88,7 @@ def export(
 
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
-    """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
+    """Send the data that the tracker lacks. With `follow`, repeat this until the study is over."""
     from hopaas_p2p.trackers import Export, MLflow, WandB
     from hopaas_p2p.trackers.follow import leave_link
 
@@ -99,7 +101,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
     with contextlib.closing(tracker):
         while True:
             try:
-                # read before the export, which must include the last trials
+                # read first, so that the export includes the last trials
                 done = not follow or study.is_over()
                 sent += export_.sync()
             except HopaasError as error:

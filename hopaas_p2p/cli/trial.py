@@ -1,4 +1,4 @@
-"""`hopaas-p2p trial …`: run a trial step by step; look at, queue, annotate and stop trials; their files."""
+"""The commands `hopaas-p2p trial …`, which run a trial step by step, or show, queue, annotate and stop trials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hopaas_p2p.spec import space
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _ORDERS: Final = ("number", "value", "start", "seconds")
 _HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
-"""Our own columns in a list; an objective with such a name gets the head `VALUE NAME`."""
+"""Our own columns in a list. An objective with such a name gets the head `VALUE NAME`."""
 
 
 @click.group(cls=Group)
@@ -98,15 +98,15 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
 
 
 def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[str, Any]]:
-    """The rows in ascending order; by an objective, the best first, and infeasible trials behind the others. By value,
-    the trials on a front come first. Trials without a value are last. An objective with the name of another order is
-    `value.NAME`.
+    """The rows in ascending order. By an objective, the best come first, and infeasible trials come after the others.
+    By value, the trials on a front come first. Trials without a value are last. An objective whose name is also another
+    order is `value.NAME`.
     """
     directions = () if state.define is None else state.define.directions
     named = [f"value.{one}" if one in _ORDERS and len(directions) > 1 else one for one in objectives(state)]
     orders = {**{name: at for at, name in enumerate(named)}, **dict.fromkeys(_ORDERS), "value": 0}
     if sort not in orders:
-        known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
+        known = ", ".join(" ".join(name.split()) for name in orders)  # the names of objectives are not trusted
         raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
     by = orders[sort]
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(directions) > 1 else ()
@@ -142,7 +142,7 @@ def show(session: CliSession, number: int) -> None:
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
-    """The lines of `show`; absent values are omitted."""
+    """The lines of `show`. Absent values are omitted."""
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
@@ -158,7 +158,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
     links = [f"{what} #{data[name]}" for name, what in related.items() if data[name] is not None]
     metrics = [
         f"{name} = {output.number(values[max(values)])} at step {max(values)} ({output.count(len(values), 'step')})"
-        for name, values in data["metrics"].items()  # JSON has all of the steps
+        for name, values in data["metrics"].items()  # the JSON output has all steps
         if values
     ]
     stop, seen = data["stop_requested"], "acknowledged by its peer" if data["stop_acknowledged"] else "not acknowledged"
@@ -245,7 +245,7 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
     done = []
     for number in numbers:
         if study.state.trials[number].state is TrialState.WAITING:
-            with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
+            with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it was just started
                 study.handle.finish(number, OptunaState.FAIL, None, reason or "withdrawn by hand")
                 done.append(f"Trial {number} was withdrawn.")
                 continue

@@ -1,4 +1,4 @@
-"""`hopaas-p2p trial ask|report|log|should-prune|tell|renew|release`: a trial from the shell.
+"""The commands `hopaas-p2p trial ask|report|log|should-prune|tell|renew|release`, which run a trial from the shell.
 
 eval "$(hopaas-p2p trial ask --shell)"
 loss=$(./train --lr "$HOPAAS_PARAM_lr")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def _verb(function: Callable[..., Any]) -> click.Command:
-    """Make a command about the trial of a ticket."""
+    """Make a command that acts on the trial of a ticket."""
     ticket = click.option("--ticket", metavar="TICKET", help="The output of `trial ask`. [default: HOPAAS_TICKET]")
     return command(study="none", context_settings={"ignore_unknown_options": True})(ticket(function))  # -0.5 is a value
 
@@ -102,15 +102,16 @@ Ask = Callable[..., Reply]
 def _asking(
     session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
 ) -> Iterator[Ask]:
-    """A way to send requests about the ticket's trial. --store overrides the ticket's store, as its path may differ.
+    """A function that sends requests about the ticket's trial. --store overrides the ticket's store, whose path can
+    differ here.
 
-    Under a worker the ticket is the worker's socket, and no store is opened, because the worker's pruner decides. `end`
-    makes the record of the result, so that it can be spooled if the store is unreachable.
+    Under a worker, the ticket is the worker's socket, and no store is opened, because the worker's pruner decides.
+    `end` makes the record of the result, which is spooled if the store is unreachable.
     """
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("No ticket given. Use --ticket, or set HOPAAS_TICKET to the output of `trial ask`.")
-    found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # also accepts the whole output of `ask`
+    found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # the whole output of `ask` is accepted, too
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
         return

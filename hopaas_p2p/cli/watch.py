@@ -1,4 +1,4 @@
-"""`hopaas-p2p watch`: follows a study, live on a terminal, in plain lines elsewhere."""
+"""The command `hopaas-p2p watch`, which follows a study, live on a terminal, and elsewhere in plain lines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
                 sys.stdout.flush()
             if once or (look["done"] and not (sender is not None and sender.owes)):
                 return 0
-            if not look["done"]:  # perhaps again, with a larger budget
+            if not look["done"]:  # a larger budget may have reopened the study
                 deadline = until
             elif deadline is None:
                 deadline = time.monotonic() + _LAST_ALERTS
@@ -93,7 +93,7 @@ def _pause(study: Study, seconds: float) -> None:
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:
-    """Look at the study repeatedly, forever; during an outage of its store, yields its last known state."""
+    """Read the study repeatedly, without end. During an outage of the store, the last known state is yielded."""
     last: dict[str, Any] = {}
     while True:
         try:
@@ -113,7 +113,7 @@ def _look(study: Study) -> dict[str, Any]:
     """The study, its running trials, and whether it is done."""
     from hopaas_p2p.cli import summary
 
-    done = study.is_over()  # read before the rest, which then shows the last trials
+    done = study.is_over()  # read first, so that the rest includes the last trials
     state = study.state
     signs = signs_of_life(study.storage.peer, state)
     seen, running = summary.of_study(study, signs), []
@@ -128,7 +128,7 @@ def _look(study: Study) -> dict[str, Any]:
 
 
 def sentence(look: dict[str, Any]) -> str:
-    """The study as it was looked at, on one line."""
+    """The state of the study when it was read, on one line."""
     words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
     counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"
@@ -142,7 +142,7 @@ def sentence(look: dict[str, Any]) -> str:
 
 
 def table(look: dict[str, Any]) -> list[str]:
-    """The running trials."""
+    """The lines of a table of the running trials."""
     rows = [
         [
             str(one["number"]),

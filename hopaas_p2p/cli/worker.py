@@ -1,4 +1,6 @@
-"""`hopaas-p2p worker` and `hopaas-p2p run`: a command for each trial, with signals, a time limit, and exit codes."""
+"""The commands `hopaas-p2p worker` and `run`, which run a command for each trial, with signals, a time limit, and exit
+codes.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.
-    """  # noqa: D301  # click's mark for lines that stay as they are
+    """  # noqa: D301  # click needs the backspace
     return work(session, command, **others)[0]
 
 
@@ -102,7 +104,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         reason = f"{str(error).rstrip('.')}. Run this job again later."
         output.say(reason)
         code = _AGAIN
-    if output.quiet and code and reason:  # --quiet hides progress, but not why there is none
+    if output.quiet and code and reason:  # --quiet hides progress, but not the reason of a failure
         output.say(reason, always=True)
     session.show({"trials": [{"number": number, "state": state} for number, state in ran]}, lambda: None)
     return code, ran

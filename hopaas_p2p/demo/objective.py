@@ -1,7 +1,7 @@
 """The code that a user would write, to train a neural network on scikit-learn's hand-written digits.
 
-1,437 digits are for tuning by five-fold cross-validation. Each epoch reports the mean accuracy of the five networks on
-the digits that each network has not seen. 360 digits are held out from all trials.
+1,437 digits are for tuning by five-fold cross-validation. Each epoch reports the mean accuracy of the five networks,
+each on the digits that it was not trained on. Another 360 digits are held out from all trials.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from hopaas_p2p.study import Study
 
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo is interrupted
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-"""Set to 1, because several peers share the cores and would slow each other down with one thread per core each."""
+"""Variables set to 1, because the peers share the cores, and would slow each other down with one thread per core
+each."""
 
 
 class KilledPeer(NamedTuple):
@@ -32,7 +33,7 @@ class KilledPeer(NamedTuple):
 
 
 class PeerProcesses:
-    """The peers of one demo, as a context manager. All of them have ended when the block is left."""
+    """The peers of one demo, as a context manager. When its block is left, all peers have ended."""
 
     def __init__(self, study: Study, *, store: str, folder: Path) -> None:
         self._study, self._store, self._folder = study, store, folder
@@ -96,8 +97,8 @@ class PeerProcesses:
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
         """Kill a peer that is in the middle of a trial; None if there is none.
 
-        A trial that the log shows may have ended when the signal arrives. So the peer is first stopped, then the log is
-        read again, and the peer is only killed if it still runs that trial.
+        The trial that the log shows could end before a signal arrives. So the peer is first stopped (SIGSTOP), then the
+        log is read again, and the peer is killed only if it still runs that trial.
         """
         for name, popen in self._processes.items():
             trial = _trial_of(popen.pid, state)

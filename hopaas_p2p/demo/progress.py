@@ -1,6 +1,6 @@
-"""The events of the demo, read from its State as they become visible.
+"""Finds the events of the demo in the study's State.
 
-Peers do not report to this code, which opens the same store and replays the same log, as a dashboard would.
+The demo's peers do not report to this code. It opens the same store and replays the same log, as a dashboard would.
 """
 
 from __future__ import annotations

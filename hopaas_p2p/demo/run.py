@@ -1,4 +1,6 @@
-"""Runs the demo from beginning to end, with its study, peers, kill and report, and commands to explore further."""
+"""Runs the whole demo. It creates a study, starts peers, kills one, and prints the results and commands to explore
+further.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
         ConfigurationError: the store cannot be used.
 
     """
-    with handled([signal.SIGTERM], signal.default_int_handler):  # lets the `with` blocks end the peers
+    with handled([signal.SIGTERM], signal.default_int_handler):  # so that the `with` blocks end the peers
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
         study = _new_study(store, trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
@@ -93,7 +95,7 @@ def _new_study(store: str, budget: int) -> Study:
 
 
 def _watch(study: Study, processes: PeerProcesses, screen: Screen, *, trials: int, timeout: float, kill: bool) -> None:
-    """Show the study until its peers have ended, and kill one of them on the way."""
+    """Show the study until its peers have ended, and kill one of them meanwhile."""
     began = time.monotonic()
     reader = EventReader({pid: name for name, pid, _ in processes.statuses()})
     stopped = False
@@ -114,7 +116,7 @@ def _watch(study: Study, processes: PeerProcesses, screen: Screen, *, trials: in
                 screen.say(elapsed, f"peer {killed.name} KILLED (SIGKILL, pid {killed.pid}) {where}", "bad")
         if elapsed > timeout and not stopped:
             stopped = True
-            screen.say(elapsed, f"time is up after {timeout:g} s: no more trials are started")
+            screen.say(elapsed, f"time is up after {timeout:g} s; no more trials are started")
             study.stop_all()
         time.sleep(_INTERVAL)
 
@@ -170,7 +172,9 @@ def dashboard(store: str) -> str:
 
 
 def program() -> str:
-    """The command for this program: its name if the shell finds it, or else its path, as after `make demo`."""
+    """The command for this program. It is the program's name if the shell finds it, or else its path, as after `make
+    demo`.
+    """
     ours = Path(sys.executable).with_name("hopaas-p2p")
     found = shutil.which("hopaas-p2p")
     if not ours.exists() or (found is not None and ours.samefile(found)):

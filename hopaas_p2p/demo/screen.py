@@ -1,4 +1,6 @@
-"""Shows the demo as a line per event, and below them peers and progress, or a status line without a terminal."""
+"""Shows one line per event of the demo, and below the events a table of peers and progress, or status lines without a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class Screen:
         self._console.print(line, soft_wrap=True)
 
     def show(self, state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> None:
-        """Show the present state of the study; without a terminal, only if a status line is due."""
+        """Show the current state of the study. Without a terminal, print a status line if one is due."""
         if self._live is not None:
             self._live.update(below(state, peers, elapsed=elapsed, epochs=self._epochs))
         elif elapsed >= self._next:

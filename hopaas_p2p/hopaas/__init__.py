@@ -2,7 +2,7 @@
 
     import hopaas_p2p.hopaas as hpc
 
-is the one line to change in a script. docs/moving.md lists the differences, where the original was wrong.
+is the one line to change in a script. docs/moving.md lists the differences from the original.
 """
 
 from __future__ import annotations

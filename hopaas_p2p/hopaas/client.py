@@ -23,16 +23,17 @@ _lock: Final = threading.Lock()
 
 
 class Client:
-    """The store that holds this client's studies. Nothing is contacted before a study needs it.
+    """The store that holds this client's studies. It is contacted when a study first needs it.
 
     Args:
         server: the store, as a directory or a URL.
-        token: for `server` if that is a served store, otherwise for your own store; never for a joined study's.
-        config_filename: has no effect; the original's files name its server.
+        token: the token for `server` if that is a served store, otherwise for your own store. It is never used for the
+            store of a joined study.
+        config_filename: has no effect; the original's file named its server.
         force_reconfig: has no effect; the original asked questions at the terminal.
 
-    Without `server`, the store of our own settings (`HOPAAS_STORE`, hopaas.toml) is used. If they name a store, it is
-    also used in place of a Hopaas server's address (http://…, https://…), so that a script may keep that address.
+    Without `server`, the store of our own settings (`HOPAAS_STORE`, hopaas.toml) is used. A store in these settings is
+    also used in place of a Hopaas server's address (http://…, https://…), so a script can keep that address.
 
     Raises:
         HopaasServerError: no store is named.
@@ -54,7 +55,7 @@ class Client:
         return f"hopaas.Client({self.server!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        self._leave_token()  # the secret is not pickled; a child inherits the environment
+        self._leave_token()  # the secret is not pickled, and a child inherits the environment
         return self.__dict__ | {"_token": None}
 
     def _leave_token(self) -> None:
@@ -71,7 +72,7 @@ class Client:
 
     @property
     def token(self) -> str:
-        """`***` if there is a token, or else empty. The token itself is not shown."""
+        """`***` if there is a token, or else an empty string. The token itself is not shown."""
         return str(self._token or "")
 
     @property
@@ -95,7 +96,7 @@ class Client:
             return _storages[self._store]
 
     def close(self) -> None:
-        """Send queued records and close the store. Also happens when the program ends."""
+        """Send queued records and close the store. This also happens when the program ends."""
         with _lock:
             storage = _storages.pop(self._store, None)
         if storage is not None:
@@ -103,13 +104,15 @@ class Client:
 
 
 def _usable(server: str) -> str:
-    """The store to use: this one, or that of our settings if none, or the address of a Hopaas server, is given."""
+    """The store to use, which is `server`, or the one in our settings if `server` is empty or the address of a Hopaas
+    server.
+    """
     if server and urlsplit(server).scheme not in ("http", "https"):
         return server
     with translated():
         settings = Settings()
         instead = settings.get("store")
-        if instead == server or (not instead and server.startswith("https:")):  # a store that is served
+        if instead == server or (not instead and server.startswith("https:")):  # a served store
             return server
         if instead:
             settings.publish()

@@ -1,4 +1,6 @@
-"""The errors of the original, by its names. The `__cause__` of each is our own error, which has more details."""
+"""The errors of the original under their original names. The `__cause__` of each is our own error, which has more
+details.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class HopaasConsistencyError(HopaasError):
 
 
 class NoMoreTrials(HopaasError, SystemExit):
-    """The study starts no more trials, because its budget is used up, or somebody paused or stopped it.
+    """The study starts no more trials, because its budget is used up, or because it was paused or stopped.
 
     The original had no such error. A script that does not catch it (`while True: with study.trial() …`) ends with exit
     code 0, as after `sys.exit()`.

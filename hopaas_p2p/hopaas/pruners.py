@@ -1,4 +1,4 @@
-"""The pruners of the original. The set-up of a study names its pruner and the arguments."""
+"""The pruners of the original. The set-up of a study contains its pruner's name and arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from hopaas_p2p.hopaas.setup import NamedArguments
 
 testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPruner"]
-"""The names of all pruners, in the original's list for its tests."""
+"""The names of all pruners, under the name of the list that the original's tests use."""
 
 
 def NopPruner() -> NamedArguments:
@@ -32,5 +32,5 @@ def ThresholdPruner(
 def HyperbandPruner(
     min_resources: int = 1, max_resources: str | int = "auto", bootstrap_count: int = 0
 ) -> NamedArguments:
-    """Prunes a trial that is not among the best of its bracket at its rung. Resources are counted in steps."""
+    """Prunes a trial that is not among the best at a rung of its bracket. Resources are counted in steps."""
     return NamedArguments("HyperbandPruner", locals())

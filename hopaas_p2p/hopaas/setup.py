@@ -1,21 +1,23 @@
-"""The named arguments with which the set-up of a study describes a sampler or pruner."""
+"""A sampler or pruner in the set-up of a study, as a name with arguments."""
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
 _THEIRS: Final = {"min_resources": "min_resource", "max_resources": "max_resource", "consider_magic_clip": ""}
-"""Arguments that have another name in Optuna; an empty name if Optuna has no such argument."""
+"""The original's arguments that have another name in Optuna, or an empty name if Optuna has no such argument."""
 
 
 class NamedArguments(NamedTuple):
-    """An Optuna sampler or pruner by name and arguments; every process that runs trials makes its own."""
+    """An Optuna sampler or pruner by name and arguments. Every process that runs trials creates its own object."""
 
     name: str
     args: dict[str, Any]
 
     def make(self) -> Any:
-        """Optuna's object of this name. Raises ValueError or TypeError if it does not take these arguments."""
+        """A new Optuna object of this class. Raises ValueError or TypeError if the class does not take these
+        arguments.
+        """
         import optuna
 
         arguments = {_THEIRS.get(name, name): value for name, value in self.args.items()}

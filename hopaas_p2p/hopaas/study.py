@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import hopaas_p2p
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_TERMINATED: Final = 128 + signal.SIGTERM  # into which `Study.trial` turns the signal
+_TERMINATED: Final = 128 + signal.SIGTERM  # the exit code by which `Study.trial` recognises the signal
 
 
 class Study:
@@ -67,7 +67,7 @@ class Study:
         self._space = {key: _range(key, one) for key, one in (given | texts).items() if isinstance(one, Distribution)}
         self._constants = _plain({key: one for key, one in given.items() if key not in self._space})
         self.special_properties: Final = _plain(_checked(special_properties or {}, "special_properties"))
-        """Facts about this job, which are stored with each trial."""
+        """Facts about this job that are stored with each trial."""
         if direction not in ("minimize", "maximize"):
             raise InvalidInput(f"direction must be 'minimize' or 'maximize', not {direction!r}")
         self.direction: Final = direction
@@ -83,10 +83,13 @@ class Study:
         """The digest of the set-up, which is the study's id once it is joined."""
         title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in name)
         self.store_name: Final = f"{title[:100]}-{self.setup_id[:8]}"
-        """The study's name in the store: its title, turned into a valid name, and the beginning of its id."""
+        """The study's name in the store. It consists of the title, turned into a valid name, and the beginning of the
+        id."""
 
     def _fingerprint(self) -> str:
-        """A digest of the set-up, the same in every process, whatever the order and spelling."""
+        """A digest of the set-up. It is the same in every process, and does not depend on the order or spelling of the
+        arguments.
+        """
         space = {name: [type(one).__name__, *msgspec.to_builtins(one)] for name, one in self._space.items()}
         setup = {
             "name": self._name,
@@ -115,7 +118,7 @@ class Study:
         """The id of the best trial of all processes.
 
         Raises:
-            HopaasConsistencyError: nobody has started the study yet, or no trial is complete.
+            HopaasConsistencyError: the study has no trials yet, or none is complete.
 
         """
         study = self._existing()
@@ -129,7 +132,7 @@ class Study:
 
     @property
     def trials(self) -> dict[int, FrozenTrial]:
-        """The trials of all processes by id; none if nobody has started the study yet."""
+        """The trials of all processes by id; empty while the study does not exist."""
         study = self._existing()
         with translated():
             trials = study.trials if study is not None else []
@@ -139,7 +142,7 @@ class Study:
         }
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters and constants in the order in which the script gave them."""
+        """Parameters and constants, in the order of the script's `properties`."""
         values = {**self._constants, **params}
         return {name: values[name] for name in self._order if name in values}
 
@@ -147,8 +150,9 @@ class Study:
     def trial(self) -> Iterator[Trial]:
         """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
 
-        The last loss that was set is the result. No loss, None, NaN, an exception, or `sys.exit` inside the block fails
-        the trial, with the reason; SIGTERM and Ctrl-C return it, to be run again. Exceptions and signals propagate.
+        The last loss that was set is the result. The trial fails, with the reason, if there is no loss, if the loss is
+        None or NaN, or if the block raises an exception or calls `sys.exit`. SIGTERM and Ctrl-C return the trial, to be
+        run again. Exceptions and signals propagate.
 
         Raises:
             NoMoreTrials: the study starts no more trials; a script that does not catch this ends with exit code 0.
@@ -172,7 +176,7 @@ class Study:
         except (FailedTrial, OwnError) as error:
             if error is stopped:
                 raise
-            if isinstance(error, FailedTrial | LeaseLost | NoWork):  # a script without more work should show why
+            if isinstance(error, FailedTrial | LeaseLost | NoWork):  # when no work is left, the script should show why
                 _log.warning("%s%s", f"trial {trial.id} fails: " if isinstance(error, FailedTrial) else "", error)
             if not isinstance(error, FailedTrial | LeaseLost):
                 raise translation(error) from error
@@ -180,7 +184,7 @@ class Study:
                 raise stopped from None
 
     def _existing(self) -> hopaas_p2p.Study | None:
-        """The study in its store; None if nobody has started it yet."""
+        """The study in its store; None if it does not exist yet."""
         with translated(), contextlib.suppress(NoSuchStudy):
             return self.join(create=False)
         return None

@@ -34,12 +34,12 @@ def LogUniform(low: float, high: float) -> records.Float:
 
 
 def DiscreteUniform(low: float, high: float, q: float = 1.0) -> records.Float:
-    """A number of low, low + q, … up to high. The original ignored `q`."""
+    """One of the numbers low, low + q, … up to high. The original ignored `q`."""
     return Float(low, high, q)
 
 
 def Categorical(choices: Sequence[Any]) -> records.Categorical:
-    """One of these choices: strings, numbers, booleans or None. In the text form, all choices are strings."""
+    """One of these choices, which are strings, numbers, booleans or None. In the text form, all choices are strings."""
     return records.Categorical(tuple(choices))
 
 
@@ -60,7 +60,8 @@ _KINDS: Final[dict[str, tuple[Callable[..., records.Distribution], tuple[Callabl
     "loguniform": (LogUniform, (float, float)),
     "discrete_uniform": (DiscreteUniform, (float, float, float)),
 }
-"""The distribution of each kind, and the readers of the text form's parts; the first two parts are required."""
+"""For each kind, its distribution, and the functions that read the parts of its text form. The first two parts are
+required."""
 
 
 def parse(text: str) -> records.Distribution:

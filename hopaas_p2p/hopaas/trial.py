@@ -18,7 +18,7 @@ class FrozenTrial:
     study_id: str
     trial_id: int
     loss: float | None
-    """The result; for a running or pruned trial, the last loss that was set; for a failed trial, None."""
+    """The result. For a running or pruned trial, it is the last loss that was set; for a failed trial, None."""
     properties: dict[str, Any]
     state: str = "COMPLETE"
 
@@ -61,9 +61,9 @@ class Trial:
 
     @property
     def loss(self) -> float | None:
-        """The last loss, or None. Setting it reports it as the next step; the last one is the trial's result.
+        """The last loss, or None. Setting a loss reports it as the next step, and the last one is the trial's result.
 
-        Setting it to None last fails the trial.
+        The trial fails if the last loss is None.
         """
         return self._loss
 
@@ -87,7 +87,7 @@ class Trial:
 
     @property
     def should_prune(self) -> bool:
-        """Whether to give this trial up now. Costs no round trip.
+        """Whether to give this trial up now. The call makes no round trip.
 
         After True, the trial ends as PRUNED if the script sets no further loss; otherwise that loss is the result.
         """

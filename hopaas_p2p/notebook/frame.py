@@ -1,4 +1,4 @@
-"""HTML for a notebook's cell, with styles that affect nothing else, in the notebook's own colours."""
+"""HTML for a notebook's cell, in the notebook's own colours. Its styles affect nothing outside the cell."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from hopaas_p2p.report.page import figure, part
 
 
 def framed(body: str) -> str:
-    """The body with its styles."""
+    """The body of a view with its styles."""
     return f'<div class="hopaas-p2p"><style>{_style()}</style>{body}</div>'
 
 
 @functools.cache
 def _style() -> str:
-    """Nested under one class; the colours of text and lines are mixed from the notebook's, light or dark."""
+    """The style sheet, nested under one class. Text and lines get mixtures of the notebook's own colours, light or
+    dark.
+    """
     own = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return f".hopaas-p2p {{\n{part('charts.css')}{part('tables.css')}{own}}}"
 

@@ -1,4 +1,4 @@
-"""`study.plot`, which draws charts of the trials of all peers as they are now."""
+"""`study.plot`, which draws charts of the trials of all peers in their current state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NotebookChart:
-    """A chart of one moment, which a notebook shows."""
+    """A chart of the study's state at one time, which a notebook shows."""
 
     def __init__(self, body: str) -> None:
         self._body = body
@@ -52,7 +52,7 @@ class Plot:
         return self._drawn("Learning curves", charts.curves)
 
     def timeline(self) -> NotebookChart:
-        """Which peer ran which trial when, and where interrupted trials were retried."""
+        """One row per peer with the trials that it ran, and where interrupted trials were retried."""
         return self._drawn("Timeline by peer", lambda state, _: timeline(state))
 
     def importances(self) -> NotebookChart:
@@ -72,7 +72,7 @@ class Plot:
         )
 
     def _drawn(self, title: str, draw: Callable[[State, TrialTable], Chart | str | None]) -> NotebookChart:
-        """A chart, or another drawing as HTML, or why there is none."""
+        """A chart or other HTML from `draw`, or the reason why there is nothing to draw."""
         with looking_at(self._study) as state:
             found = draw(state, TrialTable.of(state))
         if isinstance(found, Chart):

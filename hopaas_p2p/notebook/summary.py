@@ -1,4 +1,4 @@
-"""A study at a glance, as HTML."""
+"""A short view of a study, as HTML."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def study_html(study: StudyLike) -> str:
 
 
 def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfLife], chart: bool = False) -> str:
-    """The content of the study's view; `signs` holds the signs of life of the peers that run its trials."""
+    """The content of the study's view. `signs` has the signs of life of the peers that run its trials."""
     seen = glance(state, signs)
     about = [store, *([", ".join(seen["directions"])] if seen["directions"] else [])]
     used = f"{seen['used']:,} of {state.budget or 0:,} {state.configurations.unit} used"

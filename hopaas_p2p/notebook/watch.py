@@ -16,7 +16,7 @@ from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
-"""(store, study) -> its view. Running a cell again replaces the view."""
+"""(store, study) -> the study's view. Running a cell again replaces the view."""
 _JOIN: Final = 5.0  # seconds; longer than an exchange with a responsive store
 
 
@@ -48,7 +48,7 @@ class Watching:
         return f"<watching {self._study.name!r}, {'stopped' if self._stopped.is_set() else 'live'}>"
 
     def _ipython_display_(self) -> None:
-        """Show nothing as a cell's last value, because the view is already shown."""
+        """Show nothing when the view is a cell's last value, because it is already shown."""
 
     def stop(self) -> None:
         """Stop updating the view."""
@@ -63,7 +63,7 @@ class Watching:
             timeout: seconds; None waits forever.
 
         """
-        self._thread.join(timeout)  # Ctrl-C ends it
+        self._thread.join(timeout)  # Ctrl-C ends the wait
         return self._over.is_set()
 
     def _follow(self) -> None:
@@ -76,7 +76,7 @@ class Watching:
         before = self._body
         try:
             study = self._study
-            over = study.is_over()  # read before the view, which then shows the last trials
+            over = study.is_over()  # read first, so that the view includes the last trials
             signs = signs_of_life(study.storage.peer, study.state)
             alive = {owner: sign.alive for owner, sign in signs.items()}
             with looking_at(study) as state:
@@ -95,7 +95,7 @@ class Watching:
 
 
 def _notebook(name: str) -> tuple[Any, Any]:
-    ipython = sys.modules.get("IPython")  # which a notebook has loaded
+    ipython = sys.modules.get("IPython")  # a notebook has loaded it
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         raise InvalidInput(
             f"study.watch() works only in Jupyter; in a terminal use: hopaas-p2p watch {shlex.quote(name)}"

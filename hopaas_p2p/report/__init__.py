@@ -1,4 +1,4 @@
-"""Writes a study as one self-contained HTML file, which needs no network, script or server."""
+"""Writes the report of a study as one self-contained HTML file, which needs no network, script or server."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hopaas_p2p.study_like import StudyLike, looking_at
 def write_report(study: StudyLike, path: str | Path) -> Path:
     """Write the report of a study and return its path.
 
-    10,000 trials take a few seconds and about half a megabyte; larger data are sampled, as the captions note. The study
-    may continue meanwhile. The report shows its state at one moment.
+    For 10,000 trials, this takes a few seconds, and the file has about half a megabyte. Larger data are sampled, as the
+    captions note. The study may continue meanwhile. The report shows the study's state at one time.
 
     Raises:
         OSError: the file cannot be written.
 
     """
-    from hopaas_p2p.report.page import render  # here, so that other commands do not wait for Optuna
+    from hopaas_p2p.report.page import render  # imported here, so that other commands do not wait for Optuna
 
     with looking_at(study) as present:
-        state = snapshot.load(snapshot.dump(present))  # a copy, while the peer continues
+        state = snapshot.load(snapshot.dump(present))  # a copy, so that the peer can continue
     now, target = datetime.datetime.now(datetime.UTC), Path(path).expanduser()
     text = render(state, name=study.name, store=redacted(study.storage.url), now=now)
     with replace_atomically(target) as draft:

@@ -38,7 +38,7 @@ _DOTS: Final = 3000
 
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
-    """The whole page. The same State and time give the same text."""
+    """The whole page as HTML. The same State and time give the same text."""
     trials = TrialTable.of(state)
     empty = "No trial has been started yet." if state.define is not None else "This study has no definition yet."
     learned = learned_of(state, trials)
@@ -57,7 +57,7 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
 
 
 def part(name: str) -> str:
-    """A file next to this one: the page, or its styles."""
+    """The text of a file next to this one, which is the page or one of its style sheets."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -147,7 +147,7 @@ def _small(drawn: Sequence[Chart], note: str) -> Html:
 
 
 def slices(trials: TrialTable, names: Sequence[str]) -> Html:
-    """The value over each of these parameters."""
+    """One small chart per parameter, with the value over it."""
     drawn = [charts.slice_(trials, name, most=400) for name in names]
     found, note = [one for one in drawn if one is not None], "Value over each parameter, complete trials."
     marked = any(layer.name == "best" for one in found for layer in one.series)
@@ -163,7 +163,7 @@ def _parameters(state: State, trials: TrialTable) -> str:
 
 
 def _best_means(state: State) -> str:
-    """The configurations with the best means, if each is tried several times."""
+    """The configurations with the best means over their replicates."""
     if not any(REPLICATE in trial.system for trial in state.trials):
         return ""
     rows = [
@@ -174,7 +174,7 @@ def _best_means(state: State) -> str:
 
 
 def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
-    """These trials, with at most `most` parameters each; `live` adds their states and last reports."""
+    """A table of these trials, with at most `most` parameters each. `live` adds their states and last reports."""
     labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
     trials = [state.trials[number] for number in numbers]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))

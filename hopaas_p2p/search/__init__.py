@@ -1,1 +1,1 @@
-"""The choice of the next parameters: pure functions over the columns of a study, and Optuna's interface to them."""
+"""Chooses the next parameters by pure functions over the columns of a study, behind Optuna's interface."""

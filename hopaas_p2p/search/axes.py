@@ -1,8 +1,7 @@
-"""The parameters of a search space as Optuna's Parzen estimator sees them: places on axes, cells, and choices.
+"""The parameters of a search space in the form of Optuna's Parzen estimator, as places on axes, cells, and choices.
 
 The place of a trial on an axis is its value, or the logarithm of its value if the parameter has a logarithmic scale.
-Each axis keeps the trials of a density sorted, which determines the widths of their kernels, and which are near a
-point.
+Each axis keeps the trials of a density sorted, to find the widths of their kernels and the trials near a point.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from hopaas_p2p.analysis.table import Floats, Ints, Mask, distinct
 from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 
 BANDWIDTHS: Final = 100.0
-"""A number's range divided by Optuna's lower limit of a bandwidth, in densities of a hundred kernels or more."""
-LARGEST_TABLE: Final = 1024  # rows; 24 candidates of it fit into the second-level cache
+"""The range of a parameter divided by Optuna's lower limit of a bandwidth, in densities of a hundred kernels or
+more."""
+LARGEST_TABLE: Final = 1024  # rows; with 24 candidates, they fit into the L2 cache
 _FARTHEST: Final = 1e6  # bandwidths outside the range; places farther away would cause overflows
 _VANISHED: Final = 1e-120
 
@@ -28,7 +28,7 @@ class Near(NamedTuple):
     left: Floats
     right: Floats
     starts: Ints
-    """Their positions in the order of the axis."""
+    """The range of these trials' positions in the order of the axis."""
     ends: Ints
 
 
@@ -81,7 +81,7 @@ class Axis:
     """The axis of a number.
 
     Args:
-        mu: an array for the place of each trial; a view of the density's.
+        mu: an array for the place of each trial, which is a view into the density's array.
 
     """
 
@@ -100,14 +100,14 @@ class Axis:
         return float(np.log(value)) if self.log else value
 
     def placed(self, values: Floats) -> Floats:
-        """The places of trials with these values, which may be outside the range; NaN also gets some place."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a trial from another range
+        """The places of trials with these values, which can be outside the range. A NaN gets an arbitrary place."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # a trial may have another range
             mu = np.log(values) if self.log else values
         far = _FARTHEST * self.sigma
         return np.fmin(np.fmax(mu, self.low - far), self.high + far)
 
     def points(self, values: Floats) -> Floats:
-        """Candidates in the form that the other methods expect."""
+        """The places of candidates, in the form that the other methods expect."""
         raise NotImplementedError
 
     def span(self, points: Floats) -> tuple[Floats, Floats]:
@@ -122,10 +122,11 @@ class Axis:
         return Near(left, right, np.searchsorted(values, left), np.searchsorted(values, right, "right"))
 
     def wide(self, rows: Ints, *, endpoints: bool) -> tuple[Ints, Floats]:
-        """Which rows of the density have a bandwidth above the lower limit, as indices into `rows`, and the bandwidths.
+        """The rows of the density whose bandwidth is above the lower limit, as indices into `rows`, and their
+        bandwidths.
 
-        Among equal values, the first and the last get the bandwidth of the adjacent gap. Which these are depends on how
-        Optuna's sort orders equals; if that matters, the same sort is used.
+        Among equal values, the first and the last get the bandwidth of the adjacent gap. Which trials these are depends
+        on how Optuna's sort orders equal values. If that matters, the same sort is used.
 
         Args:
             rows: all rows of the density, ascending.
@@ -140,7 +141,9 @@ class Axis:
         return np.searchsorted(rows, wide), np.minimum(sigmas, self.high - self.low)
 
     def _wide(self, mu: Floats, *, endpoints: bool) -> tuple[Ints, Floats, bool]:
-        """Indices in this order with a wide bandwidth, the bandwidths, and whether one of these values occurs twice."""
+        """The indices of the sorted values with a wide bandwidth, these bandwidths, and whether such a value occurs
+        twice.
+        """
         gaps = np.flatnonzero(mu[1:] - mu[:-1] > self.sigma)
         last = len(mu) - 1
         found = distinct(np.concatenate([gaps, gaps + 1, [0, last]])) if len(gaps) else np.array([0, last])
@@ -171,20 +174,20 @@ class Normal(Axis):
 
 
 class Cells(Axis):
-    """The axis of a whole number, or of one with a step, for which kernels give probabilities of cells."""
+    """The axis of a whole or stepped number, for which kernels give probabilities of cells."""
 
     def __init__(self, distribution: FloatDistribution | IntDistribution, mu: Floats) -> None:
         super().__init__(distribution, mu)
         self._first, self._step = float(distribution.low), 2 * self.half
         self._cells = round((distribution.high - distribution.low) / self._step) + 1
         self.tabled = self._cells <= LARGEST_TABLE
-        """Whether there are so few different places that kernels come from a table."""
+        """Whether there are few enough different places for kernels to come from a table."""
         self.codes = np.zeros(len(mu), np.int64)
         self._log_mass = np.zeros(len(mu))
         self._known: dict[float, int] = {}
         self._places = np.empty(0)
         self._table = np.empty((0, self._cells if self.tabled else 0))
-        """The kernel of each different place (a row) at each cell (a column); NaN if not needed so far."""
+        """The kernel of each different place (a row) at each cell (a column); NaN where it was not needed so far."""
 
     def points(self, values: Floats) -> Floats:
         return values
@@ -233,7 +236,7 @@ class Cells(Axis):
         return np.asarray(factors)
 
     def is_outside(self, mu: Floats) -> Mask:
-        """Whether a place is from another range."""
+        """Whether a place is outside the range."""
         return (mu < self.low) | (mu > self.high)
 
 
@@ -243,8 +246,8 @@ def log_cells(left: Floats, right: Floats, outside: Mask) -> Floats:
     Args:
         left: each cell's left bound.
         right: each cell's right bound.
-        outside: whether the centre is outside the range, so that only the far tail counts; any shape that can be
-            broadcast.
+        outside: whether the kernel's centre is outside the range, so that only its far tail counts; any shape that can
+            be broadcast.
 
     """
     with np.errstate(divide="ignore"):

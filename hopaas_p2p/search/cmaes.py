@@ -1,8 +1,9 @@
-"""CMA-ES whose state is recomputed from the finished trials of the log, so nothing is pickled.
+"""CMA-ES whose state is recomputed from the finished trials of the log, so no state is pickled.
 
 Every trial records its generation, and the trials of the previous generation from which it was computed. If several
-peers begin a generation at once, the trial with the lowest number decides, so all peers that read the same log compute
-the same distribution. A trial is drawn from it with a seed derived from the sampler's seed and the trial's number.
+peers begin a generation at once, the trial with the lowest number determines its parents, so all peers that read the
+same log compute the same distribution. Each trial is drawn from this distribution with a seed derived from the
+sampler's seed and the trial's number.
 
 The strategy itself is the `cmaes` package (Hansen, arXiv:1604.00772). After it has converged, it restarts elsewhere
 with twice the population (IPOP; Auger and Hansen, 2005).
@@ -33,7 +34,7 @@ Parents = tuple[int, ...]
 
 
 class UnitCube:
-    """A search space of numbers as the unit cube, with names in alphabetical order."""
+    """A search space of numbers mapped to the unit cube, with names in alphabetical order."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = {
@@ -99,7 +100,9 @@ class Evolution:
         return {"generation": len(self._parents), "parents": list(self._parents[-1] if self._parents else ())}
 
     def follow(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Take the steps that these trials allow. False if they contradict an earlier step; then start over."""
+        """Take the steps that these trials allow. Returns False if they contradict an earlier step, so a new object is
+        needed.
+        """
         members, claims = _generations(trials, self._cube.space.keys())
         for generation in itertools.count():
             parents = _parents(members[generation], claims[generation + 1], self._populations[generation])
@@ -137,7 +140,9 @@ class Evolution:
 def _generations(
     trials: Sequence[FrozenTrial], names: Set[str]
 ) -> tuple[dict[int, dict[int, FrozenTrial]], dict[int, list[Parents]]]:
-    """The COMPLETE trials of each generation by number, and the parents that trials claim for it, in order."""
+    """For each generation, its COMPLETE trials by number, and the parents that its trials claim, in the order of the
+    trials.
+    """
     members: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
     claims: dict[int, list[Parents]] = defaultdict(list)
     for trial in trials:
@@ -154,9 +159,10 @@ def _generations(
 
 
 def _parents(members: Mapping[int, FrozenTrial], claims: Sequence[Parents], population: int) -> Parents | None:
-    """The trials of a generation that produce the next one, by the first valid claim, or else the first trials.
+    """The parents of the next generation, by the first valid claim, or else the first trials of this one; None if too
+    few.
 
-    Anyone who may write to the study may have written a claim.
+    Claims are validated, because anyone who may write to the study can write one.
     """
     for claim in claims:
         if len(claim) == population == len(set(claim)) and all(number in members for number in claim):

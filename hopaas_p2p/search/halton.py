@@ -1,4 +1,4 @@
-"""The scrambled Halton sequence: evenly spread points, each of which every peer can compute.
+"""The scrambled Halton sequence, whose points are evenly spread, and which every peer can compute point by point.
 
 In each dimension the number of the point is written in a different prime base; its digits, permuted according to the
 seed and reversed, are the digits of the coordinate (Owen, arXiv:1706.02808).

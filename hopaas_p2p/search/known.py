@@ -1,4 +1,4 @@
-"""The trials of a study as a model of the objective sees them, read at every ask."""
+"""The trials of a study in the form in which samplers learn from them, updated at every ask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hopaas_p2p.core.state import BlockColumns
 
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _SUPERSEDED: Final = -1
-_FAR: Final = 1e3  # ranges; Optuna's estimator overflows at some 1e100
+_FAR: Final = 1e3  # ranges; Optuna's estimator overflows at about 1e100
 _PRESENT: Final = 32  # cached sets of parameters with the trials that have them
 _STRIDE: Final = 64  # costs per group, of which the minimum is checked first
 
@@ -33,12 +33,12 @@ class Changes(NamedTuple):
     """The changes in a study since its reader's last read."""
 
     reset: bool
-    """Whether these are all trials, so that earlier reads no longer count."""
+    """Whether these are all trials of the study, so that earlier reads are obsolete."""
     number_of_trials: int
     """How many trials there are."""
     blocks: Sequence[ReadBlock]
     trials: Sequence[FrozenTrial]
-    """Changed trials outside the blocks, by number; each as its own process sees it."""
+    """Changed trials outside the blocks, ordered by number, each as its own process sees it."""
     distributions: Mapping[str, BaseDistribution]
     """The distributions of the parameters in the blocks."""
 
@@ -47,7 +47,7 @@ class TrialReader(Protocol):
     """Returns the changes since its last read; our storage provides one, so that no list of all trials is built."""
 
     def read(self) -> Changes:
-        """The changes, as fresh as any read."""
+        """The changes since the last read."""
 
 
 class KnownTrials(TrialTable):
@@ -64,7 +64,8 @@ class KnownTrials(TrialTable):
         "violation": (np.float64, 0),
     }
     role: NDArray[np.int8]
-    """The state of a trial to learn from: COMPLETE, PRUNED or RUNNING; -1 for one that another trial continued."""
+    """The state of a trial to learn from (COMPLETE, PRUNED or RUNNING), or -1 for any other trial, such as one that
+    another trial continued."""
     violation: Floats
     """The sum of the constraints that are violated."""
 
@@ -72,22 +73,23 @@ class KnownTrials(TrialTable):
         super().__init__(("minimize",) * objectives)
         self._params_of = params_of
         self._first: tuple[int, FrozenTrial] | None = None
-        """The first finished trial that was read; a different one in its place means that this is another study."""
+        """The first finished trial that was read. If another trial is in its place later, it is another study."""
         self.learned = 0
         """The number of COMPLETE and PRUNED trials."""
         self.changes: list[int] = []
-        """Rows in the order in which they were read; each reader remembers its position."""
+        """Rows in the order in which they were read. Each density remembers its position in this list."""
         self.intersection: dict[str, BaseDistribution] | None = None
         """The parameters that all COMPLETE and PRUNED trials have with the same distribution."""
         self.groups: list[dict[str, BaseDistribution]] = []
-        """Parameters that always occurred together, in the order of Optuna's `group`."""
+        """Sets of parameters that always occurred together, in the same order as with Optuna's option `group`."""
         self._shapes: set[frozenset[str]] = set()
         self._last_shape: Mapping[str, BaseDistribution] = {}
         self._present: dict[tuple[str, ...], tuple[Mask, int]] = {}
-        """Which trials have all of certain parameters, and how many changes this includes."""
+        """For each set of parameters, which trials have all of them, and how many of `changes` this takes into
+        account."""
 
     def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether these can be the trials read before, perhaps with more."""
+        """Whether these can be the trials that were read before, possibly with new ones."""
         if self._first is None:
             return True
         row, before = self._first
@@ -128,7 +130,7 @@ class KnownTrials(TrialTable):
         earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
         learned = trial.state in _LEARNED
         if not learned and (trial.state is not TrialState.RUNNING or earlier is not None):
-            self.role[row] = _SUPERSEDED  # the trial that it continues has more information
+            self.role[row] = _SUPERSEDED  # the trial that it continues says more
             return False
         self.role[row] = int(trial.state)
         self.changes.append(row)
@@ -158,7 +160,9 @@ class KnownTrials(TrialTable):
         return None
 
     def having(self, names: Iterable[str]) -> Mask:
-        """Which trials have all these parameters. Do not modify; valid until the next trials are read."""
+        """Which trials have all these parameters. The result must not be modified, and is valid until the next trials
+        are read.
+        """
         key = tuple(names)
         present, seen = self._present.pop(key, (None, 0))
         if present is None or len(present) < len(self):
@@ -179,7 +183,7 @@ class KnownTrials(TrialTable):
         return present
 
     def observations(self, space: Mapping[str, BaseDistribution], rows: Ints) -> dict[str, Floats]:
-        """The values of these parameters in these rows; one that is many ranges away is moved nearer."""
+        """The values of these parameters in these rows. A value many ranges away is moved nearer."""
         found = {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in space}
         for name, one in space.items():
             if isinstance(one, FloatDistribution | IntDistribution):
@@ -208,7 +212,7 @@ class KnownTrials(TrialTable):
         return set(zip(*[self.merged(name, rows).tolist() for name in names], strict=True))
 
     def _learn(self, shape: Mapping[str, BaseDistribution]) -> None:
-        """Update the common parameters with those of a COMPLETE or PRUNED trial."""
+        """Update `intersection` and `groups` with the parameters of a COMPLETE or PRUNED trial."""
         if shape is self._last_shape:  # many trials share one
             return
         self._last_shape = shape
@@ -235,10 +239,11 @@ class KnownTrials(TrialTable):
 
 
 def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
-    """The rows of the `count` best trials, ascending: COMPLETE ones before PRUNED ones, infeasible ones last.
+    """The rows of the `count` best trials, in ascending order. COMPLETE trials are better than PRUNED ones, infeasible
+    ones worst.
 
-    The order is that of Optuna's TPE: by value; pruned ones by their last step, then by their report there; infeasible
-    ones by their violation. Among equals, the earlier one is better.
+    The order is that of Optuna's TPE. COMPLETE trials are ordered by value, PRUNED ones by their last step and then by
+    their report at that step, and infeasible ones by their violation. Among equals, the earlier one is better.
     """
     complete = (trials.role == COMPLETE) & (trials.violation <= 0)
     if count > np.count_nonzero(complete):
@@ -246,7 +251,7 @@ def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
     values = trials.values[:, 0]
     costs = np.where(complete, -values if maximize else values, np.inf)
     rows, minima = None, np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
-    if 0 < count < len(minima):  # only costs up to the largest of the smallest group minima can be among the smallest
+    if 0 < count < len(minima):  # the `count` smallest costs cannot exceed the `count`-th smallest group minimum
         limit = np.partition(minima, count - 1)[count - 1]
         rows = np.flatnonzero(costs <= limit) if np.isfinite(limit) else None
     if rows is None:

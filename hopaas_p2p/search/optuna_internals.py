@@ -1,6 +1,6 @@
 """The only place in `search` that uses private names of Optuna, mostly the steps of its TPE sampler.
 
-A test names them all, and fails with a clear message when a new Optuna renames one.
+A test lists these names, and fails with a clear message when a new version of Optuna renames one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
-import numpy.random  # noqa: F401  # otherwise a thread would at its first draw, and a child forked meanwhile would hang
+import numpy.random  # noqa: F401  # if a thread imported it at its first draw, a child forked meanwhile would hang
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
@@ -24,16 +24,16 @@ from hopaas_p2p.search.tpe import Mixture
 
 Estimator = _ParzenEstimator
 GRID: Final = ("grid_id", "search_space")
-"""System attributes of a trial that GridSampler drew: its point, and the grid."""
+"""The system attributes in which GridSampler records a trial's point and the grid."""
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
-    """The identity of a study: its storage, and its id there."""
+    """The identity of a study, which is its storage and its id there."""
     return study._storage, study._study_id
 
 
 def is_part_of_a_study(study: optuna.Study) -> bool:
-    """Whether this study object shows only some of the trials, like Hyperband's view of a bracket."""
+    """Whether this study object contains only some of the trials, like Hyperband's view of a bracket."""
     return type(study).get_trials is not optuna.Study.get_trials
 
 
@@ -64,9 +64,10 @@ def mixture_of(estimator: Estimator) -> Mixture:
 def grid_points(
     sampler: optuna.samplers.BaseSampler, space: Mapping[str, BaseDistribution]
 ) -> list[dict[str, float]] | None:
-    """The points of a GridSampler in the form of the log; None for another sampler, or a grid that is not in the space.
+    """The points of a GridSampler in the form of the log; None for another sampler, or if the grid does not fit the
+    space.
 
-    In the latter case the sampler itself reports the error.
+    If the grid does not fit, the sampler itself reports the error.
     """
     if not isinstance(sampler, optuna.samplers.GridSampler) or set(sampler._param_names) != set(space):
         return None
@@ -81,7 +82,7 @@ def grid_points(
 
 
 def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:
-    """The parameters that a PartialFixedSampler does not change; empty for any other sampler."""
+    """The parameters that a PartialFixedSampler fixes; empty for any other sampler."""
     return frozenset(sampler._fixed_params if isinstance(sampler, optuna.samplers.PartialFixedSampler) else ())
 
 
@@ -108,11 +109,13 @@ class OptunaTPE(optuna.samplers.TPESampler):
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution], *, joint: bool
     ) -> dict[str, Any]:
-        """Values for a trial after the start-up phase, for parameters that are drawn together, or for a single one."""
+        """Values for a trial after the start-up phase, for several parameters that are drawn together or for a single
+        one.
+        """
         return super()._sample(study, trial, space)
 
     def is_started(self, study: optuna.Study) -> bool:
-        """Whether there are enough trials to learn from, so that the start-up phase is over."""
+        """Whether there are enough trials to learn from; then the start-up phase is over."""
         trials = listed(study, cached=True)
         return sum(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials) >= self.startup_trials
 
@@ -163,7 +166,7 @@ class OptunaTPE(optuna.samplers.TPESampler):
 
     @property
     def is_plain(self) -> bool:
-        """Whether bandwidths and prior are the ones that the faster model supports."""
+        """Whether the bandwidths and the prior have the settings that the faster computation supports."""
         given, kind = self._parzen_estimator_parameters, self._parzen_estimator_cls
         return given.consider_magic_clip and given.prior_weight > 0 and kind is _ParzenEstimator
 

@@ -1,11 +1,11 @@
-"""Learns from earlier studies, and decides how far a new study trusts each of them.
+"""Learns from earlier studies, and computes how far a new study trusts each of them.
 
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
-with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
-The likelihood of the trials' order under each of them, under the mean of all, and under none gives the odds from which
-each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). The weight of all priors falls with each
-known trial.
+with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7). The
+likelihood of the trials' order under each prior, under the mean of all priors, and under none gives the probabilities
+from which each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). The weight of all priors falls
+with each known trial.
 
 A person's belief is a prior, too. It consists of configurations whose scores grow with the distance from the supposed
 best, and its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
@@ -50,20 +50,20 @@ from hopaas_p2p.search.surrogate import (
 from hopaas_p2p.translate import to_optuna, to_record
 
 FEWEST: Final = 5
-"""With fewer finished trials, nothing can be learned from a study."""
+"""With fewer COMPLETE and PRUNED trials, nothing can be learned from a study."""
 _DIGITS: Final = 6
 _COUNTS: Final = 0.05  # a prior with a smaller weight is reported as ignored
-_LASTING: Final = 115  # trials, after which no weight is as large
-_LEAST: Final = 0.04  # of a mixture; smaller weights are left out to save time
+_LASTING: Final = 115  # trials after which no weight can be as large as _COUNTS
+_LEAST: Final = 0.04  # smaller weights in a mixture are left out to save time
 _LENGTHS: Final = (0.05, 32.0)
 _COMPARED: Final = 128  # configurations for comparing priors with each other
 _BELIEVED: Final = 64  # configurations that express a belief
 _WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
-"""The likely distance of the best from a person's belief, as a fraction of the range."""
+"""The likely distance of the best configuration from a person's belief, as a fraction of the range."""
 
 
 class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
-    """What a study teaches another one, as in `default_sampler(priors=[Prior.from_study(study)])`."""
+    """What one study learned, for use in another, as in `default_sampler(priors=[Prior.from_study(study)])`."""
 
     @classmethod
     def from_study(cls, study: Any, name: str | None = None, *, uuid: str = "", place: int = 0) -> Self:
@@ -135,7 +135,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def believed(cls, space: Mapping[str, Distribution]) -> Self | None:
-        """A person's belief, as stated in the distributions; None if they state none.
+        """A person's belief, as stated in the distributions; None if no distribution states one.
 
         Raises:
             InvalidInput: a belief outside its range, or an unknown word for a confidence.
@@ -179,7 +179,9 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """A prior with placeholder lengths, as long in text as fitted ones, since fitting a large prior takes long."""
+        """A prior with placeholder lengths, whose text is as long as with fitted lengths; fitting a large prior takes
+        long.
+        """
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
@@ -206,8 +208,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 class Taught:
     """The predictions of several priors in one search space.
 
-    Parameters are matched by name and kind: numbers keep their values, or are moved to the edge if they are outside the
-    new range, and choices are matched by value. A prior ignores parameters that it lacks.
+    Parameters are matched by name and kind. Numbers keep their values, or are moved to the edge if they are outside the
+    new range. Choices are matched by value. A prior ignores parameters that it lacks.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
@@ -239,13 +241,15 @@ class Taught:
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
-        """The starting values, before there are trials to fit them to."""
+        """The starting lengths, before there are trials to fit them to."""
         if self.priors:
             evenly = self.cube.anywhere(np.random.RandomState(1), _COMPARED)
             self.hypotheses = Hypotheses(self.means(self.cube.points(evenly)))
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
-        """The predicted scores: a row per configuration, a column per prior; or the scores of a mixture of priors."""
+        """The predicted scores, with a row per configuration and a column per prior; or those of a mixture of
+        priors.
+        """
         weights = np.eye(len(self._processes)) if mixture is None else mixture
         used = tuple([place for place in range(len(self._processes)) if mixture is None or mixture[place] > _LEAST])
         if not used or not len(points):
@@ -297,7 +301,7 @@ def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
 
 
 def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistribution] | None = None) -> list[Learned]:
-    """How well each current prior of a study agrees with its complete trials.
+    """How well each current prior of a study agrees with the study's complete trials.
 
     Args:
         state: the study's state.
@@ -347,7 +351,9 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
 
 
 def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floats, float] | None:
-    """A parameter's values in the prior's configurations, in the new form, and its length; None if not matching."""
+    """A parameter's values in the prior's configurations, in the new space, and its length; None if it does not
+    match.
+    """
     old, values = prior.space[name], np.array(prior.params[name])
     length = prior.lengths[list(prior.space).index(name)]
     if isinstance(new, CategoricalDistribution):

@@ -1,11 +1,11 @@
-"""Optuna's pruners, which in a study's first wave also use running trials; see `hopaas_p2p.pruners`."""
+"""Variants of Optuna's pruners that also use running trials in a study's first wave; see `hopaas_p2p.pruners`."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import numpy.ma  # noqa: F401  # otherwise a thread would at its first pruning, and a child forked meanwhile would hang
+import numpy.ma  # noqa: F401  # if a thread imported it at its first pruning, a child forked meanwhile would hang
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -14,12 +14,12 @@ _COMPARED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class PercentilePruner(optuna.pruners.PercentilePruner):
-    """`optuna.pruners.PercentilePruner`, which does not wait for complete trials.
+    """A variant of `optuna.pruners.PercentilePruner` that does not wait for complete trials.
 
-    While there are fewer than `n_startup_trials` complete ones, a trial is compared with all others that have reported
-    at its step, including running ones, and with the last report of those pruned before that step. So a surviving trial
-    is not compared only with other survivors. At least `n_startup_trials` others must have got this far. Once
-    that many trials are complete, the pruner behaves like Optuna's.
+    While fewer than `n_startup_trials` trials are complete, a trial is compared with all others that have reported at
+    its step, including running ones, and with the last report of those pruned before that step, so that survivors are
+    not compared only with other survivors. Nothing is pruned unless there are at least `n_startup_trials` such others.
+    Once that many trials are complete, the pruner behaves like Optuna's.
 
     Args:
         percentile: the percentage of trials that are kept, from 0 to 100.
@@ -69,7 +69,9 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
 
 
 def _at(trial: FrozenTrial, step: int) -> float | None:
-    """A trial's report at this step, or its last one if it was pruned earlier; None if it has not got this far."""
+    """A trial's report at this step, or its last report if it was pruned earlier; None if it has not reached the
+    step.
+    """
     reports = trial.intermediate_values
     if step in reports:
         return reports[step]
@@ -78,7 +80,7 @@ def _at(trial: FrozenTrial, step: int) -> float | None:
 
 
 class MedianPruner(PercentilePruner):
-    """`optuna.pruners.MedianPruner`, which does not wait for complete trials; see `PercentilePruner`.
+    """A variant of `optuna.pruners.MedianPruner` that does not wait for complete trials; see `PercentilePruner`.
 
     Args:
         n_startup_trials: with fewer trials to compare with, none is pruned.
@@ -95,14 +97,14 @@ class MedianPruner(PercentilePruner):
 
 
 class SuccessiveHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
-    """`optuna.pruners.SuccessiveHalvingPruner`, which with `min_resource="auto"` does not wait for a complete trial.
+    """A variant of `optuna.pruners.SuccessiveHalvingPruner` whose `min_resource="auto"` needs no complete trial.
 
-    Until a trial is complete, the first rung is a hundredth of the longest trial so far, at least one step. If your
-    trials have many hundreds of steps, set `min_resource` yourself.
+    Until a trial is complete, the first rung is at a hundredth of the steps of the longest trial so far, and at least
+    at one step. If your trials have many hundreds of steps, set `min_resource` yourself.
 
     Args:
         min_resource: the step of the first rung, or "auto" for a hundredth of the longest trial's steps.
-        reduction_factor: one of this many trials that reach a rung continues.
+        reduction_factor: of the trials that reach a rung, one in this many continues.
         min_early_stopping_rate: the number of rungs to skip.
         bootstrap_count: the number of trials that must have reached a rung before one continues; not with "auto".
 

@@ -1,8 +1,8 @@
-"""The stored form of samplers and pruners: the name of a class and plain arguments.
+"""The stored form of samplers and pruners, which is the name of a class with plain arguments.
 
-Anyone who may write to a store may have written this data. Only classes listed in this file are created, with their own
-arguments, of plain types and moderate size; nothing is evaluated or unpickled. A seed is never stored, because peers
-that draw the same numbers try the same configurations.
+Anyone who may write to a store may have written this data. Only classes listed in this file are created, with arguments
+that they have, of plain types and moderate size. Nothing is evaluated or unpickled. A seed is never stored, because
+peers that draw the same numbers try the same configurations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hopaas_p2p.errors import InvalidInput
 
 Kind = Literal["sampler", "pruner"]
 Method = dict[str, Any]
-"""{"class": "optuna.samplers.TPESampler", "arguments": {…}}; the arguments are None if they cannot be stored."""
+"""As in {"class": "optuna.samplers.TPESampler", "arguments": {…}}. The arguments are None if they cannot be stored."""
 
 _CLASSES: Final[dict[str, frozenset[str]]] = {
     "sampler": frozenset(
@@ -57,7 +57,7 @@ SAMPLERS: Final = {
     "nsgaii": "optuna.samplers.NSGAIISampler",
     "grid": "optuna.samplers.BruteForceSampler",
 }
-"""The words for samplers in the command line and in sweeps."""
+"""The words for samplers on the command line and in sweeps."""
 PRUNERS: Final = {
     "median": "hopaas_p2p.pruners.MedianPruner",
     "hyperband": "optuna.pruners.HyperbandPruner",
@@ -111,7 +111,7 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
             raise InvalidInput(f"{kind} {name}: {key} = {str(value)[:80]!r} is not allowed")
     try:
         return _made(cls, arguments)
-    except Exception as error:  # whatever it raises because of its arguments
+    except Exception as error:  # a constructor can raise anything because of its arguments
         raise InvalidInput(f"{kind} {name}: {error}") from error
 
 
@@ -138,7 +138,7 @@ def describe(kind: Kind, given: object) -> Method:
 
 
 def in_words(method: Mapping[str, Any] | None) -> str:
-    """A sampler or pruner for people: `TPESampler(multivariate=True)`."""
+    """A sampler or pruner for people to read, as in `TPESampler(multivariate=True)`."""
     if method is None:
         return "default"
     arguments = method.get("arguments")
@@ -182,7 +182,7 @@ def _argument(made: object, key: str) -> object:
         for name in (_RENAMED.get(key, f"_{key}"), key):
             if hasattr(holder, name):
                 value = getattr(holder, name)
-                if isinstance(value, float) and math.isinf(value):  # an absent bound
+                if isinstance(value, float) and math.isinf(value):  # stands for an absent bound
                     return None
                 return "auto" if key == "min_resource" and value is None else value
     return _MISSING

@@ -1,4 +1,4 @@
-"""Which configurations of a search space have been tried, and their untried neighbours.
+"""Records which configurations of a search space have been tried, and finds untried neighbours.
 
 Two configurations are the same if the log stores the same parameters for both. A sampler's proposal is looked up in a
 dictionary; each trial is read once. Points outside the space, such as those of an imported trial or a grid, are not
@@ -20,12 +20,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hopaas_p2p.core.state import BLOCK, BlockColumns, Trial, Trials
 
 Params = Mapping[str, float]
-"""Parameters as the log stores them: a number, or the index of a choice."""
+"""Parameters as the log stores them, as numbers or indices of choices."""
 Key = tuple[float, ...]
 
 _NEAR: Final = (1, 2, 4, 8)  # steps of the grid
 _MIXED: Final = 64  # neighbours that differ in more than one parameter
-_NEARBY: Final = 0.02  # of the range, where a parameter has no grid
+_NEARBY: Final = 0.02  # of the range, for a parameter without a grid
 _MOST_COUNTED: Final = 1 << 40
 _SAME: Final = 1e-9  # grid steps; two ways to compute a point may differ in the last bits
 
@@ -53,7 +53,7 @@ class Tried:
         """The number of configurations; None if infinite."""
 
     def note(self, trials: Iterable[Trial]) -> None:
-        """Read these trials; those that lack a parameter, or have it from other choices, do not count."""
+        """Read these trials. Those that lack a parameter, or drew it from other choices, are ignored."""
         for trial in trials:
             if trial.params and not (trial.dists and self._has_other_choices(trial.dists)):
                 try:
@@ -67,7 +67,7 @@ class Tried:
         return any(name in dists for name in self._choices)
 
     def note_all(self, trials: Trials) -> None:
-        """Read all trials of a study; those in packed blocks, without creating objects."""
+        """Read all trials of a study. No objects are created for trials in packed blocks."""
         for index in range(-(-len(trials) // BLOCK)):
             closed = trials.closed.get(index)
             if closed is None:
@@ -100,15 +100,15 @@ class Tried:
                     numbers[key] = max(number, numbers.get(key, -1))
 
     def number_of(self, params: Params) -> int | None:
-        """The newest trial with these parameters; None if there is none."""
+        """The number of the newest trial with these parameters; None if there is none."""
         numbers, key = self._place(params)
         return numbers.get(key)
 
     def reserve(self, params: Params, number: int = -1) -> int | None:
-        """Reserve a configuration that is about to be tried, before the log has it; -1 if the trial's number is not
-        known yet.
+        """Reserve a configuration that is about to be tried, before the log has it. `number` is -1 while it is unknown.
 
-        Returns the newest trial with these parameters, if there is one; then nothing is reserved.
+        If a trial already has these parameters, nothing is reserved, and the number of the newest such trial is
+        returned.
         """
         numbers, key = self._place(params)
         before = numbers.get(key)
@@ -130,14 +130,16 @@ class Tried:
     def neighbour(self, params: Params, *, fixed: Collection[str] = ()) -> dict[str, float] | None:
         """A configuration near this one that has not been tried and has the same `fixed` parameters, or None.
 
-        The nearest are tried first: one parameter is changed by as few steps as possible, then several parameters. In a
-        finite space, any remaining configuration is found in the end.
+        The nearest are tried first, which differ in one parameter by as few steps as possible, then in several
+        parameters. In a finite space, an untried configuration is found if there is one.
         """
         near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
         return next((one for one in near if self.number_of(one) is None), None)
 
     def _place(self, params: Params) -> tuple[dict[Key, int], Key]:
-        """The key under which a configuration's number is kept. Raises KeyError if a parameter is missing."""
+        """The dictionary and the key under which a configuration's number is kept. Raises KeyError if a parameter is
+        missing.
+        """
         values = tuple(map(params.__getitem__, self._names))
         if not (all(map(operator.le, self._lows, values)) and all(map(operator.le, values, self._highs))):
             return self._outside, values
@@ -166,7 +168,7 @@ class Tried:
             yield from self._anywhere()
 
     def _anywhere(self) -> Iterator[dict[str, float]]:
-        """So many of the space's configurations, from a random one on, that at least one must be new."""
+        """Configurations of the space, from a random one on, as many as are needed for at least one to be new."""
         assert self.size is not None
         counts = [count_of(one) or 1 for one in self._space.values()]
         first = random.randrange(self.size)
@@ -179,7 +181,9 @@ class Tried:
 
 
 def _axis(one: BaseDistribution) -> tuple[float, float, float]:
-    """The lowest and the highest value of a parameter, in the form of the log, and its step; 0 if it has none."""
+    """The lowest and the highest value of a parameter, in the form of the log, and its step, which is 0 without a
+    grid.
+    """
     if isinstance(one, CategoricalDistribution):
         return 0.0, len(one.choices) - 1.0, 1.0
     assert isinstance(one, FloatDistribution | IntDistribution)
@@ -216,7 +220,7 @@ def _value(one: BaseDistribution, index: int) -> float:
 
 
 def _moved(one: BaseDistribution, value: float, steps: int) -> list[float]:
-    """Values `steps` steps away; for choices, all other choices."""
+    """The values `steps` steps away; for a categorical parameter, all other choices."""
     if isinstance(one, CategoricalDistribution):
         return [float(index) for index in range(len(one.choices)) if index != value] if steps == 1 else []
     assert isinstance(one, FloatDistribution | IntDistribution)

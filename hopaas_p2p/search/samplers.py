@@ -41,24 +41,25 @@ from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen,
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
-"""The number of search spaces whose trials are cached; a study with a fixed space has one, or one per parameter."""
-_DRAWS: Final = 4  # times that candidates are drawn, before a new configuration is chosen without the model
+"""The number of search spaces whose densities are cached. A study with a fixed space needs one, or one per
+parameter."""
+_DRAWS: Final = 4  # times that candidates are drawn before a new configuration is drawn at random
 _ANYWHERE: Final = 100
 _LOOKED_UP: Final = 3  # candidates that are compared with all trials one by one
 _PROCESS_UP_TO: Final = 500  # trials; with more, the densities are good enough, and cheaper
-_PROCESS_AXES: Final = 100  # parameters; the time of a fit is in their square
+_PROCESS_AXES: Final = 100  # parameters; the time of a fit grows with their square
 _RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
-_CENTRES: Final = 2  # trials around which it searches
-_TAUGHT: Final = 15  # the best configurations of the priors that count, as candidates
+_CENTRES: Final = 2  # trials around which candidates are drawn
+_TAUGHT: Final = 15  # best configurations of the priors that are used as candidates
 _CLIMBS: Final = 3  # searches around the best candidates, while there are few trials or priors are used
 _CLIMBED: Final = 8
 _CLIMBS_UP_TO: Final = 32  # trials
 
 
 class _Model(NamedTuple):
-    """The knowledge before an ask, in one search space."""
+    """What is known before an ask, in one search space."""
 
     columns: KnownTrials
     space: dict[str, BaseDistribution]
@@ -92,31 +93,32 @@ class _Lessons:
         return self._means[rows]
 
     def trust(self, means: Floats) -> Trust:
-        """How far the known trials support the priors."""
+        """How strongly the known trials support the priors."""
         if self._trust is None or self._trust[0] != self.columns.learned:
             self._trust = self.columns.learned, self.taught.hypotheses.trust(means)
         return self._trust[1]
 
 
 class TPESampler(OptunaTPE):
-    """`optuna.samplers.TPESampler`, with the same arguments and the same suggestions, fast in large studies.
+    """A version of `optuna.samplers.TPESampler` that makes the same suggestions by default, and is fast in large
+    studies.
 
-    Random numbers, and the candidates that are drawn with them, are Optuna's own code. In studies of `fewest` trials
-    and more, the scores of candidates are computed another way (`hopaas_p2p.search.tpe`) and differ by rounding, less
-    than 1e-9. Where two candidates are as close as that, Optuna's code decides, so suggestions are the same to the last
-    bit.
+    Optuna's own code draws the random numbers and the candidates. In studies of at least `fewest` trials, the scores of
+    the candidates are computed in another way (`hopaas_p2p.search.tpe`), which rounds differently, by less than 1e-9.
+    If the scores of the two best candidates are that close, Optuna's code is used, so suggestions are the same to the
+    last bit.
 
-    Optuna's own code is used throughout for several objectives, under Hyperband, and with
-    `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy does not include
-    its knowledge of trials. The first three arguments are additions, each of which changes suggestions.
-    `default_sampler`, the default of a study, uses them.
+    Optuna's own code is used throughout for several objectives, under Hyperband, and with `consider_magic_clip=False`
+    or `prior_weight=0`. Several threads may use a sampler. A pickle or a copy of it does not include what it knows
+    about trials. `repeats`, `model` and `priors` are additions, each of which changes suggestions. `default_sampler`,
+    the default of a study, uses all three.
 
     Args:
-        repeats: "avoid" takes the best candidate that no trial has had, for parameters that are drawn together.
-        model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
-            are known, in up to 100 parameters; only with `repeats="avoid"`, and for parameters that are drawn together.
+        repeats: "avoid" takes the best candidate that no trial has tried, for parameters that are drawn together.
+        model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials are
+            known, with up to 100 parameters; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
-        fewest: the number of trials from which the faster computation is used.
+        fewest: the number of trials from which on the faster computation is used.
         **arguments: as for Optuna's sampler.
 
     """
@@ -156,7 +158,7 @@ class TPESampler(OptunaTPE):
         self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
         self._lengths: dict[tuple[object, bool], Lengths] = {}
-        """The lengths in the last search space for which a process was used, without and with priors."""
+        """The lengths of the process in the last search space for which one was used, without and with priors."""
         self._lessons: _Lessons | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,7 +170,7 @@ class TPESampler(OptunaTPE):
         self.renew()
 
     def learn_from(self, priors: Sequence[PriorRecord], space: Mapping[str, BaseDistribution]) -> None:
-        """Use these priors from the next trial on, in a study with this search space; for `model="process"`."""
+        """Use these priors from the next trial on, in a study with this search space. Needs `model="process"`."""
         if self._model == "process":
             with self._lock:
                 self._priors, self._space, self._lessons = tuple(priors), dict(space), None
@@ -193,10 +195,12 @@ class TPESampler(OptunaTPE):
             return learned >= self.startup_trials or bool(learned and self._priors) or bool(self._foreseen(study))
 
     def _foreseen(self, study: optuna.Study) -> dict[str, BaseDistribution]:
-        """The search space before a trial is finished: the one given, or that of a running trial; only with priors."""
+        """The search space while no trial is finished, either the given one or that of a running trial. Used only with
+        priors.
+        """
         if not self._priors or self.grouped or not self.is_joint(study):
             return {}
-        earlier = listed(study, cached=True)[:-1]  # the last one is about to be drawn
+        earlier = listed(study, cached=True)[:-1]  # the last trial is the one to be drawn
         return self._space or next((one.distributions for one in earlier if one.distributions), {})
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
@@ -258,11 +262,11 @@ class TPESampler(OptunaTPE):
         if comparison is not None:
             return comparison.ranked()
         scores = self._scores(model, candidates)
-        first = int(np.argmax(scores))  # even if a score is NaN
+        first = int(np.argmax(scores))  # works even if a score is NaN
         return chain([first], (place for place in np.argsort(-scores, kind="stable").tolist() if place != first))
 
     def _comparison(self, model: _Model, candidates: dict[str, Floats]) -> Comparison | None:
-        """The candidates' scores by the faster computation; None if it is not to be used."""
+        """The candidates' scores by the faster computation; None if Optuna's own has to be used."""
         if model.columns.learned < self._fewest or len(model.above) < FEWEST:
             return None
         density = self._density(model.columns, model.space)
@@ -278,12 +282,12 @@ class TPESampler(OptunaTPE):
         return np.asarray(model.below.log_pdf(candidates) - above.log_pdf(candidates))
 
     def _best_new(self, model: _Model, own: int | None) -> dict[str, Any]:
-        """The most promising configuration that is new; the most promising one if none is found."""
+        """The most promising configuration that is new; if none is found, the most promising one."""
         ranked = self._ranked(model)
         first = next(ranked)
         tried: set[tuple[float, ...]] = set()
         for place, values in enumerate(chain([first], ranked)):
-            if place == _LOOKED_UP:  # after so many tried ones, many more are likely
+            if place == _LOOKED_UP:  # if so many were tried, many more probably were
                 tried = model.columns.tried(model.space, own)
             if not (tuple(values.values()) in tried if place >= _LOOKED_UP else model.columns.contains(values, own)):
                 break
@@ -292,7 +296,9 @@ class TPESampler(OptunaTPE):
         return {name: one.to_external_repr(values[name]) for name, one in model.space.items()}
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
-        """Candidates in the order of the process, if there is one; some draws, the best first; then random ones."""
+        """Candidates in the order of the process, if there is one; then several draws, the best first in each; then
+        random ones.
+        """
         if len(model.ranked) > 1 or (self._priors and self._has_process(model.columns, model.space)):
             candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
@@ -305,7 +311,8 @@ class TPESampler(OptunaTPE):
     def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
         """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
 
-        If priors count, also their best candidates, neighbours of those, and neighbours of the best of these.
+        With priors, there are also the priors' best configurations, their neighbours, and neighbours of the best
+        candidates.
         """
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
@@ -319,13 +326,13 @@ class TPESampler(OptunaTPE):
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
             mixture = said.drawn(numbers.uniform())
-            # the very first trial is what earlier studies found, or what is believed
+            # the very first trial follows a person's belief, or else the mean of the priors
             if not count and not len(running):
                 first = taught.priors[0].name == BELIEF
                 mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
         if mixture is not None:
             expected = means @ mixture
-        elif columns.learned < self.startup_trials:  # no prior counts: as without priors
+        elif columns.learned < self.startup_trials:  # no prior applies, so the start-up phase is as usual
             return cube.anywhere(numbers, _FAR), np.zeros(_FAR)
         beside = key, mixture is not None
         lengths = self._lengths.get(beside, taught.lengths if taught is not None and mixture is not None else None)
@@ -404,33 +411,33 @@ def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> I
 
 
 def _gamma(trials: int) -> int:
-    """How many trials count as good: Optuna's default."""
+    """How many trials count as good, by Optuna's default."""
     return min(math.ceil(0.1 * trials), 25)
 
 
 def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = ()) -> TPESampler:
     """The default sampler of a study, designed for many peers.
 
-    The sampler needs no trial number, so parameters are sent with the ask. This is worth more than a spread first wave.
-    `priors` come from earlier studies; see `hopaas_p2p.Prior`.
+    The sampler needs no trial number, so the parameters are sent with the ask, which saves a round trip. `priors` come
+    from earlier studies; see `hopaas_p2p.Prior`.
     """
     return TPESampler(seed=seed, repeats="avoid", model="process", priors=priors)
 
 
 class CmaEsSampler(BaseSampler):
-    """CMA-ES without pickles, for peers that need not trust each other. It needs `pip install cmaes`.
+    """A CMA-ES sampler without pickles, for peers that need not trust each other. It needs `pip install cmaes`.
 
-    It handles numbers; categorical parameters, and those missing in some COMPLETE trials, come from
-    `independent_sampler`. It learns from COMPLETE trials only. A generation ends when `population_size` of its trials
-    are finished; with many peers, a population as large as their number wastes nothing. May be used by several threads.
+    It draws numbers that all COMPLETE trials have. All other parameters come from `independent_sampler`. It learns from
+    COMPLETE trials only. A generation ends when `population_size` of its trials are COMPLETE. With many peers, set the
+    population to their number, so that no trial is wasted. Several threads may use a sampler.
 
     Args:
         x0: the starting point; by default the middle of each range.
         sigma0: the first standard deviation, as a fraction of each range.
         n_startup_trials: the number of random trials at the start.
         population_size: by default 4 + 3 ln(parameters).
-        seed: the same log and the same seed give the same trials. By default, it is made from the study's name.
-        independent_sampler: by default random.
+        seed: the same log and the same seed give the same trials. The default is derived from the study's name.
+        independent_sampler: by default a random sampler.
 
     Raises:
         InvalidInput: an argument is out of its range, or the study has several objectives.
@@ -478,7 +485,9 @@ class CmaEsSampler(BaseSampler):
         self.renew()
 
     def reseed_rng(self) -> None:
-        """Reseed the independent sampler, the only random state, because trials are seeded by their number."""
+        """Reseed the independent sampler. CMA-ES itself has no random state, because each trial is seeded by its
+        number.
+        """
         self._independent_sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

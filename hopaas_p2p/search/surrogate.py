@@ -1,23 +1,24 @@
 """A Gaussian process over ranks, which chooses the next candidate when few trials are known and many are running.
 
-Tree-structured Parzen estimators compare densities, and need some hundred trials until the better ones have a shape.
-A Gaussian process learns from each trial, also from running ones. These reduce the uncertainty around them, so that
+A tree-structured Parzen estimator compares densities, and needs about a hundred trials to estimate the density of the
+better ones. A Gaussian process learns from every trial. Even a running trial reduces the uncertainty around it, so
 peers that ask at the same time explore different regions (kriging believer; Ginsbourger et al., 2010).
 
-The process sees ranks, as normal scores, and not values, so the scale of an objective does not matter, and a few huge
-losses do no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in
-the ranks (declustering; Deutsch and Journel, GSLIB, 1998). Otherwise the crowd around the best fills all ranks, from
-the best to the worst, and the search stays there. Every second trial must go where the process is uncertain.
+The process is fitted to normal scores of ranks instead of values, so the scale of an objective does not matter, and a
+few huge losses do no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their
+weight in the ranks (declustering; Deutsch and Journel, GSLIB, 1998). Otherwise the many trials around the best one
+would fill all ranks, from the best to the worst, and the search would stay there. Every second trial must go where the
+process is uncertain.
 
-The kernel is Matern 5/2, with a length per parameter; lengths and noise maximize the likelihood of the trials, with a
-prior.
+The kernel is Matern 5/2, with a length per parameter; the lengths and the noise maximize the likelihood of the trials
+times a prior of the lengths.
 
 The score that an earlier study predicts for a configuration (`search.priors`) is a feature of the process's mean, with
-a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the odds that it applies,
-or that none does.
+a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the probability that this
+prior applies, or that none does.
 
-The code needs only numpy, and uses pieces small enough for BLAS to stay on one core, because on a busy training machine
-BLAS's threads would wait for each other.
+The code needs only numpy. Its matrix products are small enough for BLAS to stay on one core, because on a busy training
+machine the threads of BLAS would wait for each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hopaas_p2p.analysis.table import Floats, Ints
 
 MOST: Final = 200
-"""From more trials than this, half of this number are the best ones, the others spread evenly over the ranks."""
+"""The most trials that a process is fitted to. If there are more, half of them are the best, and the others are spread
+evenly over the remaining ranks."""
 _FITTED: Final = 100  # trials to which the lengths are fitted
 _SWEEPS: Final = 2
 _STEP: Final = 2.0  # factor by which a length is tried longer and shorter
@@ -44,29 +46,30 @@ _FIRST_NOISE: Final = 0.05
 _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
-_CROWDED: Final = 0.25  # of a length: trials that are closer share their weight
-_UNKNOWN: Final = 2.0  # of the noise: the least variance that is left where every second trial goes
-_OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
+_CROWDED: Final = 0.25  # of a length; trials that are closer than this share their weight
+_UNKNOWN: Final = 2.0  # of the noise; every second trial goes where the remaining variance is at least this
+_OPTIMISM: Final = 1.0  # standard deviations; the best of 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
-"""Variance of the mean of a process whose trials cluster where they are good, and so reveal little about it."""
+"""The prior variance of a process's mean. It is large, because trials cluster where results are good, and so reveal
+little about the mean."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
-_FIRST_OPTIMISM: Final = 0.2  # the same beside priors before the first result: with more, a wave goes too far from them
+_FIRST_OPTIMISM: Final = 0.2  # with priors but no result yet; more would lead a first wave too far from the priors
 _NONE: Final = 0.02  # probability before the first trial that no prior applies; a wrong prior is as good as random
-_LONE: Final = 2 / 3  # the same for a single prior, which may be a belief in the worst
+_LONE: Final = 2 / 3  # the same if there is a single prior, which may be a wrong belief
 _SHARP: Final = 2.0  # weight of the evidence from the trials' order
 _TOGETHER: Final = 0.95  # fraction of the asks with priors that use the mean of all, if the priors are alike
 _APART: Final = 0.1  # the factor for that fraction if the priors have nothing in common
 _ALIKE: Final = 0.3  # mean correlation from which on priors are alike; unrelated problems have 0.05, related ones 0.3
-_DOUBT: Final = 5.0  # trials: with priors, ranks among this many count half
-_FADES: Final = 6.0  # trials: with this many, priors count half
-_QUIET: Final = 0.05  # the most noise with priors: with more, trials could not overrule the priors
+_DOUBT: Final = 5.0  # trials; with priors, ranks among this many count half
+_FADES: Final = 6.0  # trials; with this many, priors count half
+_QUIET: Final = 0.05  # the most noise with priors; with more, trials could not overrule the priors
 _SMALLEST: Final = 1e-9
 _LAST: Final = 1e3  # more than any cost
 _BLOCK: Final = 24
-_FEW: Final = 32  # trials, of which candidates are judged in several steps
-_FEW_CHOICES: Final = 64  # of all parameters together
-_ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads: 4 * 65536
+_FEW: Final = 32  # trials; up to this many, the factor is inverted
+_FEW_CHOICES: Final = 64  # choices of all parameters together
+_ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads (up to 4 * 65536)
 _STEPS: Final = (-7.0, -1.7)  # of a local move, as powers of two of the range
 
 
@@ -82,7 +85,7 @@ class Lengths(NamedTuple):
     """The number of known trials when the lengths were fitted."""
 
     def quiet(self) -> Lengths:
-        """These lengths, with the noise limited for use with priors."""
+        """The same lengths, with the noise limited for use with priors."""
         return self._replace(noise=min(self.noise, _QUIET))
 
 
@@ -92,7 +95,7 @@ def first_lengths(parameters: int) -> Lengths:
 
 
 class Cube:
-    """A search space as places from 0 to 1. Two different choices are as far apart as 0 and 1."""
+    """A search space with each value mapped to a place from 0 to 1. Two different choices have distance 1."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = dict(space)
@@ -100,7 +103,8 @@ class Cube:
         self._numbers = np.flatnonzero(~np.array(self._choices, np.bool_))
         counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in space.values()]
         self._owners = np.repeat(np.arange(len(counts)), counts)
-        """The parameter of each choice. Code -1, the first one of each parameter, is for choices outside the space."""
+        """The parameter of each code. The first code of each parameter is for choices outside the space, whose index is
+        -1."""
         self._codes = np.array([code for count in counts for code in range(-1, count - 1)])
 
     def points(self, values: Mapping[str, Floats]) -> Floats:
@@ -122,13 +126,15 @@ class Cube:
         return np.concatenate(list(correlations(self.multipliers(left, lengths), self.features(right))), axis=1)
 
     def features(self, points: Floats) -> Floats:
-        """A row per configuration, whose products with `multipliers` are squared distances, times five."""
+        """A row per configuration. Its product with a row of `multipliers` is five times the squared distance."""
         numbers = points[:, self._numbers]
         chosen = points[:, self._owners] == self._codes
         return np.concatenate([np.ones((len(points), 1)), numbers, numbers**2, chosen], axis=1)
 
     def multipliers(self, points: Floats, scales: Floats) -> Floats:
-        """A row per configuration, whose products with `features` are five times the squared distances in lengths."""
+        """A row per configuration. Its product with a row of `features` is five times the squared distance, in
+        lengths.
+        """
         factors = 5 / scales**2
         numbers, weights = points[:, self._numbers], factors[self._numbers]
         constant = (weights * numbers**2).sum(axis=1, keepdims=True)
@@ -138,7 +144,7 @@ class Cube:
         )
 
     def anywhere(self, numbers: np.random.RandomState, count: int) -> dict[str, Floats]:
-        """Configurations drawn evenly."""
+        """Configurations drawn uniformly."""
         return {name: _values(one, numbers.uniform(size=count)) for name, one in self.space.items()}
 
     def nearby(self, numbers: np.random.RandomState, best: Mapping[str, Floats], count: int) -> dict[str, Floats]:
@@ -223,9 +229,9 @@ def scores(ranks: Ints, count: int) -> Floats:
 
 
 def declustered(near: Floats, count: int) -> Floats:
-    """Normal scores of the trials that are `chosen`, the best first, where those close together share their weight.
+    """Normal scores of the trials that are `chosen`, the best first. Trials that are close together share their weight.
 
-    The best and the worst half of a weight are cut off.
+    Half of a weight is cut off at either end of the ranks.
 
     Args:
         near: how close each trial is to each other trial, from 0 to 1.
@@ -271,7 +277,7 @@ def _matern(far: Floats) -> Floats:
 
 
 def _eliminated(kernel: Floats, noise: float, right: Floats) -> tuple[Floats, Floats]:
-    """X of L x = `right`, where L is the lower Cholesky factor of `kernel` with the noise; and the diagonal of L."""
+    """The solution x of L x = `right`, and the diagonal of L, the lower Cholesky factor of `kernel` with the noise."""
     size = len(kernel)
     rest = np.concatenate([kernel, right], axis=1)
     rest[np.arange(size), np.arange(size)] += noise
@@ -302,8 +308,8 @@ def fit(
 
     Args:
         squares: squared distances between the trials, per parameter.
-        found: the trials' scores. count: the number of known trials. start: the result with fewer trials. shared: the
-        covariance of the trials besides the process.
+        found: the trials' scores. count: the number of known trials. start: the result with fewer trials. shared: what
+            the priors add to the covariance of the trials.
 
     """
     if len(found) > _FITTED:
@@ -328,7 +334,7 @@ def fit(
 def _likelihood(
     squares: Sequence[Floats], found: Floats, lengths: Floats, noise: float, shared: Floats | None
 ) -> float:
-    """The log likelihood of scores (with the best variance) and lengths, up to a constant."""
+    """The log likelihood of the scores under the best variance, plus the log prior of the lengths, up to a constant."""
     covariance = kernel(squares, lengths)
     if shared is not None:
         covariance += shared
@@ -341,8 +347,8 @@ def _likelihood(
 class Process(NamedTuple):
     """Predicts the score of any configuration from the trials of one study, with a constant mean learned from them.
 
-    Most trials of a search are where results are good, so their average is not typical of the rest; in ordinary kriging
-    (Cressie, 1993, section 3.2) trials that are close together count less for the mean.
+    Most trials of a search are where results are good, so their average is not typical of the rest of the space. In
+    ordinary kriging (Cressie, 1993, section 3.2), trials that are close together count less for the mean.
     """
 
     rows: Floats
@@ -363,7 +369,7 @@ class Process(NamedTuple):
 
 
 class Processes:
-    """Some processes over one space, computed at once, because calls cost more than the arithmetic.
+    """Several processes over one space, evaluated together, because the calls of numpy cost more than the arithmetic.
 
     Single precision takes half the time of double, and changes a score by less than 1e-4.
     """
@@ -377,7 +383,9 @@ class Processes:
         self._means = np.array([one.mean for one in processes])
 
     def means(self, features: Floats, mixture: Floats) -> Floats:
-        """The scores that a mixture (a weight per process) predicts for configurations; several mixtures as columns."""
+        """The scores that a mixture (a weight per process) predicts for configurations. Several mixtures are
+        columns.
+        """
         weights = (mixture.T @ self._weights).astype(np.float32)
         found = [weights @ near for near in correlations(self._rows, features.astype(np.float32))]
         return np.asarray(np.concatenate(found, axis=-1).T + self._means @ mixture)
@@ -389,15 +397,16 @@ class Trust(NamedTuple):
     weights: Floats
     """The coefficient of the score that each prior predicts; 0 if the prior is ignored."""
     mixtures: Floats
-    """The hypotheses as rows of weights of the priors: that none applies, the mean of all, or a single one."""
+    """One hypothesis per row, as weights of the priors. The rows are that none applies, the mean of all, and each
+    single one."""
     chances: Floats
     """How likely each row is."""
 
     def drawn(self, number: float) -> Floats | None:
-        """One of the mixtures, for a random number below 1; None if no prior counts.
+        """One of the mixtures, chosen by a random number from 0 to 1; None if the choice is that no prior applies.
 
-        Each is drawn with the probability that it is true (Thompson, Biometrika, 1933), so peers that ask at once
-        follow different priors while it is unknown which one is right, without knowing what the others drew.
+        Each mixture is drawn with the probability that it is right (Thompson, Biometrika, 1933). While that is
+        uncertain, peers that ask at the same time follow different priors, without knowing what the others drew.
         """
         place = int(np.searchsorted(np.cumsum(self.chances)[:-1], number, side="right"))
         return self.mixtures[place] if place else None
@@ -424,10 +433,10 @@ class Hypotheses:
         self._before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
 
     def trust(self, means: Floats) -> Trust:
-        """How well each hypothesis agrees with the trials: the likelihood of their order under its predicted scores.
+        """How well each hypothesis agrees with the trials, by the likelihood of their order under its predicted scores.
 
-        The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It does not depend on how far
-        apart the trials are, because most of them were chosen for the good score that a prior predicts.
+        The likelihood is that of the Plackett-Luce model (Luce, Individual Choice Behavior, 1959). It does not depend
+        on how far apart the trials are, because most of them were chosen for the good score that a prior predicts.
 
         Args:
             means: the score that each prior (a column) predicts for each trial, the best trial first.
@@ -454,7 +463,7 @@ def fading(count: int) -> float:
 
 
 def doubted(found: Floats) -> Floats:
-    """Scores for use with priors: a rank among few trials reveals little about the rank among all."""
+    """Smaller scores, for use with priors, because a rank among few trials reveals little about the rank among all."""
     return found * (len(found) / (len(found) + _DOUBT))
 
 
@@ -463,12 +472,12 @@ class Surrogate:
 
     Args:
         cube: the search space.
-        points: those of the known trials, the best first.
+        points: the points of the known trials, the best first.
         found: the scores of those trials.
         running: points of the running trials.
         count: the number of all known trials.
-        lengths: the earlier result, which is fitted again once there are a third more trials.
-        expected: the priors' expected scores of these points, if any priors count.
+        lengths: the lengths of the last fit, which is repeated once there are about a third more trials.
+        expected: the scores that the priors predict for `points` and `running`; None if no prior applies.
 
     """
 
@@ -511,7 +520,9 @@ class Surrogate:
         return np.column_stack([np.ones(len(expected)), self._fade * expected])
 
     def _whitened(self, right: Floats) -> Floats:
-        """What `_eliminated` finds; the factor of few trials is inverted, because it is used several times."""
+        """The first result of `_eliminated`. With few trials, the factor is inverted once, because it is used several
+        times.
+        """
         size = len(self._kernel)
         if size > _FEW:
             return _eliminated(self._kernel, self.lengths.noise, right)[0]
@@ -520,10 +531,10 @@ class Surrogate:
         return np.concatenate([self._whiten @ part for part in _pieces(right)], axis=1)
 
     def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
-        """An optimistic cost of each configuration. The one with the lowest cost is tried.
+        """An optimistic cost of each configuration. The configuration with the lowest cost is tried.
 
         Running trials have no score yet. They are the last rows, and only the rows before them predict scores.
-        `expected` has the priors' expected score of each point, if any priors count.
+        `expected` has the score that the priors predict for each point; None if no prior applies.
         """
         known = len(self._found)
         near = self._cube.near(self._points, points, self.lengths.scales)

@@ -1,17 +1,18 @@
 """Compares candidates in the tree-structured Parzen estimator, at a cost that stays small in large studies.
 
-Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) puts a kernel on every trial: a product of
-truncated normals, of their integrals over a cell for whole or stepped numbers, and of categorical distributions.
-In a large study nearly every bandwidth of the worse trials is at its lower limit, a hundredth of the range. With one
-bandwidth for all, the exponents of the normals are a matrix product, the factors of other parameters come from small
-tables, and terms that depend on the trial alone are computed once. If there are many trials, only kernels near a
-candidate are evaluated; all those far from it in some parameter together add at most a trillionth of the rest. The few
-wider kernels, at most 200 for each parameter, are evaluated one by one.
+Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) has one kernel per trial, a product with one
+factor per parameter. The factor is a truncated normal for a real number, its integral over a cell for a whole or
+stepped number, and a categorical distribution for a choice. In a large study, nearly every bandwidth of the worse
+trials is at its lower limit, a hundredth of the range. Kernels that share this bandwidth are evaluated together. The
+exponents of the normals are a matrix product, the factors of other parameters come from small tables, and terms that
+depend only on the trial are computed once. If there are many trials, only kernels near a candidate are evaluated,
+because all others together add at most a trillionth of the sum. The few wider kernels, at most 200 per parameter, are
+evaluated one by one.
 
-Those few and the prior also bound how good a candidate can be. The narrow kernels are therefore evaluated only for the
-most promising candidates, until one is better than all others can be.
+The wider kernels and the prior give an upper bound for each candidate's score. The narrow kernels are therefore
+evaluated only for the most promising candidates, until the score of one exceeds the bounds of all others.
 
-The scores differ from Optuna's only by rounding, by less than 1e-9 in the logarithm.
+Because of rounding, the logarithm of a score can differ from Optuna's, by less than 1e-9.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from hopaas_p2p.search.gauss import log_normal, log_range_mass
 from hopaas_p2p.search.known import KnownTrials
 
 FEWEST: Final = 100
-"""From this many kernels on, without the prior, Optuna's lower limit of a bandwidth is constant."""
-_CHUNK: Final = 1024  # rows at a time: 24 candidates fit into the second-level cache, and BLAS stays on one core
+"""With at least this many kernels besides the prior, Optuna's lower limit of a bandwidth is constant."""
+_CHUNK: Final = 1024  # rows at a time; with 24 candidates, they fit into the L2 cache, and BLAS uses one core
 _SORTED_IN: Final = 128  # sorting this many rows anew costs about as much as inserting one row
-_FLOOR: Final = -600.0  # exponents below make denormal numbers, which are slow; the prior is above for 100 parameters
+_FLOOR: Final = -600.0  # smaller exponents give slow denormal numbers; with up to 100 parameters, the prior's is larger
 _CUT: Final = 4096  # rows; with fewer, choosing the near ones costs more than it saves
 _CERTAIN: Final = math.log(1e12)
-_SELECTED: Final = 256  # rows near in some parameters; the other parameters are not checked
-_MOST: Final = 4  # a part of all rows; if more are near a candidate, all are evaluated for all candidates
-_MARGIN: Final = 1e-9  # of a bound, against rounding
+_SELECTED: Final = 256  # rows; once so few remain, the other parameters are not checked
+_MOST: Final = 4  # if more than a quarter of the rows are near a candidate, all rows are evaluated
+_MARGIN: Final = 1e-9  # added to a bound to cover rounding errors
 
 
 class Kernels(NamedTuple):
-    """The trials of a density, and the weight of each."""
+    """The trials of a density and their weights."""
 
     rows: Ints
     weights: Floats
@@ -54,13 +55,13 @@ class Mixture(NamedTuple):
 
     weights: Floats
     numbers: Sequence[tuple[Floats, Floats]]
-    """Places and bandwidths of the kernels, for each number in the order of the space."""
+    """One pair per numeric parameter, in the order of the space, with the places and bandwidths of the kernels."""
     choices: Sequence[Floats]
-    """A row of probabilities for each kernel, for each choice."""
+    """One matrix per categorical parameter, in the order of the space, with a row of probabilities per kernel."""
 
 
 class KernelDensity:
-    """The trials of a study in one search space. Owned by one sampler; follows the columns of its study."""
+    """The trials of a study in one search space, as a density that follows the study's columns. One sampler owns it."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], columns: KnownTrials) -> None:
         self._columns = columns
@@ -83,17 +84,18 @@ class KernelDensity:
         ).transpose(1, 0, 2)
         self._real = np.array([isinstance(one, Normal) for one in self.axes.values()], np.bool_)
         self.matrix = np.zeros((self._room, len(self.normals) + 2))
-        """The places in bandwidths from the middle; then terms that depend on the trial alone; then ones.
-        The rows of trials that never were in the density stay zeros, and do not count."""
+        """The columns are the places, in bandwidths from the middle of the range, then the sum of the terms that depend
+        only on the trial, then ones. Rows of trials that were never in the density stay zero and add nothing."""
         self.log_highest = len(self.axes) * math.log(BANDWIDTHS)
         self.log_highest += sum(math.log(one.count) for one in self.choices.values())
-        """The maximum ratio of a kernel to the prior: per number a hundred, per choice the number of choices."""
+        """The logarithm of the largest ratio of a kernel to the prior, which is a product with a factor of 100 per
+        number and of the number of choices per categorical parameter."""
         self._chosen = np.zeros(self._room, np.bool_)
         """The trials of the density."""
 
     @property
     def tabled(self) -> bool:
-        """Whether all cells have tables."""
+        """Whether every parameter with cells has a table."""
         return all(one.tabled for one in self.cells.values())
 
     @property
@@ -102,7 +104,9 @@ class KernelDensity:
         return len(self._columns)
 
     def catch_up(self) -> bool:
-        """Read the changes in the columns. False if they have outgrown this density and a new one is needed."""
+        """Read the changes in the columns. Returns False if the columns have outgrown this density, so a new one is
+        needed.
+        """
         if self._columns.room > self._room:
             return False
         changes = self._columns.changes
@@ -141,14 +145,14 @@ class KernelDensity:
             axis.note(rows, mass)
 
     def _leave_out(self, rows: Ints) -> None:
-        """Take these rows out of the density, before they are placed elsewhere."""
+        """Remove these rows from the density before their places change."""
         self._chosen[rows] = False
         for axis in self.axes.values():
             for row in rows.tolist():
                 axis.sorted.remove(row, axis.mu[row])
 
     def _choose(self, rows: Ints) -> None:
-        """Make the density of these rows."""
+        """Make these rows the trials of the density."""
         chosen = np.zeros(self._room, np.bool_)
         chosen[rows] = True
         changed = np.flatnonzero(chosen != self._chosen)
@@ -179,7 +183,9 @@ class KernelDensity:
         return Comparison(self, below, above, candidates, prior_weight=prior_weight, endpoints=endpoints)
 
     def wide(self, rows: Ints, *, endpoints: bool) -> tuple[Ints, dict[str, Floats]]:
-        """The kernels that are wider in any parameter, as places among these rows, and all their bandwidths."""
+        """The kernels that are wide in some parameter, as indices into `rows`, and their bandwidths in each
+        parameter.
+        """
         found = {name: axis.wide(rows, endpoints=endpoints) for name, axis in self.axes.items()}
         wide = distinct(np.concatenate([places for places, _ in found.values()] or [np.empty(0, np.int64)]))
         sigmas = {}
@@ -194,9 +200,9 @@ class KernelDensity:
         """The logarithms of some kernels, one row each, at each candidate, without the choices.
 
         Args:
-            mu: their places, for each axis.
-            sigma: their bandwidths.
-            points: those of the candidates.
+            mu: the places of the kernels, for each axis.
+            sigma: the bandwidths of the kernels, for each axis.
+            points: the places of the candidates.
             shape: how many kernels and candidates there are.
 
         """
@@ -216,7 +222,7 @@ class KernelDensity:
         return terms
 
     def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
-        """The logarithms of kernels for each axis with cells, all at once to save steps."""
+        """The logarithms of the kernels on each axis with cells, computed together to save calls of numpy."""
         parts = []
         for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
             different, inverse = np.unique(points[name], return_inverse=True)
@@ -233,7 +239,7 @@ class KernelDensity:
 
 
 class Comparison:
-    """Candidates by the log likelihood ratio of the better trials to the others."""
+    """Candidates scored by the log likelihood ratio of the better trials to the others."""
 
     def __init__(
         self,
@@ -275,7 +281,7 @@ class Comparison:
             worse += np.log(tables[name])[one.codes[rows]]
         self._below = _log_sum(better)
         self._rest = _log_sum(np.vstack([worse, prior + math.log(above.weights[-1])]))
-        """The density of the other trials without the narrow kernels."""
+        """The log density of the other trials, without the narrow kernels."""
         self.bounds = self._below - self._rest + _MARGIN
         """Upper bounds of the scores."""
         self._reach = np.sqrt(2 * (density.log_highest + _CERTAIN - (self._rest - prior)))
@@ -288,7 +294,9 @@ class Comparison:
             self._scores = self._scored(self._sum_all(), slice(None))
 
     def ranked(self) -> Iterator[int]:
-        """The candidates, the best first, the earlier of equals first. Computes only as many as needed to be sure."""
+        """The candidates from best to worst; among equals, the earlier comes first. Scores are computed only as
+        needed.
+        """
         for place, _ in self._ranked(math.inf):
             yield place
 
@@ -302,7 +310,7 @@ class Comparison:
         return best
 
     def _ranked(self, within: float) -> Iterator[tuple[int, float]]:
-        """The candidates, the best first, with their scores; only those `within` this distance of the best."""
+        """The candidates whose scores are at most `within` below the best, with their scores, the best first."""
         lowest = -math.inf
         waiting = [(-bound, 0, place) for place, bound in enumerate(self.bounds.tolist())]
         heapq.heapify(waiting)
@@ -319,7 +327,7 @@ class Comparison:
         if self._scores is not None:
             return float(self._scores[place])
         rows = self._rows_near(place)
-        if rows is None:  # and so for the others, too
+        if rows is None:  # the same is likely for the other candidates
             self._scores = self._scored(self._sum_all(), slice(None))
             return float(self._scores[place])
         return float(self._scored(self._sum_near(rows, place), slice(place, place + 1))[0])
@@ -331,7 +339,7 @@ class Comparison:
         return np.asarray(self._below[columns] - np.logaddexp(narrow, self._rest[columns]))
 
     def _rows_near(self, place: int) -> Ints | None:
-        """The narrow kernels that count at a candidate; None if there are too many."""
+        """The rows of the narrow kernels that are not negligible at a candidate; None if there are too many."""
         axes = list(self._density.axes.items())
         if not axes:
             return None
@@ -394,7 +402,7 @@ def _place(rows: Ints) -> Ints | slice:
 
 
 def _merged(tables: Sequence[tuple[Ints, Floats]], rows: int) -> list[tuple[Ints, Floats]]:
-    """Fewer tables with the same product. Multiplying out the smallest saves a pass over all trials."""
+    """Fewer tables with the same product. Each multiplication of two small tables saves a pass over all trials."""
     merged: list[tuple[Ints, Floats]] = []
     for codes, table in sorted(tables, key=lambda one: len(one[1])):
         if merged and len(merged[-1][1]) * len(table) <= LARGEST_TABLE:

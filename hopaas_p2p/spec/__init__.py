@@ -1,1 +1,1 @@
-"""The forms in which users describe a study: its space, budget and fidelity, and the metrics of its trials."""
+"""Reads the forms in which users describe a study's space, budget and fidelity, and the metrics of its trials."""

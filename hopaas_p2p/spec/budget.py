@@ -46,8 +46,8 @@ def budget_now(state: State) -> Budget:
 
 
 def changed(now: Budget, given: int | str | Budget | None) -> Budget:
-    """The budget after a change. A number or a string changes the limits that it names; a `Budget` or None replaces
-    all.
+    """The budget after a change. A number or a text changes the limits that it names; a `Budget` or None replaces all
+    limits.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -58,7 +58,7 @@ def changed(now: Budget, given: int | str | Budget | None) -> Budget:
     if isinstance(given, Budget):
         return budget_of(given)
     new = _entries(given) if isinstance(given, str) else _flat(budget_of(given))
-    kept = {  # all limits except those named by themselves, by site or by group
+    kept = {  # all limits except those that the change names, for one site or all
         key: one
         for key, one in _flat(now).items()
         if not new.keys() & {key, key.rpartition(".")[0], key.partition(".")[0]}
@@ -67,19 +67,19 @@ def changed(now: Budget, given: int | str | Budget | None) -> Budget:
 
 
 def limits_of(budget: Budget) -> Budget:
-    """All of a budget except its trials, which a log stores separately."""
+    """The limits of a budget except the number of trials, which a log stores separately."""
     return msgspec.structs.replace(budget, trials=None)
 
 
 def check_limits(limits: Budget, objectives: int) -> None:
-    """Raise InvalidInput if a study with this many objectives cannot have these limits."""
+    """Raise InvalidInput if the limits are invalid, or impossible for a study with this many objectives."""
     if possible_limits(limits, objectives):
         return
     if possible_limits(limits, 1):
         raise InvalidInput(
             "a study with several objectives can end only by its budget or a date, since it has no best value"
         )
-    raise InvalidInput(f"a budget's limits must be positive numbers, and a target a number; got {words(limits)}")
+    raise InvalidInput(f"a budget's limits must be positive numbers, and its target a number, got {words(limits)}")
 
 
 def words(budget: Budget) -> str:
@@ -100,7 +100,7 @@ def _flat(budget: Budget) -> dict[str, Any]:
         for key, value in table.items():
             if isinstance(value, Mapping) and (value or before != "prices."):
                 yield from under(value, f"{before}{key}.")
-            elif isinstance(value, Mapping):  # a site that costs nothing, whatever "*" costs
+            elif isinstance(value, Mapping):  # a site whose price is zero, whatever the price under "*"
                 yield f"{before}{key}.gpu_hour", 0.0
             elif value is not None:
                 yield f"{before}{key}", value
@@ -110,7 +110,7 @@ def _flat(budget: Budget) -> dict[str, Any]:
 
 
 def _entries(text: str) -> dict[str, Any]:
-    """The values in a text by their keys; None for a limit that is removed."""
+    """The values in a text by key; None for a limit that is removed."""
     entries: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = (one.strip() for one in part.partition("="))
@@ -122,7 +122,7 @@ def _entries(text: str) -> dict[str, Any]:
 
 
 def _made(entries: Mapping[str, Any]) -> Budget:
-    """The budget of these values by their keys."""
+    """The budget with these values by key."""
     content: dict[str, Any] = {}
     for key, value in entries.items():
         first, *rest = key.split(".")
@@ -154,7 +154,9 @@ def _made(entries: Mapping[str, Any]) -> Budget:
 
 
 def _date(given: Any) -> int:
-    """Microseconds since 1970, UTC unless the text names another zone; a day stands for its beginning."""
+    """A time in microseconds since 1970. A text without a time zone is in UTC, and a date without a time is its
+    beginning.
+    """
     if isinstance(given, int):
         return given
     try:
@@ -173,8 +175,8 @@ def check_spendable(
 
     Args:
         study: the study's name.
-        limits: the study's limits; it has no limit on trials.
-        spent: how much of a limit all peers have spent; if any has been spent, the study will end.
+        limits: the study's limits, which do not limit trials.
+        spent: returns how much of a limit all peers have spent. If this is above zero, the study will end.
         announced: what this process announces about its devices and its site.
         metered: whether this process can read the energy that its devices use.
 

@@ -1,4 +1,6 @@
-"""Where a study's trials pause, as text: `rungs(min=1, max=27, eta=3)` or `population(size=16, every=5)`."""
+"""Reads where a study's trials pause from texts such as `rungs(min=1, max=27, eta=3)` or `population(size=16,
+every=5)`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ _MUST: Final = {int: "be a whole number", float: "be a number"}
 
 
 def checked(policy: object) -> Fidelity:
-    """These rungs or this population, if valid for a study.
+    """The given rungs or population, after a check that they are valid for a study.
 
     Raises:
         InvalidInput: the policy is of another type, or invalid; the message says why.
@@ -50,7 +52,7 @@ def checked(policy: object) -> Fidelity:
 
 
 def parse(said: str) -> Fidelity | None:
-    """The policy in an option; None if trials do not pause.
+    """The policy that an option's text describes; None if trials do not pause.
 
     Raises:
         InvalidInput: the option cannot be read; the message shows how to write it.
@@ -80,7 +82,7 @@ def parse(said: str) -> Fidelity | None:
 
 
 def in_words(policy: Fidelity | None) -> str:
-    """The policy for display: `rungs(min=1, max=27, eta=3)`, as `parse` reads it."""
+    """The policy as a text that `parse` can read, such as `rungs(min=1, max=27, eta=3)`."""
     if policy is None:
         return "none"
     default = type(policy)()

@@ -1,4 +1,4 @@
-"""Checks the arguments of `trial.log`, which are numbers by name, besides the reported value.
+"""Checks the arguments of `trial.log`, which are further numbers by name, besides the reported value.
 
 Metrics are stored and shown, but have no effect, because pruners, rungs and budgets read only the reports.
 """
@@ -20,7 +20,8 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
     """The valid metrics, and what is wrong with the others.
 
     Args:
-        metrics: values by name, as numbers (also numpy's) or tensors with one element. NaN and infinities are kept.
+        metrics: values by name. A value is a number (also numpy's) or a tensor with one element. NaN and infinities are
+            kept.
         known: names that the trial already has.
 
     """

@@ -1,4 +1,4 @@
-"""Search spaces and parameter values as text: `lr=float(1e-5,1e-1,log)`."""
+"""Reads and writes search spaces and parameter values as text, such as `lr=float(1e-5,1e-1,log)`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat|log)\s*\((.*)\)\s*
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
 _BELIEF: Final = ("prior", "confidence")
 _SHORT: Final = re.compile(r"-?([0-9]+\.|\.[0-9]+)([eE][+-]?[0-9]+)?")
-"""A number that JSON does not know: .5 or 5."""
+"""A number that JSON does not allow, such as .5 or 5."""
 SHAPES: Final = "log(1e-5,1e-1), float(0,1), int(1,8) or cat(a,b,c)"
 
 
@@ -47,7 +47,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
         name, kind, body = match.groups()
         if name in space:
             raise InvalidInput(f"the parameter {name!r} appears twice")
-        parts: list[Any] = []  # between the parentheses; unquoted ones become numbers where possible
+        parts: list[Any] = []  # the texts between the parentheses; unquoted ones become numbers where possible
         position = 0
         while position < len(body):
             part = _PART.match(body, position)
@@ -103,11 +103,11 @@ def number(value: Any, what: str) -> float | int:
     fits = math.isfinite(value) if isinstance(value, float) else whole
     if isinstance(value, bool) or not fits:
         raise InvalidInput(f"{what} = {repr(value)[:80]}: give a number")
-    return value  # type: ignore[no-any-return]  # seen above
+    return value  # type: ignore[no-any-return]  # checked above
 
 
 def choices(value: Any, what: str) -> Categorical:
-    """A choice of these values."""
+    """A categorical distribution with these choices."""
     if not isinstance(value, list) or not value:
         raise InvalidInput(f"{what}: give a list of at least one value")
     for one in value:
@@ -132,7 +132,8 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> Non
 def said_later(state: State) -> dict[str, Distribution]:
     """The space given to a study after its creation; empty if none was.
 
-    A space that conflicts with the parameters of existing trials, which anybody may write, counts as none.
+    A space that conflicts with the parameters of existing trials is ignored, because any peer that may write can give
+    one.
     """
     found = _decode(state.system.get(SPACE, "{}"))
     return found if possible_distributions(found, state.dists) else {}
@@ -144,9 +145,11 @@ def as_attribute(space: Mapping[str, Distribution]) -> str:
 
 
 def inferred(state: State) -> tuple[dict[str, Distribution], str]:
-    """The space from which the trials were drawn; or an empty space, and the reason.
+    """The space from which the trials were drawn, and an empty reason; or an empty space, and the reason why it is
+    unknown.
 
-    The space is known if all trials have the same parameters, each of one kind. Bounds are the widest of any trial.
+    The space is known if all trials have the same parameters, each of the same kind. The bounds are the widest of all
+    trials.
     """
     space: dict[str, Distribution] = {}
     names: set[str] | None = None
@@ -175,7 +178,9 @@ def _united(one: Distribution, other: Distribution) -> Distribution | None:
 
 
 def parse_value(text: str) -> Any:
-    """A value as JSON reads it, else the text itself: `1`, `0.5`, `.5`, `true`, `null`, `"1"`, `adam`."""
+    """The value that a text such as `1`, `.5`, `true`, `null` or `"1"` has in JSON, or else the text itself, such as
+    `adam`.
+    """
     if _SHORT.fullmatch(text):
         return float(text)
     try:
@@ -186,7 +191,7 @@ def parse_value(text: str) -> Any:
 
 
 def spec(distribution: Any) -> str:
-    """A distribution, ours or Optuna's, as a spec."""
+    """A distribution, ours or Optuna's, as text."""
     choices = getattr(distribution, "choices", None)
     if choices is not None:
         return f"cat({','.join(_choice(one) for one in choices)})"

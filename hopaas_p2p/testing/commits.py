@@ -1,4 +1,4 @@
-"""Creates commits for tests, appends them as a peer does, and reads them back, also in many threads at once."""
+"""Creates commits for tests, appends them as a peer does, and reads them back, if needed in many threads at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT: Final = 60.0
 
 
 def sealed(body: bytes) -> bytes:
-    """A payload that a log accepts, which is any bytes after their checksum."""
+    """A payload that a log accepts, which consists of a checksum and these bytes."""
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -34,12 +34,12 @@ def outgoing(name: str, size: int = 0) -> Outgoing:
 
 
 def outgoing_of(writer: str, name: str) -> Outgoing:
-    """Like `outgoing`, with the writer in its usual place, which determines the turns of writers in a busy bucket."""
+    """Like `outgoing`, with the writer's name where a peer puts it. A busy bucket assigns turns by this name."""
     return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 
 def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> Entry:
-    """Append a commit with a sum, like a peer that has read all commits; returns its entry."""
+    """Append a commit with the sum of the log before it, like a peer that has read all commits; returns its entry."""
     commit = outgoing_of(name, name)
     while True:
         receipt = log.exchange(replace(commit, chain=total), since)
@@ -53,7 +53,7 @@ def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> En
 
 
 def sum_of(entries: list[Entry]) -> int:
-    """The sum of a log that begins with these entries."""
+    """The sum of a log that consists of these entries."""
     return functools.reduce(lambda total, entry: following(total, entry.payload), entries, 0)
 
 
@@ -100,7 +100,7 @@ def append_many(log: Log, name: str, count: int, since: int = 0) -> list[int]:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run these simultaneously in threads; returns their results. The first error is raised."""
+    """Run these functions simultaneously in threads, and return their results. The first error is raised."""
     barrier = threading.Barrier(len(tasks))
     results: list[Any] = [None] * len(tasks)
     errors: list[BaseException] = []

@@ -1,13 +1,13 @@
-"""The contract of a store, as tests for any store.
+"""The contract of a store, as tests that any store can run.
 
     class TestMine(StoreConformance, AcrossProcesses):
         @pytest.fixture
         def store(self, tmp_path):
             return MyStore(tmp_path)
 
-`reopen` makes a second handle on the same place, like that of another process; override it if a URL alone is not
-enough. Leave out `AcrossProcesses` for a store that lives in one process; add `PiggybackedBeats` if an exchange carries
-a beat at no extra cost.
+`reopen` opens the same place a second time, as another process would. Override it if the URL alone is not enough to
+open the store. Omit `AcrossProcesses` for a store that exists in one process only. Add `PiggybackedBeats` if an
+exchange carries a beat at no extra cost.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Conformance:
         raise NotImplementedError("give your class a fixture `store`, a fresh and empty store for each test")
 
     def reopen(self, store: Store) -> Store:
-        """Another handle on the same place."""
+        """Another store object for the same place."""
         return open_store(store.url)
 
     @pytest.fixture
@@ -299,7 +299,7 @@ class StoreConformance(Conformance):
                 outgoing(f"a-{i}").payload for i in range(self.commits)
             ]
 
-    # --- snapshots: any bytes may be one ---
+    # --- snapshots, which can be any bytes ---
 
     def test_the_newest_snapshot_is_found_by_everyone(self, store: Store, log: Log) -> None:
         append_many(log, "a", 10)
@@ -366,7 +366,7 @@ class StoreConformance(Conformance):
         self.assert_values_differ(store)
 
     def assert_values_differ(self, store: Store) -> None:
-        """Only a change of a heartbeat is meaningful, because a store may show another value than the given one."""
+        """Check only that heartbeats differ, because a store can return other values than it was given."""
         before = store.beats(["ann"])["ann"]
         store.beat(Beat("ann", "ann:3"))
         assert store.beats(["ann"])["ann"] != before
@@ -382,7 +382,7 @@ class StoreConformance(Conformance):
         store.beat(Beat("ann", "ann:1"))
         assert set(store.beats([name, "ann"])) == {"ann"}
 
-    # --- files, by keys that are never paths ---
+    # --- files, whose keys are never paths ---
 
     def test_artifacts_are_kept_listed_overwritten_and_removed(self, store: Store, tmp_path: Path) -> None:
         store.log("study-1").exchange(outgoing("a"), 0)  # a database keeps the files of its own studies only
@@ -411,7 +411,7 @@ class StoreConformance(Conformance):
 
 
 class PiggybackedBeats(Conformance):
-    """For stores in which a heartbeat inside an exchange costs nothing extra."""
+    """Tests for stores in which a heartbeat inside an exchange costs nothing extra."""
 
     def test_a_beat_that_rides_is_seen(self, store: Store, log: Log) -> None:
         assert store.piggybacks_heartbeats
@@ -423,7 +423,7 @@ class PiggybackedBeats(Conformance):
 
 
 class AcrossProcesses(Conformance):
-    """For stores whose content other processes can see."""
+    """Tests for stores whose content other processes can see."""
 
     def test_processes_get_one_order_too(self, store: Store) -> None:
         context = multiprocessing.get_context("spawn")

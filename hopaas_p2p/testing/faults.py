@@ -1,9 +1,9 @@
-"""A store that misbehaves on purpose. Replies are lost, requests arrive twice, late or never, and processes die.
+"""A store that fails on purpose. Replies are lost, requests arrive twice, late or never, and processes die.
 
     store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
 
-An iterator of faults decides what happens to each exchange. Use a list to test one fault, and `at_random` for many
-faults, which its seed reproduces.
+An iterable gives the fault of each exchange. Use a list to test one fault, and `at_random` for many, which can be
+reproduced with the same seed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoin
 class Fault(enum.Enum):
     """A possible fault of an exchange."""
 
-    REFUSE = "it never reaches the store"
-    LOSE_REPLY = "the store does it, and the reply is lost"
-    DUPLICATE = "it reaches the store twice, the second time too late to be recognised"
-    DELAY = "the caller gives up, and it reaches the store after the next exchange"
-    CRASH_BEFORE = "the process dies before it is sent"
-    CRASH_AFTER = "the process dies when the store has done it"
+    REFUSE = "the request never reaches the store"
+    LOSE_REPLY = "the store handles the request, and the reply is lost"
+    DUPLICATE = "the request reaches the store twice, the second time too late to be recognised"
+    DELAY = "the caller gives up, and the request reaches the store after the next exchange"
+    CRASH_BEFORE = "the process dies before the request is sent"
+    CRASH_AFTER = "the process dies after the store has handled the request"
 
 
 SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
@@ -37,7 +37,7 @@ SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
 
 
 class Crash(BaseException):
-    """The process would be dead now. Discard all of its objects."""
+    """Stands for the death of the process. Discard all objects of that process."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
@@ -49,7 +49,7 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """Passes every call on to another store, unless a fault prevents it. Thread-safe.
+    """A store that passes every call on to another store, unless a fault prevents it. Thread-safe.
 
     Args:
         inner: the store that does the work.
@@ -100,7 +100,7 @@ class FaultyStore(Store):
 
 
 class FaultyLog(Log):
-    """A log whose exchanges suffer the faults of its store."""
+    """A log whose exchanges have the faults of its store."""
 
     def __init__(self, store: FaultyStore, inner: Log) -> None:
         self._store = store
@@ -131,7 +131,7 @@ class FaultyLog(Log):
         return receipt
 
     def _append_unrecognised(self, outgoing: Outgoing) -> None:
-        """Append these bytes after everything else, where the store cannot recognise that it already has them."""
+        """Append these bytes so late that the store cannot recognise that it already has them."""
         self._inner.exchange(replace(outgoing, chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:

@@ -17,10 +17,10 @@ __all__ = ["Export", "MLflow", "Tracker", "TrackerRefused", "TrackerUnreachable"
 
 
 def export_to(study: StudyLike, tracker: Tracker) -> int:
-    """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
+    """Bring a tracker up to date with a study; returns how many trials were sent. It can be repeated at any time.
 
     Raises:
-        TrackerUnreachable: the tracker did not answer; data sent before are there, and the next call continues.
+        TrackerUnreachable: the tracker did not answer. Data sent before are kept, and the next call continues.
         ConfigurationError: the tracker's client library is not installed or not configured.
         Denied: the tracker does not let this user write.
 

@@ -1,7 +1,7 @@
 """The interface of a tracker, and `Export`, which sends a study to a tracker.
 
-An export may be cut off at any request and started again, on any machine. A run is found by the tags or id of its
-creation, data that it already has are not sent again, and its mark is written last.
+An export can be interrupted at any request and started again on any machine. A run is found by the tags or the id with
+which it was created. Data that it already has are not sent again, and its mark is written last.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TrackerRefused(HopaasError):
 
 
 class Tracker(Protocol):
-    """An interface to a service that shows runs. Called from one thread at a time."""
+    """The interface to a service that shows runs. It is called from one thread at a time."""
 
     name: str
     """One word, such as "mlflow"."""
@@ -46,21 +46,21 @@ class Tracker(Protocol):
         """The identity of this server and project, without secrets."""
 
     def begin(self, study: RunView) -> dict[int | None, str]:
-        """Find or create the run of the study; returns the mark of each existing run ("" if it has none).
+        """Find or create the run of the study; returns the mark of each existing run, or "" for a run without a mark.
 
-        Keys are trial numbers, and None for the study. Called again after any error, so it must not rely on earlier
-        state.
+        The keys are trial numbers, and None for the study. The method is called again after any error, so it must not
+        rely on earlier state.
 
         Raises:
             TrackerUnreachable: the tracker did not answer.
         """
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
-        """Bring one run up to date, however much of it already exists; its mark is written last.
+        """Bring one run up to date, however much of it already exists. Its mark is written last.
 
         Raises:
             TrackerUnreachable: the tracker did not answer.
-            TrackerRefused: the tracker will never accept this run; the others are still exported.
+            TrackerRefused: the tracker will never accept this run; other runs are still exported.
         """
 
     def link(self) -> str:
@@ -71,15 +71,15 @@ class Tracker(Protocol):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, which may contain a server's whole answer, without passwords."""
+    """The first line of a library's error, without passwords. The whole error may contain a server's whole answer."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return without_passwords(lines[0])[:_LONGEST_WHY]
 
 
 def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> Iterator[tuple[Artifact, Path]]:
-    """The files of a run except those with known ids; each stays at its path until the next one is requested.
+    """The files of a run except those with known ids. Each stays at its path until the next one is requested.
 
-    A file that a peer named but that is missing or incomplete is left out with a warning.
+    A file that is missing or incomplete in the store is left out with a warning.
     """
     for one in [one for one in view.files if one.id not in there]:
         with scratch(one.filename) as place:
@@ -99,19 +99,20 @@ class Export:
         self._study = study
         self._marks: dict[int | None, str] | None = None
         self._settled: set[int] = set()
-        """Finished trials that the tracker has; cleared when the study's attributes change, perhaps of any trial."""
+        """Finished trials that the tracker has. It is cleared when the study's attributes change, which can concern any
+        trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:
         """Send the missing data; returns how many trials were sent. Blocks until then.
 
         Raises:
-            TrackerUnreachable: the tracker did not answer; data sent before that are there.
+            TrackerUnreachable: the tracker did not answer. Data sent before are kept.
         """
         lsn, system = self._study.state.lsn, dict(self._study.state.system)
         if self._marks is not None and self._seen[0] == lsn:
             return 0
-        if system != self._seen[1]:  # a note, a tag or a file, perhaps of a finished trial
+        if system != self._seen[1]:  # a note, a tag or a file has changed, perhaps of a finished trial
             self._settled.clear()
         sent = 0
         try:

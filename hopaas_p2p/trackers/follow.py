@@ -1,9 +1,9 @@
-"""Keeps trackers current from the peers themselves, for `open_study(…, trackers=[MLflow(…)])`.
+"""Keeps trackers up to date from the peers themselves, for `open_study(…, trackers=[MLflow(…)])`.
 
 All peers may name the same trackers, and one of them, the *exporter* named in an attribute of the study, exports for
-all. The others check now and then whether the exporter is alive, and one of them takes over when it has been silent for
-the study's ttl, or has resigned because it ended or cannot reach the tracker. Two peers that export at once for a
-moment do no lasting harm; see `Tracker.begin`.
+all. The others check from time to time whether the exporter is alive. One of them takes over when the exporter has been
+silent for the study's ttl, or has resigned because it ended or cannot reach the tracker. If two peers export at once
+for a short time, this does no lasting harm; see `Tracker.begin`.
 
 Training never waits for a tracker and never fails because of one. Each tracker has its own thread, which warns once per
 outage, retries less and less often, and catches up.
@@ -36,11 +36,11 @@ _SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last expor
 
 
 class BackgroundExports:
-    """Threads that keep trackers current with a study, until `close`.
+    """Threads that keep trackers up to date with a study, until `close`.
 
     Args:
         study: from `open_study`.
-        trackers: the trackers to keep current.
+        trackers: the trackers to keep up to date.
         every: seconds between two exports.
 
     """
@@ -52,17 +52,18 @@ class BackgroundExports:
             try:
                 thread.start()
             except RuntimeError as error:
-                _log.warning("%s is not kept current: %s; %s", thread.tracker, first_line(error), thread.cure)
+                _log.warning("%s is not kept up to date: %s; %s", thread.tracker, first_line(error), thread.cure)
         atexit.register(self.close)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # an unpickled study exports nothing
 
     def close(self) -> None:
-        """Export the missing data, and end. Blocks for at most 30 s; a warning names the tracker if data are still
-        missing.
+        """Export the missing data, and end the threads. Blocks for at most 30 s. A warning names each tracker that
+        still lacks data.
 
-        Does nothing in a forked child, which has none of these threads, and whose copies of their locks may be held.
+        In a forked child, this does nothing, because the child has none of these threads, and its copies of their locks
+        may be held.
         """
         if os.getpid() != self._pid:
             return
@@ -93,7 +94,7 @@ class _ExportThread(threading.Thread):
         self._failures = 0
 
     def run(self) -> None:
-        """Export and pause, in turn; there is one more export at the end of the program."""
+        """Export and pause in turn, until `close`, which causes one last export."""
         try:
             while True:
                 last = self.ending.is_set()
@@ -101,7 +102,7 @@ class _ExportThread(threading.Thread):
                 if last:
                     break
                 self.ending.wait(pause)
-        except Exception as error:  # noqa: BLE001  # does not go away by itself; another peer may have other settings
+        except Exception as error:  # noqa: BLE001  # retries would not help, but another peer may have other settings
             _log.warning("%s: %s", self._tracker.name, first_line(error))
             with contextlib.suppress(Exception):
                 self._election.resign()
@@ -120,21 +121,21 @@ class _ExportThread(threading.Thread):
             if not exports:
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
             self._export.sync()
-            if self._election.won:  # not a viewer, whom the store would refuse this at each step
+            if self._election.won:  # a viewer is not elected, and the store would refuse its link at each step
                 leave_link(self._study, self._tracker)
             if last:
                 with contextlib.suppress(Denied):
                     self._election.resign()
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training continues
+        except Exception as error:  # noqa: BLE001  # a tracker's library can raise anything, and training continues
             self._failures += 1
             if self._failures == 1 or last:
                 kind = "" if isinstance(error, HopaasError) else f"{type(error).__name__}: "
                 what = self.cure if last else "training continues, and sending is retried"
                 _log.warning("%s%s; %s", kind, first_line(error), what)
             if self._failures >= _MAX_FAILURES or last:  # another peer may have a better connection
-                with contextlib.suppress(HopaasError):  # the store is unreachable, too: others will notice the silence
+                with contextlib.suppress(HopaasError):  # if the store is also down, others notice the silence
                     self._election.resign()
             return self._backoff.pause()
         if self._failures:
@@ -148,7 +149,7 @@ def leave_link(study: StudyLike, tracker: Tracker) -> None:
     """Record where the tracker shows the study, unless that is already recorded or this user may only read."""
     election, link = _election(study, tracker), tracker.link()
     if election.said.get("link") != link:
-        with contextlib.suppress(Denied, InvalidInput):  # another exporter was elected meanwhile, and leaves its own
+        with contextlib.suppress(Denied, InvalidInput):  # another exporter was elected, and records its own link
             election.say(tracker=tracker.name, place=tracker.place, link=link)
 
 

@@ -62,8 +62,8 @@ _CLOUD: Final = re.compile(
     r"\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)(/|$)",
     re.ASCII,
 )
-"""Locations outside the server that the server may name for files, because their hosts are in the settings of MLflow's
-client, or Microsoft's."""
+"""Locations for files that a server may name although they are outside the server, because their hosts come from the
+settings of MLflow's client or belong to Microsoft."""
 
 
 @dataclasses.dataclass
@@ -71,7 +71,8 @@ class _Run:
     id: str
     status: str
     place: str
-    """Where MLflow's client would send the run's files. Any user of the server may choose this, even a local folder."""
+    """Where MLflow's client would send the run's files. Any user of the server can choose this place, even a local
+    folder."""
     files: list[str]
     """Ids of the files that the run has."""
     sent: dict[str, dict[int, float]] | None = None
@@ -79,7 +80,7 @@ class _Run:
 
 
 class _Bounded:
-    """MLflow's client, whose calls might never return."""
+    """MLflow's client with a time limit for its calls, which otherwise might never return."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
@@ -116,7 +117,7 @@ class MLflow:
         self._experiment = ""
         self._study = ""
         self._runs: dict[int | None, _Run] = {}
-        """Runs by trial number; None is the study's."""
+        """Runs by trial number; the key None has the study's run."""
 
     def __repr__(self) -> str:
         return f"MLflow({redacted(self.uri)!r})"
@@ -129,8 +130,8 @@ class MLflow:
     def client(self) -> MlflowClient:
         """MLflow's client for this server; raises ConfigurationError if MLflow is not installed."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per trial
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # and an export should not wait for telemetry
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else a line per trial
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # exports should not wait for telemetry
             try:
                 from mlflow import MlflowClient
             except ImportError:
@@ -156,10 +157,10 @@ class MLflow:
                 try:
                     number = int(tags[_TRIAL]) if _TRIAL in tags else None
                     files = [str(one) for one in json.loads(tags.get(FILES, "[]"))]
-                except (ValueError, TypeError, RecursionError):  # another user of the server wrote it
+                except (ValueError, TypeError, RecursionError):  # another user of the server may have written it
                     continue
                 if number in self._runs:
-                    self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
+                    self.client.delete_run(run_id)  # two exporters created runs of a trial at once; the older is kept
                     continue
                 self._runs[number] = _Run(run_id, run.info.status, run.info.artifact_uri, files)
                 marks[number] = tags.get(MARK, "")
@@ -204,7 +205,7 @@ class MLflow:
             last = max(view.series.get(REPORT, ()), default=0)
             for name, value in view.values.items():
                 metrics += _metrics(name, {last: value}, view.end or view.start)
-            own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}  # its names for our tags
+            own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}  # MLflow's tag names
             named = {name: view.tags[ours] for name, ours in own.items() if ours in view.tags}
             tags = {**_tags(view), **named, MARK: view.mark}
             labels = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in tags.items()]
@@ -225,10 +226,11 @@ class MLflow:
         """Do nothing, because nothing is open between calls."""
 
     def check_place(self, view: RunView) -> None:
-        """Refuse to write a run's file to this machine, or to send it with a login to another machine than the server.
+        """Refuse to write a run's files to this machine, or to send them with a login to a machine other than the
+        server.
 
         Raises:
-            ConfigurationError: files of this run would go there.
+            ConfigurationError: files of this run would go to such a place.
 
         """
         server, place = urlsplit(self.uri), self._runs[view.number].place
@@ -284,7 +286,7 @@ class MLflow:
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """Raise our errors in place of MLflow's, without passwords."""
-        assert self.client is not None  # raises if MLflow is not installed
+        assert self.client is not None  # `client` raises if MLflow is not installed
         import requests
         from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import MlflowException
@@ -319,7 +321,9 @@ def _ms(microseconds: int | None) -> int | None:
 
 
 def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Metric]:
-    """Metrics for MLflow. All get the same time, as the log has none, so a metric sent twice is stored once."""
+    """Metrics for MLflow. All get the same time, because the log has no times of reports. So a metric sent twice is
+    stored once.
+    """
     from mlflow.entities import Metric
 
     return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]

@@ -1,4 +1,4 @@
-"""A study as a tracker sees it, in plain values that depend on no object of Optuna, a store or a tracker.
+"""A study as it is sent to a tracker, in plain values that contain no objects of Optuna, a store or a tracker.
 
 The study and each of its trials is a *run*. Its *mark* is a digest of all its exported data. A tracker keeps the mark
 with the run, so an export from any machine can tell whether anything is left to do without reading the run.
@@ -47,18 +47,19 @@ class RunView(NamedTuple):
     """The trial's number; None for the study itself."""
     name: str
     state: str
-    """For a trial the name of an Optuna state: RUNNING, COMPLETE, …; for the study a word: running, paused, done, …"""
+    """For a trial, the name of an Optuna state such as RUNNING; for the study, a word such as running, paused or
+    done."""
     final: bool
     """Whether only notes, tags and files can still change."""
     params: dict[str, Any]
-    """Constants; for the study, its directions and each parameter's distribution."""
+    """The trial's parameters; for the study, its directions and each parameter's distribution."""
     values: dict[str, float]
-    """Objective values by name, else "value" or "values_0" and so on; for the study, the counts of trials by state."""
+    """Objective values by name, or as "value", "values_0" and so on; for the study, the counts of trials by state."""
     series: dict[str, dict[int, float]]
-    """Values by step: the reports ("report") and each logged metric; for the study, the value of each trial that became
-    the best one ("best_value")."""
+    """For a trial, its reports (as "report") and each logged metric, by step; for the study, the value of each trial
+    that became the best one (as "best_value")."""
     tags: dict[str, str]
-    """Where, with which software and for whom the trial ran, and the command that shows it."""
+    """Where, with which software and for whom the trial ran, and the command that shows the trial."""
     note: str
     files: tuple[Artifact, ...]
     start: int | None
@@ -67,18 +68,20 @@ class RunView(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """A digest of the whole view."""
+        """A digest of all data of the run."""
         facts = [[*self[:-3], self.start, self.end], [one.id for one in self.files]]  # as in every tracker's ledger
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
-    """The runs of the study's trials by number, except the settled ones, and last the study's own run."""
+    """The runs of the study's trials in order of their numbers, without the settled ones, and last the study's own
+    run.
+    """
     attributes = study.storage.get_study_system_attrs(study.study_id)
     files: defaultdict[int | None, list[Artifact]] = defaultdict(list)
     for one in study.artifacts().list():
         files[one.trial].append(one)
-    space = {name: str(one) for name, one in study.space.items()}  # may cause an exchange, so not under the lock
+    space = {name: str(one) for name, one in study.space.items()}  # can cause an exchange, so not under the lock
     over = study.is_over()
     command = f"hopaas-p2p study show {shlex.quote(study.name)}{store_option(study.storage.url)}"
     tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)
@@ -106,7 +109,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             values={f"trials_{one.name.lower()}": state.counts[one] for one in TrialState},
             series={"best_value": best},
             tags={
-                **define.info,  # chosen by the study's creator, and must not override its identity
+                **define.info,  # comes first, so that facts chosen by the study's creator cannot override its identity
                 STUDY: handle.uuid,
                 "store": study.storage.url,
                 "command": command,

@@ -4,8 +4,8 @@
     WANDB_MODE=offline hopaas-p2p study export digits …          # into ./wandb, for `wandb sync` later
 
 W&B has no nested runs; a group is the closest equivalent. A run's id consists of the study's uuid and the trial's
-number, so no export creates a second run of a trial. A *ledger*, a file next to W&B's own, lists the data already sent;
-if it is lost, it is rebuilt from the server. Needs wandb.
+number, so no export creates a second run of a trial. The *ledger*, a file in W&B's directory, lists the data already
+sent. If the ledger is lost, it is rebuilt from the server. Needs wandb.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class WandB:
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
-        """Trial, or `STUDY` -> the content of its run: mark, last step, ids of files, offline directories."""
+        """Trial number, or `STUDY` -> the run's mark, last step, ids of files, and offline directories."""
         self._open: dict[str, Any] = {}
-        """Open W&B runs: the study's, and those of running trials."""
+        """The open W&B runs of the study and of running trials."""
 
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, offline={self.offline})"
@@ -77,12 +77,12 @@ class WandB:
         return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: RunView) -> dict[int | None, str]:
-        what, cure = f"W&B's files cannot be kept in {self._directory}", ". Name a directory of your own: WANDB_DIR"
+        what, cure = f"W&B's files cannot be kept in {self._directory}", ". Set WANDB_DIR to a directory of your own"
         with explained(what, cure), own_folder(self._directory, mode=0o755):
             pass
         if not self.offline and not _has_key():
             raise ConfigurationError(
-                "W&B has no key. Run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"
+                "W&B has no key. Run `wandb login`, set WANDB_API_KEY, or work offline (WANDB_MODE=offline)"
             )
         self._close_runs()
         self._uuid, self._group = study.tags[STUDY], study.name
@@ -94,7 +94,7 @@ class WandB:
         if other != self._project:
             raise ConfigurationError(
                 f"{self._directory} holds this study's runs of the project {other}, and would not export them again. "
-                f"For {self._project}, name another directory: WANDB_DIR"
+                f"For {self._project}, set WANDB_DIR to another directory"
             )
         if not self._ledger and not self.offline:
             with self._translated():
@@ -140,7 +140,7 @@ class WandB:
         return f"{base}/{self.entity or '-'}/{self.project}/groups/{self._group}"
 
     def close(self) -> None:
-        """Finish the open runs; those of running trials are resumed by the next export."""
+        """Finish the open runs. The next export resumes the runs of running trials."""
         with contextlib.suppress(TrackerUnreachable):
             self._close_runs()
 
@@ -152,7 +152,7 @@ class WandB:
         """The server's runs of this study, as entries of the ledger."""
         for run in _module().Api().runs(self._project, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
-            if prefix == self._uuid and _KEY.fullmatch(key):  # another user of the server may have made others
+            if prefix == self._uuid and _KEY.fullmatch(key):  # another user of the server may have created other runs
                 mark, step = run.summary.get("hopaas_mark", ""), run.summary.get("_step", -1)
                 yield key, {"mark": str(mark), "step": step if isinstance(step, int) else -1}
 
@@ -166,7 +166,7 @@ class WandB:
         quiet = wandb.Settings(
             silent=True,
             console="off",
-            disable_git=True,  # it would describe this process, not the one that ran the trial
+            disable_git=True,  # git would describe this process and not the one that ran the trial
             disable_code=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
@@ -203,7 +203,7 @@ class WandB:
                 shutil.rmtree(self._directory / name)
         name_now = f"offline-run-%Y%m%d_%H%M%S-{self._uuid}-{key}"
         while kept and self._directory.joinpath(time.strftime(name_now)).exists():
-            time.sleep(0.05)  # W&B would overwrite what it wrote within the same second
+            time.sleep(0.05)  # W&B would overwrite a directory that it wrote within the same second
 
     def _close_runs(self) -> None:
         with self._translated():
@@ -241,7 +241,7 @@ def _has_key() -> bool:
 
     """
     for folder in (Path.cwd(), Path(os.environ.get("WANDB_DIR", "")).absolute()):
-        for name in ("wandb", ".wandb"):  # check both: one file's settings can hide that it was read
+        for name in ("wandb", ".wandb"):  # check both, because one file's settings can hide that it was read
             credentials.check_wandb(folder / name / "settings")
     settings = _module().setup().settings
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

@@ -1,7 +1,7 @@
-"""Training loops that report, can be pruned, keep checkpoints, and continue where a pre-empted one stopped.
+"""Training loops that report, can be pruned, keep checkpoints, and continue where a pre-empted job stopped.
 
-Optuna's own callbacks (`optuna-integration`) work with our trials unchanged, but do not handle a job that is pre-empted
-and whose trial continues elsewhere. For your own loops:
+Optuna's own callbacks (`optuna-integration`) work with our trials unchanged, but keep no checkpoints, so the trial of a
+pre-empted job starts over. In your own loop, use `Training`:
 
     def objective(trial):
         model = Model(**trial.params)
@@ -43,7 +43,7 @@ def keep(
 ) -> None:
     """Store the checkpoint that `save` writes; `how` is passed on to `trial.checkpoint`.
 
-    Training continues without it if the store does not answer within `patience`.
+    Training continues without the checkpoint if the store does not answer within `patience`.
 
     Raises:
         optuna.TrialPruned: another peer is running the trial now.
@@ -63,17 +63,19 @@ class Reporting:
     """Decides when a training run reports and keeps checkpoints."""
 
     def __init__(self, trial: Trial | RankedTrial, report_every: int, checkpoint_every: int | None) -> None:
-        super().__init__()  # of a library's callback
+        super().__init__()  # the `__init__` of a library's callback
         if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
             given = f"got {report_every} and {checkpoint_every}"
             raise InvalidInput(f"report_every and checkpoint_every must be at least 1, {given}")
         self._trial, self._report_every, self._checkpoint_every = trial, report_every, checkpoint_every
 
     def _judged(self, value: SupportsFloat, step: int, *, last: bool = False) -> bool:
-        """Report this value if a report is due; return whether to give up. A stop request counts at every step."""
+        """Report this value if a report is due; returns whether to give up. A stop request takes effect at every
+        step.
+        """
         if not last and (step + 1) % self._report_every and self._trial.stop_requested is None:
             return False
-        self._trial.report(float(value), step)  # only when due, because converting a GPU's number waits for it
+        self._trial.report(float(value), step)  # only when due, because reading a number from a GPU waits for the GPU
         return self._trial.should_prune()
 
     def _is_due(self, step: int) -> bool:
@@ -86,7 +88,7 @@ class EpochCallback(Reporting):
 
     Args:
         trial: the trial.
-        monitor: the name of the library's value to report.
+        monitor: the name of the metric to report.
         report_every: epochs between two reports.
         checkpoint_every: epochs between two checkpoints; None for checkpoints only when the job is pre-empted.
 
@@ -111,9 +113,9 @@ class EpochCallback(Reporting):
 
 
 class Preemption(contextlib.ExitStack):
-    """`with Preemption() as preemption:` notes SIGTERM instead of ending the program.
+    """A context manager that records SIGTERM instead of letting it end the program.
 
-    It works only in the main thread, as Python requires, and does nothing in other threads.
+    It works only in the main thread, because Python requires this, and does nothing in other threads.
     """
 
     signal: int = 0
@@ -137,12 +139,12 @@ class Training(Reporting):
 
     Args:
         trial: from `study.ask()` or `optimize`.
-        save: writes the state of the training to a path. Without it there are no checkpoints. Called on every rank; the
-            first one's file is kept.
+        save: writes the state of the training to a path. Without it there are no checkpoints. It is called on every
+            rank, and the file of the first rank is kept.
         load: reads such a file back, on every rank.
         report_every: steps between two reports; the last step is always reported.
         checkpoint_every: steps between two checkpoints; None for checkpoints only when the job is pre-empted.
-        save_each_rank: whether every rank's file is kept, so that each reads back its own.
+        save_each_rank: whether the file of every rank is kept, so that each rank reads back its own.
 
     """
 
@@ -168,7 +170,7 @@ class Training(Reporting):
         """The remaining steps of 0, 1, …, end - 1.
 
         After SIGTERM, the current step is finished, a checkpoint is saved, and SystemExit returns the trial. With
-        several ranks, the first must get the signal.
+        several ranks, the first rank must get the signal.
         """
         found = None if self._load is None else self._trial.resume
         first, self._end = 0, end
@@ -185,7 +187,7 @@ class Training(Reporting):
                     preemption.leave()
 
     def report(self, value: float) -> None:
-        """Report the current step's value (the first rank's) if it is due.
+        """Report the current step's value, if a report is due. With several ranks, it is the value of the first.
 
         Raises:
             optuna.TrialPruned: the trial should end; raised on every rank.

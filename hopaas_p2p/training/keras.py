@@ -16,7 +16,7 @@ from hopaas_p2p.training import EpochCallback, Preemption, keep
 _FILE = "checkpoint.weights.h5"
 
 
-class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras brings no types
+class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras has no type annotations
     """A callback for the trial of `study.ask()` or `optimize`; see `EpochCallback` for the arguments."""
 
     @property

@@ -18,7 +18,7 @@ from hopaas_p2p.study.ranks import RankedTrial
 from hopaas_p2p.training import EpochCallback, keep
 
 
-class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the same without Lightning
+class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # Lightning may not be installed
     """A callback for the trial of `study.ask()` or `optimize`; see `EpochCallback` for the arguments."""
 
     _pauses = False
@@ -47,7 +47,9 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             self._checkpoint(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102
-        """On SIGTERM or Ctrl-C, save the current state of a single rank. Several ranks can no longer save together."""
+        """On SIGTERM or Ctrl-C, save the current state if there is one rank. Several ranks cannot save together at this
+        point.
+        """
         ended = not isinstance(exception, Exception) or type(exception).__name__ == "SIGTERMException"
         if ended and trainer.world_size == 1:
             self._checkpoint(trainer)
@@ -57,6 +59,6 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             self._trial.prune()
 
     def _checkpoint(self, trainer: Any) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last complete epoch in it
+        epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last complete epoch in the checkpoint
         if epoch >= 0:
             keep(self._trial, trainer.save_checkpoint, epoch, name="checkpoint.ckpt")

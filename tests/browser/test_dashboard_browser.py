@@ -242,7 +242,7 @@ def test_a_note_written_here_is_shown_by_optuna_dashboard(
     visit = visits(monitor)
     page = visit.go("/notes?study=live")
     page.get_by_text("Write", exact=True).first.click()
-    page.get_by_label("Markdown; optuna-dashboard shows it too").first.fill("**Warm-up** helps, see trial 3.")
+    page.get_by_label("Markdown, also shown by optuna-dashboard").first.fill("**Warm-up** helps, see trial 3.")
     page.get_by_role("button", name="Save").first.click()
     until(lambda: "Warm-up" in notes.note_of(work.study), 60, what="the note did not arrive")
     page.locator("strong", has_text="Warm-up").wait_for()

@@ -362,7 +362,7 @@ def test_a_viewers_monitor_offers_nothing_that_the_store_would_refuse(postgres: 
     for one in OF_A_STUDY:
         calm(page(one, url, "study"))
     test = calm(page("steer", url, "study"))
-    assert "You may look at this study but not change it" in texts(test)
+    assert "You may view this study but not change it" in texts(test)
     assert not any(one.label in ("Pause", "Queue") for one in test.button)
     assert "Ask one of its owners" in texts(test)
     assert study.state.status == "running"

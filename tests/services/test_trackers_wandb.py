@@ -275,7 +275,7 @@ def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> 
     done = cli("study", "export", "s", "-s", "store", "--format", "wandb", cwd=tmp_path, check=False, **home)
 
     assert done.returncode == 78
-    assert done.stderr.startswith("hopaas-p2p: W&B has no key. Run `wandb login`, set WANDB_API_KEY, or go offline")
+    assert done.stderr.startswith("hopaas-p2p: W&B has no key. Run `wandb login`, set WANDB_API_KEY, or work offline")
     (tmp_path / "netrc").write_bytes(b"machine \xff\xfe")
     assert not has_netrc_login("https://api.wandb.ai", {"NETRC": str(tmp_path / "netrc")})
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
