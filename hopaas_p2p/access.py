@@ -18,21 +18,19 @@ import secrets
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput
 from hopaas_p2p.open import no_such_study, open_beside, open_store, store_option
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
-from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.base import Store, read_all
 from hopaas_p2p.stores.postgres import removal, schema
 from hopaas_p2p.stores.postgres.connect import query, quoted
 from hopaas_p2p.stores.postgres.errors import wrong_schema
 from hopaas_p2p.stores.postgres.store import CATALOG, PostgresStore
-
-if TYPE_CHECKING:
-    from hopaas_p2p.stores.base import Store
 
 MOST_DAYS: Final = 3660
 """The longest validity of a token, in days."""
@@ -470,12 +468,9 @@ def uuid_of(store: Store, name: str) -> str:
         NoSuchStudy: there is no such study.
 
     """
-    from hopaas_p2p.peer.peer import microseconds
-    from hopaas_p2p.peer.session import catalog_client
-
-    replica = catalog_client(store.catalog(), writer=new_uuid(), now_us=microseconds)
-    replica.exchange()
-    listing = replica.state.by_name.get(name)
+    catalog = Catalog()
+    catalog.replay(read_all(store.catalog()))
+    listing = catalog.by_name.get(name)
     if listing is None:
-        raise no_such_study(name, store.url, replica.state.by_name)
+        raise no_such_study(name, store.url, catalog.by_name)
     return listing.uuid

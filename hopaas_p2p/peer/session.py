@@ -14,7 +14,6 @@ are sent with the next one.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 import time
@@ -755,11 +754,6 @@ def _check_chain(session: LogSession[Any]) -> None:
         raise BrokenChain(str(session.broken))
 
 
-def _client(machine: ReplicatedMachine[S], log: Log, *, writer: str, now_us: Callable[[], int]) -> LogClient[S]:
-    return LogClient(log, LogSession(machine, writer, now_us=now_us))
-
-
-study_client: Final = functools.partial(_client, STUDY)
-"""A client of a study's log, independent of any peer's."""
-catalog_client: Final = functools.partial(_client, CATALOG)
-"""A client of the list of studies."""
+def study_client(log: Log, *, writer: str, now_us: Callable[[], int]) -> LogClient[State]:
+    """A client of a study's log, independent of any peer's."""
+    return LogClient(log, LogSession(STUDY, writer, now_us=now_us))
