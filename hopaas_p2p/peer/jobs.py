@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from hopaas_p2p.errors import HopaasError
 
@@ -42,7 +42,6 @@ class Job(Generic[P]):
 
 _LOG_AGAIN: Final = 60.0
 """Seconds until the same error of a job is logged again."""
-_NEVER: Final[Job[Any]] = Job(lambda _: math.inf)
 
 
 class Jobs(Generic[P]):
@@ -126,18 +125,14 @@ class Jobs(Generic[P]):
             if done is not None:
                 done.running, done.due = False, min(done.due, time.monotonic() + pause)
             while self.allowed:
-                now, first, second = time.monotonic(), _NEVER, _NEVER
-                for job in self._jobs:
-                    if job.due < first.due and not job.running:
-                        first, second = job, first
-                    elif job.due < second.due and not job.running:
-                        second = job
-                if first.due <= now:
-                    first.running, first.due = True, math.inf
-                    if second.due <= now:
+                now, idle = time.monotonic(), [job for job in self._jobs if not job.running]
+                due = sorted([job for job in idle if job.due <= now], key=lambda job: job.due)
+                if due:
+                    due[0].running, due[0].due = True, math.inf
+                    if len(due) > 1:
                         self._rouse()
-                    return first
-                pause = first.due - now
+                    return due[0]
+                pause = min([job.due for job in idle], default=math.inf) - now
                 longest = _SPARE if self._idle else pause if pause < math.inf else _NOTHING_DUE
                 self._idle += 1
                 roused = self._changed.wait(min(pause, longest))
