@@ -15,7 +15,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import following
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.stores.base import Log, snapshot_step
+from hopaas_p2p.stores.base import Doubtful, Log, read_all, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _REACH: Final = 8
@@ -33,7 +33,7 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
         found = log.doubtful_snapshot(max(0, lsn - _REACH * snapshot_step(lsn)), lsn)
         if found is None:
             return
-        same = _agrees(log, found.lsn, found.data, lsn, data)
+        same = _agrees(log, found, lsn, data)
         log.judge_snapshot(found, same=same)
         if same:
             return
@@ -44,33 +44,25 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
         )
 
 
-def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
-    """Whether their snapshot and the commits after it lead to ours."""
+def _agrees(log: Log, found: Doubtful, lsn: int, data: bytes) -> bool:
+    """Whether the snapshot that was found, and the commits after it, lead to ours at this lsn."""
     try:
-        return _leads_to(log, begin, theirs, end, ours)
+        theirs = snapshot.load(found.data)
+        if theirs.lsn != found.lsn:
+            return False
+        for entry in read_all(log, found.lsn):
+            if entry.lsn > lsn:
+                break
+            before = theirs.sum
+            if before is None or entry.before not in (None, before):
+                return False  # the commit does not follow what the state has read
+            apply(theirs, entry.lsn, codec.decode(entry.payload), entry.stamp)
+            theirs.sum = following(before, entry.payload)
+        if snapshot.dump(theirs) == data:
+            return True
+        ours = snapshot.load(data)  # another version of zlib packs the same trials into different bytes
+        return (theirs.lsn, theirs.sum) == (ours.lsn, ours.sum) and snapshot.digest(theirs) == snapshot.digest(ours)
     except HopaasError:
         raise
     except Exception:  # noqa: BLE001  # a state that no log has may accept no commit
         return False
-
-
-def _leads_to(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
-    state = snapshot.load(theirs)
-    if state.lsn != begin:
-        return False
-    while state.lsn < end:
-        receipt = log.exchange(None, state.lsn)
-        if not receipt.entries:
-            return False
-        for entry in receipt.entries:
-            if entry.lsn > end:
-                break
-            before = state.sum
-            if before is None or entry.before not in (None, before):
-                return False  # the commit does not follow what the state has read
-            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
-            state.sum = following(before, entry.payload)
-    if snapshot.dump(state) == ours:
-        return True
-    mine = snapshot.load(ours)  # another version of zlib packs the same trials into different bytes
-    return (state.lsn, state.sum) == (mine.lsn, mine.sum) and snapshot.digest(state) == snapshot.digest(mine)
