@@ -95,17 +95,11 @@ def _chunks(values: dict[int, float]) -> list[dict[int, float]]:
 
 def weight_of(said: TrialCreate | TrialSet | StudySet) -> int:
     """The approximate number of characters that this record adds to a commit."""
-    weight = 0
+    weight = sum([len(key) + len(text) for some in (said.user, said.system) for key, text in some.items()])
     if not isinstance(said, StudySet):
-        weight = _REPORT * len(said.reports)
-        if said.dists:
-            weight += sum(map(len, said.dists)) + sum(map(_size, said.dists.values()))
-        if said.metrics:
-            for name, values in said.metrics.items():
-                weight += len(name) + _REPORT * len(values)
-    if said.user or said.system:
-        for attributes in (said.user, said.system):
-            weight += sum(map(len, attributes)) + sum(map(len, attributes.values()))
+        weight += _REPORT * len(said.reports)
+        weight += sum([len(name) + _size(one) for name, one in said.dists.items()])
+        weight += sum([len(name) + _REPORT * len(values) for name, values in said.metrics.items()])
     return weight
 
 
