@@ -559,11 +559,6 @@ class State(LogState):
         self.quiet: dict[str, tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study: no digest, no snapshot."""
 
-    def __repr__(self) -> str:
-        name = self.define.name if self.define is not None else "?"
-        counts = ", ".join(f"{self.counts[one]} {one.name}" for one in TrialState if self.counts[one])
-        return f"<State of {name!r} at lsn {self.lsn}: {counts or 'no trials'}>"
-
     def used(self) -> int:
         """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, configurations."""
         return self.configurations.used(self.counts)

@@ -197,10 +197,6 @@ def test_attributes_take_what_numpy_gives(store: str) -> None:
     again.close()
 
 
-def test_a_state_says_which_study_it_is_of() -> None:
-    assert repr(_state()) == "<State of 's' at lsn 0: no trials>"
-
-
 def test_a_column_of_values_has_its_points_below_each_other() -> None:
     assert value_cells([(0.734551,), (12.3,), None, (0.00004,)]) == ["0.7346", "12.3000", "-", "4.000e-05"]
     assert value_cells([(0.5,), (0.25,), (1e9,)]) == ["0.5000", "0.2500", "1.000e+09"]
