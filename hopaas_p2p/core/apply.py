@@ -541,13 +541,11 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     state.ledger.was_lost(trial.number, record.lived, state.stored)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
-    newest = last_step(trial.reports)
-    if last_try and state.policy.interrupted == "prune" and newest is not None:
+    newest = last_step(trial.reports) if last_try and state.policy.interrupted == "prune" else None
+    if newest is not None:
         last = (trial.reports[newest],)
         trial.values = last if _can_end(state, COMPLETE, last) else None
-        _close(state, trial, PRUNED, TrialReclaim, commit.at, record.reason)
-        return None
-    _close(state, trial, FAIL, TrialReclaim, commit.at, record.reason)
+    _close(state, trial, FAIL if newest is None else PRUNED, TrialReclaim, commit.at, record.reason)
     if last_try:
         return None
     # the same parameters again, with the attributes that Optuna's own retry callback writes
