@@ -498,7 +498,7 @@ class LogSession(Generic[S]):
         """An exchange that began at `now` failed; queued records stay queued, unless the store refuses the commit."""
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
-        if isinstance(error, StoreUnreachable):
+        if isinstance(error, StoreUnreachable | OSError):
             self.drafted_at, self.urgent_at = now, math.inf
         elif isinstance(error, Denied) and self.in_flight:
             records = self.in_flight[0].commit.records
@@ -558,11 +558,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unreachable(error) from error
-
-
-def _unreachable(error: OSError) -> StoreUnreachable:
-    return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
+        why = f"The store cannot be used now: {error}. Waiting records are sent at the next contact."
+        raise StoreUnreachable(why) from error
 
 
 class LogClient(Generic[S]):
@@ -653,12 +650,10 @@ class LogClient(Generic[S]):
             if more:
                 self.pull(began)
         except (StoreUnreachable, OSError) as error:
-            away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
             with lock:
-                session.failed(away, began)
-            if away is error:
+                session.failed(error, began)
+            with translated():
                 raise
-            raise away from error
         except BrokenChain as error:  # from the store
             session.broken = error
             raise
