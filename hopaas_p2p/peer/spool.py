@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,7 +69,7 @@ class SpoolSender:
                     commits = [*placed, *(Placed(0, None, one) for one in session.pack_for_spool())]
             if not commits or not self._lasts:
                 return None, "the store exists in this process only" if commits else ""
-            trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
+            trials = sorted({*ends, *_ended(placed)})
             path, why = self._write(uuid, log, commits, "unconfirmed" if placed else "unsent", trials)
             if path is not None and placed:
                 self.forget(session)  # the new file contains everything in the session's other files
@@ -229,10 +229,8 @@ class SpoolSender:
                 "would mean something else. Run: hopaas-p2p doctor STORE --rescue"
             )
         found = []
-        for commit in map(codec.decode, [one.payload for one in sent]):
-            last = log.state.writers.get(commit.writer) if isinstance(commit, Commit) else None
-            if not isinstance(commit, Commit):
-                continue
+        for commit in _decoded(sent):
+            last = log.state.writers.get(commit.writer)
             if last is None or last.seq < commit.seq:
                 known = [one for name in (commit.writer, commit.owner) if (one := log.state.writers.get(name))]
                 if any(not one.author for one in known):
@@ -244,8 +242,7 @@ class SpoolSender:
                     "another user's peer ran these trials; send the results with a token of that user: "
                     "hopaas-p2p admin spool send"
                 )
-            ends = [record for record in commit.records if isinstance(record, TrialFinish)]
-            found += [why for end in ends if (why := _uncounted(log.state, commit.owner, end)) is not None]
+            found += [why for end in _ends(commit) if (why := _uncounted(log.state, commit.owner, end)) is not None]
         return found
 
     @staticmethod
@@ -292,7 +289,7 @@ class SpoolSender:
             writer, _, sequence = one.commit.nonce.rpartition(":")
             last = log.state.writers.get(writer)
             agrees = one.before is not None and sums.get(one.lsn) == one.before
-            worth = one.lsn > head or bool(_ended(one.commit.payload))
+            worth = one.lsn > head or bool(_ended([one]))
             takes = agrees and worth and (last is None or last.seq < int(sequence))
             if takes:
                 self.append(log, [one.commit])
@@ -316,11 +313,18 @@ class SpoolSender:
         return [one for one in placed if one.lsn > removed and one.commit.payload not in there], head, sums
 
 
-def _ended(payload: bytes) -> list[int]:
-    """The trials that a commit ends."""
-    commit = codec.decode(payload)
-    records = commit.records if isinstance(commit, Commit) else ()
-    return [record.number for record in records if isinstance(record, TrialFinish)]
+def _decoded(sent: Iterable[Outgoing]) -> list[Commit]:
+    """The commits in these bytes, without those that cannot be read."""
+    return [commit for one in sent if isinstance(commit := codec.decode(one.payload), Commit)]
+
+
+def _ends(commit: Commit) -> list[TrialFinish]:
+    return [record for record in commit.records if isinstance(record, TrialFinish)]
+
+
+def _ended(placed: Iterable[Placed]) -> list[int]:
+    """The trials that these commits end."""
+    return [end.number for commit in _decoded([one.commit for one in placed]) for end in _ends(commit)]
 
 
 def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
@@ -354,12 +358,11 @@ def _check_trials(state: State, commits: list[Outgoing]) -> None:
     """Check that this is the right study, and that its log has the trials that these commits end, with their owners."""
     if state.define is None:
         raise NoSuchStudy("this store does not have the study; perhaps another store was here before")
-    for outgoing in commits:
-        commit = codec.decode(outgoing.payload)
-        last = state.writers.get(commit.writer) if isinstance(commit, Commit) else None
-        if not isinstance(commit, Commit) or (last is not None and commit.seq <= last.seq):
+    for commit in _decoded(commits):
+        last = state.writers.get(commit.writer)
+        if last is not None and commit.seq <= last.seq:
             continue  # it is in the log
-        for number in [record.number for record in commit.records if isinstance(record, TrialFinish)]:
+        for number in [end.number for end in _ends(commit)]:
             trial = state.trials[number] if number < len(state.trials) else None
             owners = () if trial is None else (trial.owner, *[lease.owner for lease in trial.history])
             if commit.owner not in owners and (trial is None or trial.owner is not None):
