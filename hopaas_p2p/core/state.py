@@ -349,13 +349,6 @@ class Trials(Sequence[Trial]):
                 ended = [trial for trial in self.block(index) if trial.state is COMPLETE and trial.feasible]
                 yield from [(trial.number, trial.values[0]) for trial in ended if trial.values]
 
-    def numbers_of(self, state: TrialState) -> Iterator[int]:
-        """The numbers of the trials in this state, without making the trials of closed blocks."""
-        for index in range(-(-self.size // BLOCK)):
-            closed = self.closed.get(index)
-            states = [trial.state for trial in self.block(index)] if closed is None else closed.columns().states
-            yield from [number for number, one in enumerate(states, index * BLOCK) if one == state]
-
     def append(self, trial: Trial) -> None:
         """Append a trial; its number must be the length."""
         block = self.open.get(self.size // BLOCK)

@@ -127,7 +127,8 @@ class LocalPeer:
             wanted = None if state is None else TrialState.__members__.get(state.upper())
             if wanted is None and state is not None:
                 raise InvalidInput(f"{state!r} is not a state; choose from running, complete, pruned, fail, waiting")
-            numbers = range(len(whole.trials)) if wanted is None else list(whole.trials.numbers_of(wanted))
+            among = None if wanted is None else self._table(opened, whole).is_(wanted).nonzero()[0].tolist()
+            numbers = range(len(whole.trials)) if among is None else among
             numbers = numbers[::-1] if order == "newest" else numbers
         else:
             raise InvalidInput(f"order must be number, newest or best, got {order!r}")
