@@ -40,7 +40,7 @@ class Members(Configurations):
         super().__init__(policy, maximize=maximize)
         self.population = policy
         self._levels = policy.levels
-        self._reached: list[Ranking] = []
+        self._reached: list[Ranking] = [[] for _ in policy.levels]
         """For each rung, the members that have reached it, the best first."""
         self._waiting: Ranking = []
         """Waiting members, the least advanced first."""
@@ -69,8 +69,6 @@ class Members(Configurations):
         return RungStanding(reached, chain.promoted, waits, over, None, chain.copied, chain.infeasible)
 
     def _ranking(self, _number: int, at: int) -> Ranking:
-        while len(self._reached) <= at:
-            self._reached.append([])
         return self._reached[at]
 
     def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
