@@ -279,11 +279,6 @@ class Trials(Sequence[Trial]):
     def __len__(self) -> int:
         return self.size
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
     def __iter__(self) -> Iterator[Trial]:
         index = 0
         while index * BLOCK < self.size:

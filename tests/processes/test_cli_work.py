@@ -212,7 +212,7 @@ def test_a_study_without_a_space_takes_one_at_ask(tmp_path: Path) -> None:
     refused = run("trial", "ask", check=False, **there)
     assert refused.returncode == 2
     assert "--space" in refused.stderr
-    assert study.state.trials == []
+    assert not study.state.trials
     assert asked(there, "--space", "x=float(0,1)")["params"].keys() == {"x"}
     study.close()
 

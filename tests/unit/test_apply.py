@@ -367,7 +367,7 @@ def test_nothing_is_accepted_before_the_definition() -> None:
     state = State()
     (verdict,) = apply(state, 1, Commit("ann", 1, "ann", 0, (TrialCreate(),)))
     assert verdict == Verdict(False, None, "undefined")
-    assert state.trials == []
+    assert not state.trials
 
 
 def test_a_second_definition_is_refused_and_changes_nothing() -> None:
