@@ -397,7 +397,7 @@ def test_everybodys_trials_are_shown_and_the_best_is_among_them(tmp_path: Path) 
     assert here.is_initialized
     assert here.study_id == there.study_id
     assert here.best_trial_id == 1
-    assert list(here.trials) == list(there.trials)
+    assert here.trials == there.trials
     assert here.trials[1] == hpc.FrozenTrial(str(here.study_id), 1, 1.0, {"x": theirs.x}, "COMPLETE")
 
 
