@@ -470,7 +470,7 @@ def test_who_has_signed_in_creates_and_revokes_own_tokens_and_no_others(postgres
     assert "no user eve" in texts(own("eve"))
     for test in (own("vera", actions=False), own("eve")):
         assert not any("token" in one.label for one in test.button)
-    assert "Administrators can manage users" in texts(
+    assert "Only administrators can manage users and tokens" in texts(
         calm(page("admin", postgres_url, query={"part": "People"}, person="vera"))
     )
 
