@@ -20,7 +20,7 @@ from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.net.listening import FewStrangers
 from hopaas_p2p.storage import Storage
 
-_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class _Server(FewStrangers, WSGIServer):

@@ -31,7 +31,7 @@ from hopaas_p2p.peer.session import LogClient, translated
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
-_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+_log: Final = logging.getLogger("hopaas_p2p")
 _TICK: Final = 0.5  # seconds between checks for due work
 _EVERY: Final = 1.0  # seconds between pulls of a viewed study; more if the store's own interval is longer
 _VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view

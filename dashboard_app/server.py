@@ -37,7 +37,7 @@ SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 _LARGEST_UPLOAD: Final = 32  # MiB; Streamlit holds a file in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
 _SOON: Final = 0.5  # seconds until the port is surely open
-_log: Final = logging.getLogger("hopaas_p2p.dashboard")
+_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def settings(opts: DashboardOptions) -> dict[str, Any]:

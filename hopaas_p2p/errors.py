@@ -48,6 +48,9 @@ def escaped(character: str) -> str:
 def _on_one_line(record: logging.LogRecord) -> bool:
     """Keep what a server, a proxy or another peer says from looking like another entry of the log."""
     record.msg, record.args = visible(" ".join(record.getMessage().splitlines())), ()
+    if record.exc_info:
+        lines = logging.Formatter().formatException(record.exc_info).splitlines()
+        record.exc_text = "\n".join(f"  {visible(line)}" for line in lines)
     return True
 
 

@@ -24,7 +24,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         line = {"at": at, "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**line, **getattr(record, "about", {})}, default=str, ensure_ascii=False)
+        return json.dumps({**line, **getattr(record, "about", {})}, default=str)
 
 
 def to_stderr() -> None:

@@ -390,7 +390,9 @@ class Loop:
         """Run one trial to its end, which is queued; returns how it ended."""
         state, values, reason, pid = TrialState.COMPLETE, None, None, os.getpid()
         try:
-            result = self._objective(trial)
+            values, reason = values_or_reason(self._objective(trial), expected=len(self._study.directions))
+            if values is None:
+                state = TrialState.FAIL
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except interruptions():
@@ -403,10 +405,6 @@ class Loop:
             if not isinstance(error, (*self._caught, LeaseLost)):
                 raise
             return state
-        else:
-            values, reason = values_or_reason(result, expected=len(self._study.directions))
-            if values is None:
-                state = TrialState.FAIL
         self._end_later(trial, state, values, reason)
         return state
 
@@ -794,6 +792,11 @@ class Study(optuna.Study):
             try:
                 try:
                     yield trial
+                    reports = cached_trial(trial).intermediate_values
+                    result = trial.told if trial.told is not None or not reports else (reports[max(reports)],)
+                    nothing = None, "it ended without a value"
+                    expected = len(self.directions)
+                    values, reason = nothing if result is None else values_or_reason(result, expected=expected)
                 except optuna.TrialPruned:
                     self.tell(trial, state=TrialState.PRUNED)
                 except interruptions():
@@ -803,14 +806,7 @@ class Study(optuna.Study):
                         self.tell(trial, state=TrialState.FAIL, reason=describe(error))
                     raise
                 else:
-                    reports = cached_trial(trial).intermediate_values
-                    last = (reports[max(reports)],) if reports else None
-                    result = last if trial.told is None else trial.told
-                    if result is None:
-                        self.tell(trial, state=TrialState.FAIL, reason="it ended without a value")
-                    else:
-                        values, reason = values_or_reason(result, expected=len(self.directions))
-                        self.tell(trial, values, reason=reason)
+                    self.tell(trial, values, reason=reason)
             except interruptions() as error:
                 if os.getpid() == pid:
                     self._give_back(trial.number, error)

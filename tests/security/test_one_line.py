@@ -24,6 +24,7 @@ from hopaas_p2p.net.trust import authorities
 from hopaas_p2p.open import open_store
 from hopaas_p2p.ports.limits import time_left
 from hopaas_p2p.remote.certificate import Certificate
+from hopaas_p2p.remote.log import JsonFormatter
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.provenance import batch_job
@@ -249,3 +250,22 @@ def test_what_a_server_says_moves_no_terminal_and_looks_like_no_other_entry_of_t
     assert all(line.isprintable() for line in str(error).split("\n"))
     assert "still trying, for 20 s: \\u001b]0;PWN\\u0007" in shown
     assert str(StoreUnreachable("Zoë's 研究 🎉\n\tis gone")) == "Zoë's 研究 🎉\n\tis gone"
+
+
+def test_the_traceback_of_an_unexpected_error_looks_like_no_other_entry_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        raise ValueError(f"{HOSTILE}\r\n2026-01-01 all is well")
+    except ValueError:
+        logging.getLogger("hopaas_p2p").exception("a background job failed")
+    entry, *traceback = caplog.text.splitlines()
+    assert entry.endswith("a background job failed")
+    assert len(traceback) > 3
+    assert all(line.isprintable() and line.startswith("  ") for line in traceback)
+
+
+def test_an_entry_of_a_servers_log_is_one_line_of_printable_text() -> None:
+    entry = JsonFormatter().format(logging.makeLogRecord({"msg": "refused", "about": {"token": HOSTILE}}))
+    assert entry.isprintable()
+    assert json.loads(entry)["token"] == HOSTILE

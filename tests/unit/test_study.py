@@ -925,6 +925,23 @@ def test_a_state_that_is_none_is_refused(study: Study) -> None:
         study.tell(trial, state="great")
 
 
+@pytest.mark.parametrize("in_block", [False, True], ids=["optimize", "block"])
+def test_a_result_that_cannot_be_read_fails_the_trial_and_is_raised(study: Study, in_block: bool) -> None:
+    class Tensor:
+        def __float__(self) -> float:
+            raise RuntimeError("the device is lost")
+
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        if in_block:
+            with study.trial() as trial:
+                trial.tell(Tensor())
+        else:
+            study.optimize(lambda trial: Tensor(), n_trials=1)
+    (ended,) = study.trials
+    assert ended.state.name == "FAIL"
+    assert "the device is lost" in study.state.trials[0].reason
+
+
 def test_infinity_is_a_value(study: Study) -> None:
     study.tell(study.ask(), float("inf"))
     study.tell(study.ask(), 1.0)
