@@ -127,7 +127,7 @@ class Members(Configurations):
         few = used < self.population.size and (most is None or used < most)
         return few or chain.paused == number or (bool(self._training) and self._training[0][0] <= _progress(rung))
 
-    # --- for people ---
+    # --- for display ---
 
     def waiting(self) -> int:
         return len(self._waiting)

@@ -19,9 +19,9 @@ Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """The step of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record
 with a field of the wrong type."""
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-"""The number of a trial or an epoch."""
+"""A number that counts something, such as a trial's number or an epoch."""
 LAST_TIME: Final = 1 << 53
-"""Microseconds: some 285 years before or after 1970, the range of the nanosecond times of numpy and pandas."""
+"""Microseconds: some 285 years before or after 1970, which the nanosecond times of numpy and pandas can hold."""
 Time = Annotated[int, msgspec.Meta(gt=-LAST_TIME, lt=LAST_TIME)]
 LONGEST_PEER: Final = 64
 """Characters of a peer's name."""
@@ -47,7 +47,7 @@ class Domain(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):
-    """A real parameter in [low, high], log-uniform or on a grid of `step`."""
+    """A real parameter in [low, high]: uniform, log-uniform, or on a grid of `step`."""
 
     low: float
     high: float
@@ -139,7 +139,9 @@ _HOPELESS: Final = 10
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a study treats its trials. Fixed at creation, except for the budget, which `study.control` may change."""
+    """How a study treats its trials. Fixed at creation, except that `study.control` may change the study's budget and
+    limits.
+    """
 
     budget: int | None = None
     """How many COMPLETE + PRUNED trials are wanted; including RUNNING trials, never more. None: no limit."""
@@ -194,7 +196,10 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
-    """A peer introduces itself, once per study: site, host, user, pid, batch job, GPU, code version."""
+    """A peer introduces itself to a study: site, host, user, pid, batch job, GPU, code version.
+
+    The peer's later introductions replace this one.
+    """
 
     info: dict[str, str]
 
@@ -205,7 +210,7 @@ class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
     """
 
     peer: str | None = None
-    """The name of a peer, or of a crew, shared by all present and future workers of one `optimize` call with `on`."""
+    """The name of a peer, or the crew of one `optimize(on=…)` call, which all its present and future workers share."""
     site: str | None = None
     off: bool = False
 
@@ -256,8 +261,8 @@ class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     stopping: bool = False
     """The owner has seen the request to stop."""
     resumed_from: Step | None = None
-    """The step that this attempt actually resumed from, or `FROM_START`, where an earlier attempt's reports are
-    cut off."""
+    """The step that this attempt actually resumed from, or `FROM_START`. Later reports of an earlier attempt are
+    dropped."""
     used: Used | None = None
     """What the lease has used; None: computed from the commits' times and the owner's introduction."""
     metrics: dict[str, dict[Step, float]] = {}
@@ -274,7 +279,7 @@ class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A lease that ended before its trial did."""
+    """A lease that its owner returned, or that another peer ended."""
 
     owner: str
     epoch: Natural
@@ -317,7 +322,10 @@ class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.rele
 
 
 class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
-    """An observer reclaims a silent owner's trial: FAIL, and a WAITING retry while attempts remain."""
+    """An observer reclaims the trial of a silent or stuck owner: FAIL, and a WAITING retry while attempts remain.
+
+    With the policy's `interrupted="prune"`, the last attempt is PRUNED instead if it has reports.
+    """
 
     number: int
     epoch: int

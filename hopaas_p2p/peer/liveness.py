@@ -37,8 +37,6 @@ UNKNOWN: Final = SignOfLife(None, None)
 
 def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float, wall: float) -> SignOfLife:
     """An observer's knowledge about this owner; `now` is the detector's clock, `wall` the time of day."""
-    if not detector.watches(owner):
-        return UNKNOWN
     ttl, silence, made = ttl_of(state, owner), detector.silence(owner, now), beat_time(detector.beat(owner))
     ago = None if made is None or made - wall > _CLOCKS_AGREE else max(0.0, wall - made)
     if silence >= ttl:  # it may have been silent before this observer looked
