@@ -1,4 +1,4 @@
-"""A caller that waits for a thread which talks to the store, for as long as it has to."""
+"""Waits for a thread that talks to the store, until the work is done or the time is up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Caller:
 
     Args:
         peer: the `peer.peer.Peer` whose threads do the work.
-        within: seconds for which the caller continues after an attempt has failed.
+        within: seconds from `began` during which failed attempts are repeated.
         began: when the caller began, by the peer's clock.
         pending: the records that wait for verdicts.
         brief: whether a caller in a hurry also gives up when only this call, and no exchange, is unanswered.
@@ -41,7 +41,7 @@ class Caller:
         self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
         self._warned = -math.inf
         self.backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, uniform=peer.jitter.uniform)
-        """Pauses between attempts made for this caller."""
+        """The pauses between attempts made for this caller."""
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:

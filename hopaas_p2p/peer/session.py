@@ -132,7 +132,7 @@ class LogSession(Generic[S]):
         self.unkept: dict[int, list[str]] = {}
         """Trial -> its parameters that the log refused: another writer first gave them distributions of other kinds."""
         self.acknowledged: deque[Placed] = deque()
-        """The last commits of this session, and of the session of the same process that it replaced."""
+        """The last acknowledged commits of this session, and of the session of the same process that it replaced."""
         self.exchanged_at = _NEVER
         """When the last successful exchange began."""
         self.read_at = _NEVER
@@ -144,13 +144,13 @@ class LogSession(Generic[S]):
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
-        """Until this time, its job leaves the log alone, because it cannot be read."""
+        """Until this time, the job does not exchange with the log, because the last attempt raised an error."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
         """Spool files whose commits this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
-        """The ends of the trials in `spooled`. Nobody waits for the log's decision on them."""
+        """The records in the newest spool file, which end trials. No caller waits for their verdicts."""
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
         self.queued: list[PendingCommit] = []
@@ -240,11 +240,11 @@ class LogSession(Generic[S]):
         return draft
 
     def in_doubt(self, number: int) -> bool:
-        """Whether the log may still refuse something that was sent or queued about this trial."""
+        """Whether a `trial.set` that was sent or queued for this trial has no verdict yet."""
         return number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
-        """Whether some record about this trial is not in the log, as far as this session knows."""
+        """Whether something that was set on this trial is not in the log, as far as this session knows."""
         return number in self.drafts or self.in_doubt(number)
 
     @property
@@ -255,9 +255,8 @@ class LogSession(Generic[S]):
     # --- what is to be done ---
 
     def next_commit(self) -> Outgoing | None:
-        """The commit to append with the exchange that begins now: the one whose fate is unknown, else queued records.
-
-        None if there are no such records.
+        """The commit to append with the exchange that begins now: one whose fate is unknown, or else queued records and
+        drafts. None if there is nothing to send.
         """
         self.drafted_at, self.urgent_at = None, math.inf
         while not self.in_flight:
@@ -490,12 +489,16 @@ class LogSession(Generic[S]):
         del self.in_flight[0]  # last, since after a Ctrl-C here the log is joined again, and all of this is repeated
 
     def history(self) -> list[Placed]:
-        """This session's last commits and their places in the history that it has read, including those in flight."""
+        """This session's last acknowledged commits, and their places in the history that it has read; then its commits
+        in flight. Empty if none was acknowledged.
+        """
         kept = list(self.acknowledged)
         return kept + [Placed(0, None, sent.outgoing) for sent in self.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
-        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses the commit."""
+        """Record that an exchange that began at `now` failed. All records stay queued or in flight, except those of a
+        commit that the store denies and that holds no results.
+        """
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
         if isinstance(error, StoreUnreachable | OSError):
@@ -522,7 +525,7 @@ class LogSession(Generic[S]):
     # --- snapshots and the spool ---
 
     def dump(self) -> tuple[int, bytes] | None:
-        """The lsn and the bytes of the snapshot that is due."""
+        """The lsn and the bytes of the snapshot that is due; None if the state is not that of the log."""
         self.snapshot_due = False
         return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
 
@@ -550,7 +553,7 @@ class LogSession(Generic[S]):
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Within this block, any error of the operating system means that the store did not answer.
+    """Within this block, any error of the operating system is raised as StoreUnreachable.
 
     A store may encounter too many open files, a full quota or a stale NFS handle in any call. All of these are
     temporary or can be fixed. Unsent records stay queued.
@@ -606,11 +609,13 @@ class LogClient(Generic[S]):
     def exchange(self, beat: Beat | None = None) -> None:
         """Send queued records and apply new commits, in one round trip.
 
-        Blocks for that long, or until another thread's exchange is over.
+        Blocks until another thread's exchange is over, and then for that long.
 
         Raises:
             StoreUnreachable: the outcome is not known; queued records stay queued.
             Denied: this user may not write here, or not even read.
+            BrokenChain: the log has two histories.
+            StudyDeleted: the log has ended.
 
         """
         with self.turn:
@@ -706,7 +711,7 @@ class LogClient(Generic[S]):
             return self.log.changed(self.session.state.lsn)
 
     def write_snapshot(self) -> None:
-        """Store a snapshot of the current state for joiners, and vouch for another author's snapshot."""
+        """Store a snapshot of the current state for joiners, and check other authors' snapshots against it."""
         with self.lock:
             found = self.session.dump()
         if found is not None:
