@@ -185,9 +185,7 @@ class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
 
 
 class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.control"):
-    """Run, pause or stop the study; set a new budget. None leaves a setting as it is; a budget of -1 removes the
-    budget.
-    """
+    """Run, pause or stop the study; set a new budget. None leaves a setting as it is, and -1 removes the budget."""
 
     status: str | None = None
     budget: int | None = None
@@ -196,18 +194,14 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
-    """A peer introduces itself to a study: site, host, user, pid, batch job, GPU, code version.
-
-    The peer's later introductions replace this one.
-    """
+    """A peer introduces itself: site, host, user, pid, batch job, GPU, code version."""
 
     info: dict[str, str]
+    """Replaces what the peer has announced in this study before."""
 
 
 class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
-    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes the
-    request.
-    """
+    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
     """The name of a peer, or the crew of one `optimize(on=…)` call, which all its present and future workers share."""
@@ -322,10 +316,7 @@ class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.rele
 
 
 class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
-    """An observer reclaims the trial of a silent or stuck owner: FAIL, and a WAITING retry while attempts remain.
-
-    With the policy's `interrupted="prune"`, the last attempt is PRUNED instead if it has reports.
-    """
+    """An observer reclaims a silent or stuck owner's trial: FAIL or PRUNED, plus a retry while attempts remain."""
 
     number: int
     epoch: int

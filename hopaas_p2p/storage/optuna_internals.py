@@ -1,7 +1,7 @@
 """The only place that uses private names of Optuna.
 
-Each of them is here because the public way is missing, or costs as much as everything else a trial does. A test lists
-them all, and fails with a clear message when a new version of Optuna renames one.
+Each of them is used because there is no public way, or because the public way would double the cost of a trial. A test
+lists them all, and fails with a clear message when a new version of Optuna renames one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ T = TypeVar("T", bound=optuna.trial.Trial)
 
 
 class StoredTrial(FrozenTrial):
-    """Optuna's FrozenTrial, which Optuna copies at every `tell` and callback, and in `Study.trials`, at a fifth of the
-    cost.
+    """A FrozenTrial that can be copied at a fifth of the cost.
 
-    It is pickled, and shown, like Optuna's own.
+    Optuna copies trials at every `tell` and callback, and in `Study.trials`. This one is pickled, and shown, like
+    Optuna's own.
     """
 
     def __copy__(self) -> StoredTrial:
@@ -108,13 +108,13 @@ def new_frozen(
 
 
 def running(trial_id: int, number: int, start: int | None, drawn: FrozenTrial | None = None) -> StoredTrial:
-    """A running trial that has nothing but the parameters of a trial `drawn` for it, which it takes over."""
+    """A running trial that has only the parameters of `drawn`, if given, and shares their dictionaries."""
     params, distributions = ({}, {}) if drawn is None else (drawn._params, drawn._distributions)
     return new_frozen(trial_id, number, TrialState.RUNNING, None, start, None, params, distributions, {}, {}, {})
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:
-    """A time of the log in this machine's time zone, naive like Optuna's."""
+    """A time of the log in this machine's time zone, naive like Optuna's; 1970 if this machine cannot represent it."""
     if microseconds is None:
         return None
     if 0 < microseconds < _EXACT:
@@ -241,13 +241,15 @@ def _may_be_samplers(error: Exception, trial: optuna.trial.Trial) -> bool:
 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
-    """Let this Trial stand for this trial of the storage: what its proposal became, or its own, changed elsewhere."""
+    """Make this Trial an object for this trial of the storage: the one that was started for its proposal, or its own
+    after another process changed it.
+    """
     trial._trial_id = frozen._trial_id
     trial._cached_frozen_trial = frozen
 
 
 def announces_parameters(key: str) -> bool:
-    """Whether a sampler announces by this attribute values that it has drawn and not suggested yet."""
+    """Whether this attribute holds values that a sampler has drawn but not suggested yet."""
     return key.startswith("tpe:relative_params")
 
 
@@ -306,7 +308,7 @@ def pickle_prefixes() -> tuple[str, ...]:
     Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
 
     Raises:
-        StoreUnreachable: a folder or file of it cannot be read at the moment, so a prefix may be missing.
+        StoreUnreachable: one of Optuna's folders or files cannot be read at the moment, so a prefix may be missing.
 
     """
     found: set[str] = set()
