@@ -711,7 +711,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
                 state.dists[name] = given
             elif given is not None and given != first:
                 trial.dists[name] = given
-            elif name in trial.dists:  # set again, from the first distribution this time
+            elif name in trial.dists:  # set again, now from the parameter's first distribution
                 del trial.dists[name]
         trial.params.update(record.params)
         if wider:

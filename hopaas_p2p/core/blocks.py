@@ -122,7 +122,7 @@ def deflated(plain: bytes, level: int) -> bytes:
     packed = zlib.compress(plain, level)
     if len(plain) <= RATIO * len(packed):
         return packed
-    weaker = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # at most to an eighth
+    weaker = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # compresses to an eighth at best
     return weaker.compress(plain) + weaker.flush()
 
 

@@ -114,14 +114,14 @@ def encode(commit: Commit) -> bytes:
     owner = None if commit.owner == commit.writer else commit.owner
     try:
         body = _encoder.encode([FORMAT, commit.writer, commit.seq, owner, commit.at, commit.records])
-    except (OverflowError, TypeError, ValueError) as error:  # a number of 70 bits, half a surrogate pair
+    except (OverflowError, TypeError, ValueError) as error:  # such as a number of 70 bits, or half a surrogate pair
         raise InvalidInput(f"this cannot be written to a log: {error}") from None
     if len(body) + 4 > MAX_BYTES:
         raise InvalidInput(f"{len(body):,} bytes in one commit; at most {MAX_BYTES:,}. Store big data as an artifact.")
     for record in commit.records:
         kind: Any = record.__class__
         if kind is TrialSet or (kind is TrialFinish and record.reason is None):  # type: ignore[union-attr]
-            continue  # most of a log is these and asks; decoding one takes a hundredth of a trial's time
+            continue  # most records are these or asks; decoding one takes a hundredth of a trial's time
         if kind is TrialCreate and record.state is TrialState.RUNNING:  # type: ignore[union-attr]
             continue
         try:
@@ -213,7 +213,7 @@ def _too_deep(payload: bytes) -> bool:
     except _UNREADABLE:
         at, left = 4, [1]  # how many values are still to come in each open array or map
     else:
-        return False  # this version knows all fields, of which none is deep
+        return False  # this version knows all fields, and none of them is deep
     for _ in range(_LONGEST_WALK):
         if not left or at >= len(payload) or len(left) > _DEEPEST:
             return len(left) > _DEEPEST

@@ -124,7 +124,7 @@ class FailureDetector:
             elif lives:
                 self._seen[owner] = before[0], seen, last
             else:
-                changed = beat, seen, before[2] if owner in self._unread else last  # perhaps long before the last look
+                changed = beat, seen, before[2] if owner in self._unread else last  # it may have changed long ago
                 self._seen[owner] = before if before[0] == beat else changed
         self._unread = heard
 
@@ -153,7 +153,7 @@ class OwnerMonitor:
         self._rests: dict[int, float] = {}
         self._heard_to: int | None = None
         self._looked_at: int | None = None
-        """The lsn at the last call of `heard`, and at the last call before a look; a look may fail between the two."""
+        """The lsn at the last call of `heard`, and at the last one that led to a look, since reading beats may fail."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
         """The watched owners that have written to the log since the last look; their beats need not be read."""

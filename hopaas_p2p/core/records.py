@@ -43,7 +43,7 @@ class TrialState(enum.IntEnum):
 
 
 class Domain(msgspec.Struct, array_like=True, frozen=True):
-    """The distribution from which a parameter is drawn: the common type of all kinds."""
+    """The common base of all distributions of parameters."""
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):

@@ -71,7 +71,7 @@ class Ladder(Configurations):
         place = len(self.brackets)
         self.brackets[number] = place % self.policy.brackets
         if self._hedged and place % _ONE_WHOLE == _ONE_WHOLE - 1:
-            self.brackets[number] = len(self.policy.levels)  # all rungs are below its first
+            self.brackets[number] = len(self.policy.levels)  # above all rungs, so that it never pauses
         if self._hedged and place < _AT_FIRST * self.policy.whole:
             self._first.add(number)
 
@@ -192,10 +192,10 @@ class Ladder(Configurations):
 
 
 def _misleads(pairs: list[tuple[Key, Key]]) -> bool:
-    """Whether the best eighth by the pairs' second keys ranks, on average, in the worse half by the first keys."""
+    """Whether the eighth of the pairs with the best second keys ranks, on average, in the worse half by first keys."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
-    # equals share a rank
+    # equal keys share a rank
     twice = [bisect.bisect_left(first, by) + bisect.bisect_right(first, by) - 1 for by, _ in best]
     return sum(twice) >= len(best) * (len(pairs) - 1) > 0
 

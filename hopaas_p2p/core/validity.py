@@ -206,7 +206,7 @@ def _widened(distribution: Distribution, value: float) -> Distribution | None:
         wider = Float(min(low, value), max(high, value), distribution.log, distribution.step)
     else:
         whole = int(value)
-        if not _fits(whole):  # the upper end of 64 bits, as a double
+        if not _fits(whole):  # 2**63: the largest integer of 64 bits, rounded to a double
             return distribution
         wider = Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
     return wider if _possible(wider) else None

@@ -16,9 +16,9 @@ from hopaas_p2p.peer.outbox import PendingCommit
 _log: Final = logging.getLogger("hopaas_p2p")
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
-_WARN_AFTER: Final = 3.0  # seconds that a caller has waited for a silent store
+_WARN_AFTER: Final = 3.0  # seconds for which a caller waits before the first warning
 _WARN_EVERY: Final = 60.0
-_LOOK: Final = 1.0  # seconds between two checks by a caller in a hurry whether the store has fallen silent
+_LOOK: Final = 1.0  # seconds after which a caller in a hurry checks again whether the store is silent
 
 
 class Caller:

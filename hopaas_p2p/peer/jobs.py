@@ -138,7 +138,7 @@ class Jobs(Generic[P]):
                 roused = self._changed.wait(min(pause, longest))
                 self._idle -= 1
                 if not roused and longest < pause and (self._idle or pause == math.inf):
-                    self._changed.notify()  # a thread that still waits may have begun before something else became due
+                    self._changed.notify()  # a thread that still waits may not know yet what has become due since
                     return None
         return None
 

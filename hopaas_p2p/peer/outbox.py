@@ -18,7 +18,7 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
 
 _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
-MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that no caller waits behind a long import
+MAX_RECORDS: Final = 1000  # in one commit; more go with the next one, so that no caller waits behind a long import
 MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of the codec's limit in bytes; each may take 4 bytes
 _REPORT: Final = 20  # characters for which a report or a choice counts
 _MOST_REPORTS: Final = MAX_TEXT // _REPORT

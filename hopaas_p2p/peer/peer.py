@@ -58,11 +58,11 @@ _UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that 
 _LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use are still listed
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
 _PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
-_MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
+_MORE_TO_PACK: Final = 0.05  # seconds between packing two batches, so that other threads get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was made before you repeat it."
 _ALL: Final = -1
 """Stands for all trials of a peer, in place of a trial's number."""
-_COLLECTED: Final = 0.05  # seconds to wait for more after the first news
+_COLLECTED: Final = 0.05  # seconds to wait for more commits after the first
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
@@ -137,7 +137,7 @@ class Peer:
         self.meter = Meter(clock=clock, now_us=now_us, energy=energy)
         self.jitter = jitter or random.Random()
         self._adopted: set[tuple[str, str, int]] = set()
-        """Owner, study and number of running trials of other peers that this process acts for and has touched."""
+        """Owner, study and number of each running trial of another peer that this process continues."""
         self.retry_at = 0.0
         """Until this time, calls and jobs that can do without the store skip it, because it did not answer."""
         self._hurried_at = math.inf
@@ -464,7 +464,7 @@ class Peer:
         except StoreUnreachable:
             if self._away_since == math.inf:
                 self._away_since = began
-                if introduced:  # results that arrive later go to the spool, whatever the callers wait for
+                if introduced:  # ends of trials go to the spool after `patience`, even if no call puts them there
                     self.jobs.wake(self._keeping, after=max(0.0, self.patience))
             raise
         except StoreCorrupt:  # a rescue of the log may need what this process knows
@@ -484,9 +484,9 @@ class Peer:
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
-        if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # theirs are not sent along
+        if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # those need separate beats
             ttl = min(state.policy.ttl for state in [session.state, *self._active()])
-            since = self.clock() if self._unbroken else began  # nobody watched it before its first commit
+            since = self.clock() if self._unbroken else began  # no observer watched this peer before its first commit
             self._have_beaten((self.uuid,), began, ttl, since=since)
             if not introduced:  # no beat was sent: others measure from this commit, and a first beat is due now
                 self._next_beat = began
@@ -499,7 +499,7 @@ class Peer:
         try:
             self._beat((self.uuid,))
             self._beaten_at, self._unbroken = began, {self.uuid: self.clock()}
-        except Denied:  # another user saw this name in one of our commits and has beaten under it: take a new one
+        except Denied:  # another user saw this name in one of our commits, and sent a beat under it
             with self._lock:
                 self._take_another_name()
         except StoreUnreachable:
@@ -658,7 +658,7 @@ class Peer:
         if now >= self._next_listing:
             self._next_listing = now + _LISTED_EVERY
             self._read_list()
-            with self.catalog.lock:  # according to the list now, or as last read
+            with self.catalog.lock:  # according to the list as it is now or, after an error, as last read
                 deleted = self.catalog.state.uuids - self.studies()
             for log in [log for uuid, log in worked_on.items() if uuid in deleted]:
                 _log.warning("%s", StudyDeleted())
@@ -699,7 +699,7 @@ class Peer:
         ttls = [state.policy.ttl for state in active if state.define is not None]
         if not ttls:
             return _UNTIL_JOINED if active else IDLE
-        rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes along with an exchange
+        rides = self.store.piggybacks_heartbeats and not self.adopted  # the beat is then usually sent with an exchange
         if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
             owners = self.uuid, *self.adopted
             self._beat(owners)
@@ -863,7 +863,7 @@ class Peer:
         silent = self._said_farewell or self.silent_since < math.inf
         if introduced and not silent and not any(one.has_pending for one in introduced):
             trials = [log.state.trials[number] for log in logs for number in list(log.state.running)]
-            if not any(trial.owner == self.uuid for trial in trials):  # then its beat is no longer needed
+            if not any(trial.owner == self.uuid for trial in trials):  # its beat is no longer needed
                 with contextlib.suppress(HopaasError), translated():
                     self.store.remove_beat(self.uuid)
         self.store.close()
@@ -881,14 +881,14 @@ class Peer:
         try:
             with self.in_a_hurry(since=-math.inf):
                 self._send_and_confirm()
-                if any(log.session.introduced for log in self.logs.values()):  # its life may be too short for a job
+                if any(log.session.introduced for log in self.logs.values()):  # the job may not have run yet
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
         except BaseException as error:  # keep what was told, even after Ctrl-C or without threads
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before this process ended" if unsent else "an error at exit"
             why = str(error) if isinstance(error, HopaasError) else repr(error)
-            ending = "".join(traceback.format_exception_only(ends_with))  # not `str`, which a program's own may fail at
+            ending = "".join(traceback.format_exception_only(ends_with))  # `str` may fail for a program's error
             known = why.rstrip(".") in ending  # the handler of that error shows it
             if unsent or not known:
                 _log.warning("%s%s", what, "" if known else f": {why}")

@@ -58,10 +58,10 @@ IDLE: Final = 60.0  # seconds after which an idle session is checked again
 _NEVER: Final = -1e9
 """A time that is long past on any monotonic clock."""
 _BUSY: Final = 10  # flush intervals without a draft after which the log's job sleeps until it is woken
-_INTEREST: Final = 30  # times `Store.freshness`: how long a read counts as interest
+_INTEREST: Final = 30  # times `Store.freshness`: how long after a read the replica is kept fresh
 _KEPT: Final = 1000
 """How many of its acknowledged commits a session can still spool if the log turns out to have two histories."""
-_KEPT_BYTES: Final = 8 << 20  # total size of these
+_KEPT_BYTES: Final = 8 << 20  # the most bytes that these commits may have
 _UNKNOWN: Final = Verdict(True)
 _NO_GRANT: Final = Verdict(False, None, "role")
 _MALFORMED: Final = Verdict(False, None, "malformed")
@@ -189,7 +189,7 @@ class LogSession(Generic[S]):
                 moves = [TRANSITIONS.get((TrialState.RUNNING, type(record))) for record in pending.records]
                 leased = any(move is not None and move.needs == "lease" for move in moves)
                 if starts or (pending.owner == old.writer and not leased):
-                    pending.owner = writer  # what does not need a lease of the old writer, whose name may be lost here
+                    pending.owner = writer  # the old name may belong to another process now, and no lease needs it
                 new.queued.append(pending)
         else:
             for pending in old.undecided():
@@ -260,7 +260,7 @@ class LogSession(Generic[S]):
         """
         self.drafted_at, self.urgent_at = None, math.inf
         while not self.in_flight:
-            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all before it
+            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all changes before it
                 self._launch(self.queued, (), {})
             elif self.queued or self.drafts:
                 self._load()
@@ -274,7 +274,7 @@ class LogSession(Generic[S]):
             begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
             for draft in [one for one in self.drafts.values() if one.number in begun or weight_of(one) > MAX_TEXT]:
                 parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
-                self.queued = self.queued + parts  # not before earlier records about the trial
+                self.queued = self.queued + parts  # after earlier records about the trial
                 del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
@@ -338,7 +338,7 @@ class LogSession(Generic[S]):
             again = min(again, now + freshness)
         if self.introduced:
             ttl = self.state.policy.ttl if isinstance(self.state, State) else math.inf
-            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # even a busy peer that asks for nothing sees deaths
+            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # to notice dead peers, even if busy
             again = min(again, now + ttl / 8)
         return due, if_changed, again
 
@@ -425,8 +425,8 @@ class LogSession(Generic[S]):
             else:
                 commit = codec.decode(payload)
                 if isinstance(commit, Commit) and commit.writer == self.writer:
-                    # another process uses the same name, if this session cannot have sent this; commits of other users
-                    # are for `apply` to deal with
+                    # if this session cannot have sent this, another process uses the same name; `apply` refuses commits
+                    # of other users
                     undecided = in_flight[0].commit.seq if in_flight else math.inf
                     foreign = commit.seq > self.sequence or commit.seq >= undecided
                     if foreign and not is_anothers(self.writer, entry.stamp.author, state.writers):

@@ -211,7 +211,7 @@ class SpoolSender:
         lost = 0
         try:
             if spooled.why == "unconfirmed":
-                with spool.alone(spooled.study):  # two that append the same commits would collide
+                with spool.alone(spooled.study):  # two processes that append the same commits would collide
                     lost = self._restore(log, spooled)
             if not lost:
                 self.append(log, sent)

@@ -164,7 +164,7 @@ def _date(given: Any) -> int:
         return from_iso((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).isoformat())
     except (ValueError, OverflowError):
         raise InvalidInput(
-            f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
+            f"until.date must be a date or time such as 2026-12-31 or 2026-12-31T18:00, got {given!r}"
         ) from None
 
 

@@ -59,7 +59,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     def lacks(self, trial: Trial) -> bool:
         """Whether the log has something under this lease that was not set in this process."""
         mine = self.frozen
-        empty = not (trial.params or trial.reports or trial.user or trial.system)  # like most when they start
+        empty = not (trial.params or trial.reports or trial.user or trial.system)  # true of most trials when they start
         if empty or self.lease != (trial.owner, trial.epoch):
             return False
         reports = trial.reports.keys() - mine.intermediate_values.keys()
@@ -186,7 +186,7 @@ class FrozenTrialCache:
         return found if states is None else [trial for trial in found if trial.state in states]
 
     def best(self) -> FrozenTrial | None:
-        """The best COMPLETE trial of a study with one direction that satisfies its constraints. Builds no other."""
+        """With one direction, the best COMPLETE trial that satisfies its constraints. Builds no other."""
         state = self._state
         assert state is not None
         if self._best is None:
@@ -229,7 +229,7 @@ class FrozenTrialCache:
         return found
 
     def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
-        if any(":" in key for key in texts):  # a prefix ends with one
+        if any(":" in key for key in texts):  # prefixes end with a colon
             texts = {key: text for key, text in texts.items() if not key.startswith(self._refused)}
         if "grid_id" in texts and "search_space" not in texts:  # GridSampler needs both, or raises
             texts = {key: text for key, text in texts.items() if key != "grid_id"}

@@ -287,7 +287,7 @@ class StudyHandle:
             if refusal == "finished":
                 raise AlreadyFinished(record.number)
         found = self.next_start()
-        if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
+        if not isinstance(found, Wait | Done):  # the study has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
         raise no_work(self.state, found, now=peer.clock(), store=peer.store.url)
 
@@ -334,7 +334,7 @@ class StudyHandle:
 
     def _commit(self, record: Record, *, within: float | None = None) -> Verdict:
         """Write one record and wait for its verdict, after introducing the person on whose behalf it is written."""
-        self.refresh()  # a deleted study counts as missing
+        self.refresh()  # raises if the study was deleted
         said: tuple[Record, ...] = (record,)
         if self._person is not None:
             about = self.peer.describe() | {"on_behalf_of": self.options.on_behalf_of}
@@ -492,7 +492,7 @@ class StudyHandle:
         if known.__class__ is not kind or known.__dict__ != distribution.__dict__ or name.__class__ is not str:
             name = checked_parameter(name)
             record = self._record_if_new(name, distribution)
-        plain = kind is FloatDistribution  # as nearly always
+        plain = kind is FloatDistribution  # nearly always
         outside = plain and not distribution.low <= value <= distribution.high  # type: ignore[attr-defined]
         if outside and widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None:
             raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
@@ -774,7 +774,7 @@ class StudyHandle:
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
-                if not owned.frozen.state.is_finished():  # otherwise it was charged with the end
+                if not owned.frozen.state.is_finished():  # otherwise its usage was sent with its end
                     self.peer.meter.used((self.uuid, number, owned.lease.epoch), at_end=True)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
@@ -897,7 +897,7 @@ class StudyHandle:
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process with these reports pauses now. Reads the replica."""
-        if self.log.session.state.configurations is NEVER_PAUSING:  # as nearly always
+        if self.log.session.state.configurations is NEVER_PAUSING:  # nearly always
             return False
         with self.log.lock:
             return self.log.session.state.configurations.is_at_rung(number, reports)

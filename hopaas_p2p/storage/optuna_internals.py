@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.errors import HopaasError, waits_for
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, in 2106: until then, float seconds are exact to a microsecond
 T = TypeVar("T", bound=optuna.trial.Trial)
 
 
@@ -205,7 +205,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
     try:
         study = optuna.pruners._filter_study(trial.study, frozen)
         trial.relative_search_space = dict(sampler.infer_relative_search_space(study, frozen))
-        for name in trial.relative_search_space.keys() - space.keys():  # of other peers' trials
+        for name in trial.relative_search_space.keys() - space.keys():  # parameters of other peers' trials
             del trial.relative_search_space[name]
         trial._relative_params = sampler.sample_relative(study, frozen, trial.relative_search_space)
         for name, distribution in space.items():
@@ -214,7 +214,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         trial.relative_search_space, trial._relative_params = {}, {}
         if not _may_be_samplers(error, trial):
             raise
-        _log.warning("the sampler failed on trial %d, now sampled one parameter at a time: %s", trial.number, error)
+        _log.warning("the sampler failed on trial %d, so parameters are drawn one by one: %s", trial.number, error)
         for name, distribution in space.items():
             suggest(trial, name, distribution)
 
@@ -229,7 +229,7 @@ def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution
         study, drawn = trial.study, optuna.samplers.RandomSampler()
         value = drawn.sample_independent(study, trial._cached_frozen_trial, name, distribution)
         trial.relative_search_space, trial._relative_params = {name: distribution}, {name: value}
-        found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again what no sampler caused
+        found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again if no sampler caused the error
         _log.warning("the sampler failed on trial %d, so %r is drawn at random: %s", trial.number, name, error)
         return found
 
@@ -323,7 +323,7 @@ def pickle_prefixes() -> tuple[str, ...]:
             for name in [one for one in names if one.endswith(".py")]:
                 source = Path(place, name).read_text(encoding="utf-8")
                 if "import pickle" in source:
-                    found.update(re.findall(r"""["'](\w+:)["']""", source))  # ast fails when two threads parse
+                    found.update(re.findall(r"""["'](\w+:)["']""", source))  # `ast` is not thread-safe
     return tuple(sorted(found))
 
 

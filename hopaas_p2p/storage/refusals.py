@@ -52,7 +52,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "", stor
     reason, limit = why or NO_WORK.get(found.why, found.why).format(quoted=quoted), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
-    elif found.why == "budget" and state.budget is None:  # a population starts only this many
+    elif found.why == "budget" and state.budget is None:  # a population starts no more members than its size
         reason = "all members of the population have started"
     if isinstance(found, Wait) and found.for_whom:
         named = found.for_whom[:_NAMED]

@@ -62,7 +62,7 @@ _SHORTEST_TTL: Final = 4
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
-_AT_ONCE: Final = 8  # studies that are read together
+_AT_ONCE: Final = 8  # studies that are read at once
 
 
 def open_storage(
@@ -140,7 +140,7 @@ def _wait(what: str, value: float | None) -> float | None:
 
 
 _NO_PICKLES: Final = (
-    "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
+    "Optuna's CMA-ES sampler passes pickles, which can run code, between peers. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
 )
 _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.WeakValueDictionary()
@@ -193,7 +193,7 @@ class Storage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = state["options"]
         if options.url.startswith("memory:") and state["pid"] != os.getpid():
-            raise ConfigurationError(f"{options.url} exists in one process only; give the others a directory or a URL")
+            raise ConfigurationError(f"{options.url} exists in one process only; give others a directory or a URL")
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
@@ -393,7 +393,7 @@ class Storage(BaseStorage):
         """Implements Optuna's method. The list is new; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
-        if states == _WAITING and not state.waiting:  # as in every ask of Optuna's
+        if states == _WAITING and not state.waiting:  # in every ask of Optuna
             return []
         with handle.lock:
             view.catch_up(handle.state)
@@ -484,7 +484,7 @@ class Storage(BaseStorage):
         shortest = _SHORTEST_TTL * self.peer.store.freshness
         if define.policy.ttl < shortest:
             _log.warning(
-                "lease_ttl is %g s. Peers of this store may see each other %g s late. For a dead peer's trial to be "
+                "lease_ttl is %g s. Heartbeats in this store may be seen %g s late. For a dead peer's trial to be "
                 "queued again within twice lease_ttl, use at least lease_ttl=%g",
                 define.policy.ttl,
                 self.peer.store.freshness,
@@ -573,7 +573,7 @@ class Storage(BaseStorage):
             return
         frozen, record = self.suggestions[trial_id]
         (frozen.user_attrs if kind == "user" else frozen.system_attrs)[str(key)] = value
-        if kind == "user" or not internals.announces_parameters(key):  # they are sent with it
+        if kind == "user" or not internals.announces_parameters(key):  # the record has the parameters
             (record.user if kind == "user" else record.system)[str(key)] = text
 
     def _catalog(self) -> Catalog:
