@@ -730,7 +730,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
 
 
 def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason: str | None) -> None:
-    """End a trial. Failures in a row count only if a `trial.finish` or an operator recorded them, not interruptions."""
+    """End a trial. Failures that a `trial.finish` or an operator recorded count as failures in a row; others do not."""
     _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False

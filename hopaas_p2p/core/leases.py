@@ -1,4 +1,4 @@
-"""Who may touch a running trial, and when others may take it away.
+"""Which peer may change a running trial, and when other peers may take the trial over.
 
 A lease is the pair (owner, epoch). An epoch only rises, and every replica refuses a record with an old epoch. Clocks
 never determine who owns a trial, only when an owner's silence is worth acting on. An owner treats its lease as

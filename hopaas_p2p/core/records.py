@@ -1,6 +1,6 @@
 """The content of a log: one struct per kind of record, and the Commit that carries records.
 
-A record is a fact or a request, published by one peer to all. The function `apply.apply` decides the effect of a
+A record is a fact or a request, published by one peer to all. The function `apply.apply` determines the effect of a
 record, identically on every peer. Records stay in a log forever, so a field is never renamed, reordered or reused; new
 fields go to the end with a default.
 """
@@ -129,8 +129,8 @@ class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The resources that a lease has used so far, as measured by its owner."""
 
     time: int
-    """Microseconds by a clock that nobody sets. In a process that runs n trials at a time, each is charged its share.
-    """
+    """Microseconds by a clock that is never set. In a process that runs several trials at a time, each trial is charged
+    its share."""
     energy: int | None = None
     """Millijoules."""
 

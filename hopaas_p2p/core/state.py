@@ -156,7 +156,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     checkpoints: Annotated[tuple[Checkpoint, ...], msgspec.Meta(max_length=CHECKPOINTS_KEPT)] = ()
     """The checkpoints from which the trial may be resumed, the newest last."""
     history: Sequence[PastLease] = ()
-    """Leases that ended without a `trial.finish`, oldest first, so their epochs rise."""
+    """Leases that were returned, or that another peer ended, oldest first, so their epochs rise."""
     paused: bool = False
     """Whether the trial stopped at a rung, and may be continued."""
     continues: Natural | None = None

@@ -884,7 +884,7 @@ class Peer:
                 if any(log.session.introduced for log in self.logs.values()):  # the job may not have run yet
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
-        except BaseException as error:  # keep what was told, even after Ctrl-C or without threads
+        except BaseException as error:  # results must be kept, even after Ctrl-C or without threads
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before this process ended" if unsent else "an error at exit"
             why = str(error) if isinstance(error, HopaasError) else repr(error)

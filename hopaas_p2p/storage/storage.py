@@ -439,7 +439,7 @@ class Storage(BaseStorage):
         self.peer.flush()
 
     def close(self) -> None:
-        """Send queued records and close the store. Gives up on a store that is silent for 5 s; see `say_farewell`."""
+        """Send queued records and close the store. Gives up on a store that is silent for 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()
