@@ -1,4 +1,4 @@
-"""Which member copies which: population-based training (arXiv 1711.09846) with truncation selection, without a master.
+"""Which member copies which: decentralized population-based training (arXiv 1711.09846) with truncation selection.
 
 A population has `size` members. Each trains for `every` epochs, pauses, and is then continued. The least advanced
 member is continued first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all

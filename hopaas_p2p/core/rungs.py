@@ -1,5 +1,4 @@
-"""Which trials continue and which wait: asynchronous successive halving by promotion (arXiv 1810.05934), without a
-master.
+"""Which trials continue and which wait: decentralized asynchronous successive halving (arXiv 1810.05934).
 
 A configuration runs up to its next rung and pauses there. A free peer takes the best configuration that a rung
 promotes, the highest rung first, or else begins a new one. A rung promotes the best 1/eta of all configurations that

@@ -138,7 +138,7 @@ class LogSession(Generic[S]):
         self.read_at = _NEVER
         """When a caller last wanted to read."""
         self.drafted_at: float | None = None
-        """When the oldest unsent draft was begun."""
+        """Since when drafts or queued records have waited to be sent; after a failed exchange, since that began."""
         self.urgent_at = math.inf
         """The latest time at which to send drafts, because another peer's next choice depends on them."""
         self.noted_at = _NEVER
