@@ -182,7 +182,7 @@ def load(data: bytes) -> Catalog:
         len(catalog.by_id) == len(catalog.by_name) == len(found.listings)
         and len(catalog.uuids) == len(found.listings) + len(found.gone) == found.ids
         and all(0 <= study_id < found.ids for study_id in catalog.by_id)
-        and all(valid_name(uuid) for uuid in catalog.uuids)
+        and all(valid_name(uuid) and uuid not in RESERVED for uuid in catalog.uuids)
         and not any(flaw(name) for name in catalog.by_name)
     )
     if not sound:
