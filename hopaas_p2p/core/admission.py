@@ -1,7 +1,7 @@
 """Decides what may start next, by the same rules in the log and in a peer that asks for work.
 
-`apply` calls `next_start` for a record that starts a trial, and refuses the record if nothing may start. A peer calls
-it before it writes such a record, with what it has seen of other peers. If nothing may start now, the peer learns
+`apply` calls `next_start` for a record that asks for any trial, and refuses the record if nothing may start. A peer
+calls it before it writes such a record, with what it has seen of other peers. If nothing may start now, the peer learns
 whether to wait, for which trials, and for how long at most. The command line, monitor and reports show the same answer.
 
 Interrupted continuations come first, then what a rung or a population promotes, waiting trials, replicates, and finally
@@ -85,7 +85,7 @@ def next_start(
     closed = _closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
-    if state.ledger.reached is not None:  # so a trial that comes back would not start either
+    if state.ledger.reached is not None:  # a trial that is returned could not start either, so do not wait for one
         return Done("budget")
     pausing, room = state.configurations, state.has_room()
     found = _found(state, skip, no_new, room=room)
@@ -131,7 +131,7 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
     for number in pausing.resumable:
         if number not in skip:
             return Start(number)
-    if pausing is not NEVER_PAUSING:  # which nearly all studies have
+    if pausing is not NEVER_PAUSING:  # a call saved in nearly all studies
         paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
         if paused is not None:
             return Continue(paused)
@@ -146,6 +146,6 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
 
 
 def finished(state: State) -> bool:
-    """Whether the study is over: it was stopped, it failed too often in a row, or nothing runs or is left to start."""
+    """Whether the study is over: it was stopped, too many trials failed in a row, or nothing runs or can start."""
     found = next_start(state)
     return isinstance(found, Done) and not (found.why == "budget" and state.running)

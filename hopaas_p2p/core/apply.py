@@ -1,10 +1,11 @@
 """`apply` changes a State by the next commit of its log, and returns verdicts on the commit's records.
 
-`apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
-process is the writer, and never raises on content. A record is accepted, or refused with a reason that its writer finds
-in the verdict. `TRANSITIONS` defines a record's effects on a trial. Owner and epoch of the lease
-determine which peer may write it. If the store names authors, no author may write for another author's peer. A commit
-whose writer or owner belongs to another author is refused as a whole, and changes only the count of refusals.
+`apply` gives the same State on every peer, whatever its Python version, time zone and hash seed. It never asks whether
+this process is the writer, and never raises on content. A record is accepted, or refused with a reason that its writer
+finds in the verdict. `TRANSITIONS` defines a record's effects on a trial. Owner and epoch of the lease determine which
+peer may write it. If the store names authors, no author may write for another author's peer: all records of a commit
+whose writer or owner belongs to another author are refused. Such a commit changes nothing in the study except the
+count of refusals; like every commit, it takes an lsn.
 
 The file has `apply`, then one function per kind of record, then their common steps. `validity` holds the
 rules for content that no record may have, whoever wrote it.
@@ -104,26 +105,29 @@ from hopaas_p2p.core.validity import (
 )
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
-"""Records that a commit stamped *worker* may not contain, except a stop where the policy has a progress timeout."""
+"""Kinds of records that a commit stamped *worker* may not contain, except a stop where the policy has a progress
+timeout."""
 
 _ACCEPTED: Final = Verdict(True)
 _UNKNOWN: Final[dict[str, str]] = {}  # a peer that has not introduced itself
 _ENDS: Final = TRANSITIONS[RUNNING, TrialFinish].to
 _LATE_LEASES: Final = 4
-"""How many of a trial's first leases, besides its last, may have a late result, which inherits all of the trial's data.
-"""
+"""How many of a trial's first leases may have a late result, besides its last lease. Each late result inherits all of
+the trial's data."""
 _MOST_COPIED: Final = 16 << 20
 """The most bytes that parameters and attributes of all replicates of a configuration may take in a snapshot."""
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not inherit from its predecessor."""
 _OF_PARAMETERS: Final = frozenset({"constraints", "fixed_params", "grid_id", AGAIN, CMAES})
-"""System attributes that a continuation with other parameters does not inherit either, like named constraints."""
+"""System attributes that a continuation with other parameters does not inherit either, nor any constraints."""
 
 
 def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
     """Apply the commit at `lsn` to `state` and return the verdict on each of its records.
 
-    Commits come in order without gaps: lsn is `state.lsn + 1`.
+    Commits come in order without gaps: lsn is `state.lsn + 1`. There are no verdicts on garbage. A duplicate of the
+    writer's latest commit gets the verdicts of that commit, and an older duplicate gets none. `state.sum` is None
+    afterwards; the caller sets it.
     """
     state.lsn, state.sum, state.stored = lsn, None, stamp.at
     state.unsent.clear()
@@ -228,7 +232,7 @@ def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
 
 
 def _elects_another(state: State, key: str, text: str, commit: Commit) -> bool:
-    """Whether this attribute names an exporter other than the commit's owner; that peer might never export."""
+    """Whether this attribute would make a peer other than the commit's owner the exporter; it might never export."""
     if not key.startswith(EXPORTER):
         return False
     named, before = (json.loads(one).get("peer") for one in (text, state.system.get(key, "{}")))
@@ -288,7 +292,7 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
-    """Start, queue or import a trial; with `prefer_waiting`, first start or continue an existing one."""
+    """Start, queue or import a trial; with `prefer_waiting`, start or continue an existing one instead, if possible."""
     to, wider = record.state, _own_distributions(state, record)
     if wider is None or not (
         ((record.values is None and to is RUNNING) or _can_end(state, to, record.values))
@@ -362,9 +366,10 @@ def _replicate(state: State, trial: Trial, first: int, commit: Commit) -> Verdic
 
 
 def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verdict:
-    """Create a trial that continues where a paused one stopped, with its parameters, reports and checkpoints so far.
+    """Create a trial that continues where a paused one stopped.
 
-    In a population it may continue where another member stopped; that member's parameters are then perturbed.
+    It has the paused trial's parameters and checkpoints, and its reports up to the newest checkpoint. In a population
+    it may continue where another member stopped; that member's parameters are then perturbed.
     """
     source, without = paused, _OF_AN_ATTEMPT
     policy, sources = state.configurations.population, state.configurations.sources(paused.number)
@@ -423,7 +428,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
 
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> None:
-    """Add a place to resume from; the newest two are kept."""
+    """Add a checkpoint to resume from; the last two are kept."""
     state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
 
@@ -519,7 +524,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
 
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
-    """The owner returns the trial, which is then WAITING again, or has failed for good."""
+    """Return the trial on behalf of its owner: to WAITING, or to FAIL for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, record.reason)
@@ -534,7 +539,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
 
 
 def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> str | None:
-    """End a trial whose owner an observer found silent, and queue its parameters again while attempts remain."""
+    """End a trial whose owner an observer found silent or stuck; queue its parameters again while attempts remain."""
     if record.seen is not None and state.has_written(trial.owner, since=record.seen):
         return "alive"
     _end_lease(trial, commit.at, record.reason)
@@ -578,10 +583,10 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
 
 
 def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
-    """The range of steps up to the newest checkpoint; the next owner need not send their reports again.
+    """The range of steps up to the newest checkpoint, whose reports the next owner need not send again.
 
-    In a population, the range is the last interval, because each of a member's many continuations would otherwise
-    repeat all reports.
+    The range is empty if there is no checkpoint. In a population, it is the last interval, because each of a member's
+    many continuations would otherwise repeat all reports.
     """
     if not trial.checkpoints:
         return 0, -1
@@ -615,7 +620,7 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
 
 
 def _own_distributions(state: State, record: TrialSet | TrialCreate | Replicates) -> dict[str, Distribution] | None:
-    """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
+    """Distributions for the parameters outside their ranges; None if the record cannot be merged into a trial."""
     if record.dists and not possible_distributions(record.dists, state.dists):
         return None
     if (record.user or record.system) and not _can_be_read(state, record):
@@ -656,7 +661,8 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
     """The key of `REFUSALS` if `TRANSITIONS` forbids this record now; None if the record is allowed.
 
-    `absent` is the key for a move that is not listed there; instead of "finished", a former owner gets "fenced".
+    `absent` is the key for a move that is not listed there. Instead of "finished", the key is "fenced" unless the
+    commit's owner and the record's epoch are those of the trial's last lease.
     """
     allowed = TRANSITIONS.get((trial.state, type(record)))
     fenced = trial.epoch != record.epoch or trial.owner != commit.owner
@@ -668,10 +674,7 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
 
 
 def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -> None:
-    """Move the trial to another state, as records of type `by` allow; without `by`, append a new trial in that state.
-
-    The counts and indexes of the study stay consistent.
-    """
+    """Move the trial to another state by a record of type `by`; without `by`, append a new trial in that state."""
     number = trial.number
     if by is None:
         state.trials.append(trial)
@@ -708,7 +711,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
                 state.dists[name] = given
             elif given is not None and given != first:
                 trial.dists[name] = given
-            elif name in trial.dists:  # set again, from the first distribution this time
+            elif name in trial.dists:  # set again, now from the parameter's first distribution
                 del trial.dists[name]
         trial.params.update(record.params)
         if wider:
@@ -727,7 +730,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
 
 
 def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason: str | None) -> None:
-    """End a trial. A failure recorded by its owner or an operator counts as the objective's, unlike an interruption."""
+    """End a trial. Failures that a `trial.finish` or an operator recorded count as failures in a row; others do not."""
     _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
@@ -741,7 +744,7 @@ def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason
 
 
 def _note_result(state: State, trial: Trial) -> None:
-    """Tell the ledger that a trial ended COMPLETE or PRUNED; with one objective and feasible, also its value."""
+    """Record in the ledger that a trial ended COMPLETE or PRUNED, with its value if it is feasible and the only one."""
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
@@ -750,7 +753,7 @@ def _note_result(state: State, trial: Trial) -> None:
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:
-    """Append the current lease to the history of owners."""
+    """Append the current lease to the trial's history."""
     if trial.owner is not None:
         if not isinstance(trial.history, list):
             trial.history = list(trial.history)

@@ -1,4 +1,4 @@
-"""System attributes of studies and trials that define how a study is searched and which rules apply."""
+"""Names of the system attributes with which this package marks studies and trials, and limits on their values."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from, and whose parameters it has, perturbed."""
 RESUMED: Final = "hopaas:resumed"
 """System attribute of a trial in a population: the lowest step that it resumed from, or `records.FROM_START`."""
 CMAES: Final = "hopaas:cmaes"
-"""System attribute of a trial: the generation of the CMA-ES sampler that it belongs to, and the trials that made it."""
+"""System attribute of a trial: its generation in the CMA-ES sampler, and the trials from which that was computed."""
 COPIED: Final = "hopaas:copied_from"
-"""System attribute of a copied trial: its original, and who ran that; see `moving.records.origin`."""
+"""System attribute of a copied trial: its original, and where that ran; see `moving.records.origin`."""
 METRIC_NAMES: Final = "study:metric_names"
 """Optuna's attribute of a study: one name per objective."""
 EXPORTER: Final = "hopaas:exporter:"
 """Prefix of a study's system attribute about a tracker, followed by a digest of the tracker's place. The value holds
 the `peer` that exports to it, and the link."""
 OF_EXPORTS: Final = ("hopaas:definition", "hopaas:rest")
-"""What an export writes to Optuna's storage; never in a log."""
+"""Attributes that an export writes to Optuna's storage, and that a log refuses."""

@@ -31,7 +31,7 @@ from hopaas_p2p.core.validity import (
 )
 
 RATIO: Final = 32
-"""Readers refuse a piece that inflates to more than this many times its size, so a forged piece uses little memory."""
+"""Readers refuse a snapshot that inflates to more than this many times its size, so a forged one uses little memory."""
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
 _STATES: Final = tuple(TrialState)
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
@@ -65,10 +65,10 @@ class PackedBlock:
         self.packed = packed
         """The bytes that a snapshot holds for this block."""
         self._ends: BlockColumns | None = None
-        """How its trials ended, kept after a record has named one of them, so that the block is inflated only once."""
+        """The columns for `end_of`, kept after its first call, so that it inflates the block only once."""
 
     def end_of(self, place: int) -> Trial:
-        """How the trial at this place ended, and who owned it: without parameters, reports or attributes."""
+        """The trial at this place with some of its fields, as a new object; see `ClosedBlock`."""
         ends = self._ends
         if ends is None:
             ends = self._ends = _opened(zlib.decompress(self.packed))
@@ -82,7 +82,7 @@ class PackedBlock:
         return trial
 
     def trials(self) -> list[Trial]:
-        """The trials, as newly made objects."""
+        """The trials, as new objects."""
         return unpack(zlib.decompress(self.packed))
 
     def columns(self) -> BlockColumns:
@@ -100,7 +100,7 @@ class PackedBlock:
 
 
 def close_settled(state: State, at_most: int | None = None) -> bool:
-    """Pack blocks that will not change, so that they take less memory; return whether more remain.
+    """Pack up to `at_most` blocks that will not change, so that they take less memory; return whether more remain.
 
     Packing takes a few milliseconds per block.
     """
@@ -122,7 +122,7 @@ def deflated(plain: bytes, level: int) -> bytes:
     packed = zlib.compress(plain, level)
     if len(plain) <= RATIO * len(packed):
         return packed
-    weaker = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # at most to an eighth
+    weaker = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # compresses to an eighth at best
     return weaker.compress(plain) + weaker.flush()
 
 
@@ -147,7 +147,7 @@ def columns(trials: Sequence[Trial]) -> BlockColumns:
     params, reports, values = array("d"), array("d"), array("d")
     names: dict[str, int] = {}
     metric_sets: dict[tuple[int, ...], int] = {}
-    rows, metrics = [], array("d")
+    rows, metrics, rare = [], array("d"), {}
     for place, trial in enumerate(trials):
         params.extend(trial.params.values())
         reports.extend(trial.reports.values())
@@ -156,6 +156,10 @@ def columns(trials: Sequence[Trial]) -> BlockColumns:
             steps = metric_sets.setdefault(tuple(by_step), len(metric_sets))
             rows.append((place, names.setdefault(name, len(names)), steps))
             metrics.extend(by_step.values())
+        one = Rare(**{name: getattr(trial, name) for name in _RARE})
+        one.dists, one.user, one.system = flat(one.dists), flat(one.user), flat(one.system)
+        if one != _COMMON:
+            rare[place] = one
     return BlockColumns(
         first=trials[0].number,
         states=bytes([trial.state for trial in trials]),
@@ -172,15 +176,9 @@ def columns(trials: Sequence[Trial]) -> BlockColumns:
         reports=_planes(reports),
         widths=_shortened([-1 if trial.values is None else len(trial.values) for trial in trials]),
         values=_planes(values),
-        rare={place: rare for place, trial in enumerate(trials) if (rare := _rare(trial)) != _COMMON},
+        rare=rare,
         metrics=_encode(_Metrics(list(names), list(metric_sets), rows, _planes(metrics))) if rows else b"",
     )
-
-
-def _rare(trial: Trial) -> Rare:
-    rare = Rare(**{name: getattr(trial, name) for name in _RARE})
-    rare.dists, rare.user, rare.system = flat(rare.dists), flat(rare.user), flat(rare.system)
-    return rare
 
 
 def _give(trial: Trial, rare: Rare | None) -> None:
@@ -192,7 +190,8 @@ def _give(trial: Trial, rare: Rare | None) -> None:
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
     """The inflated bytes of a piece.
 
-    Raises ValueError if they are more than `at_most`, end early, or are followed by others.
+    Raises ValueError if they are more than `at_most`, end early, or are followed by others, and zlib.error if the
+    compressed bytes are damaged.
     """
     inflater = zlib.decompressobj()
     plain = inflater.decompress(packed, max(at_most, 1))
@@ -248,7 +247,7 @@ def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
     """Check that `unpack` accepts this block, and that `apply` could have made each of its trials, numbered from
     `first`. Returns how many trials are in each state.
 
-    Raises ValueError, IndexError or a msgspec error.
+    Otherwise raises ValueError, IndexError or a msgspec error.
     """
     block = _opened(plain)
     states, count = block.states, len(block.states)

@@ -1,6 +1,6 @@
 """The studies of a store, which are the state of its catalog log.
 
-A study's id is the number of studies that were opened before it, including deleted ones, so no id is used twice and
+A study's id is the number of studies that were registered before it, including deleted ones, so no id is used twice and
 all peers agree on it. A trial's id is `study_id * 2**32 + number`.
 """
 
@@ -23,11 +23,11 @@ from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
 RESERVED: Final = frozenset({"catalog", "access"})
-"""Names that stores use for logs of their own; never the uuid of a study."""
+"""Names of logs that belong to the store itself, so no study may have them as its uuid."""
 VERSION: Final = 2
 _CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
-_GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # others have no twin
+_GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # no other Greek letter looks like a Latin one
 
 
 class Listing(NamedTuple):
@@ -48,7 +48,7 @@ class Catalog(LogState):
         self.by_name: dict[str, Listing] = {}
         self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
-        """The uuids of all studies that ever existed, none of which may be used again."""
+        """The uuids of all studies that have ever existed; none of them may be used again."""
 
     def replay(self, entries: Iterable[Any]) -> None:
         """Apply these entries of the catalog log, each with the role of its author."""
@@ -93,8 +93,9 @@ def checked_name(name: str) -> str:
     """The name, if a new study may have it. An existing study with a confusable name keeps it.
 
     Raises:
-        InvalidInput: the name is too long, has control characters or path parts, which would harm a terminal or a file
-            name, or can be mistaken for another because of invisible characters or mixed alphabets.
+        InvalidInput: the name is not a string, is too long, has control characters or looks like a path, which would
+            harm a terminal or a file name; or it can be mistaken for another name because of spaces at its ends,
+            invisible characters or mixed alphabets.
 
     """
     if not isinstance(name, str):
@@ -112,7 +113,7 @@ def checked_name(name: str) -> str:
 
 
 def mixes_alphabets(name: str) -> bool:
-    """Whether the name mixes Latin letters with other letters that look like Latin ones."""
+    """Whether the name mixes Latin letters with Cyrillic, Armenian or Cherokee ones, or Greek ones that look Latin."""
     if name.isascii():
         return False
     alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
@@ -120,7 +121,7 @@ def mixes_alphabets(name: str) -> bool:
 
 
 def flaw(name: str) -> str | None:
-    """What is wrong with a name, or None."""
+    """Why the log refuses a name, or None. For a new name, `checked_name` is stricter."""
     if len(name) > MAX_NAME:
         return f"a study name has at most {MAX_NAME} characters, got {len(name)}"
     if _CONTROL.search(name):
@@ -167,7 +168,7 @@ def load(data: bytes) -> Catalog:
     """
     try:
         found = _decode(snapshot.unseal(_MAGIC, data))
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         raise CorruptSnapshot from None
     if found.version != VERSION:
         raise CorruptSnapshot
@@ -181,7 +182,7 @@ def load(data: bytes) -> Catalog:
         len(catalog.by_id) == len(catalog.by_name) == len(found.listings)
         and len(catalog.uuids) == len(found.listings) + len(found.gone) == found.ids
         and all(0 <= study_id < found.ids for study_id in catalog.by_id)
-        and all(valid_name(uuid) for uuid in catalog.uuids)
+        and all(valid_name(uuid) and uuid not in RESERVED for uuid in catalog.uuids)
         and not any(flaw(name) for name in catalog.by_name)
     )
     if not sound:

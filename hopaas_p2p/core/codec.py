@@ -8,16 +8,16 @@ A record is `[kind, field, ...]` as in `records.py`. A record that this version 
 wrong types, becomes `Opaque` and affects no other record, so a bad record never stops a peer.
 
 The chain of sums distinguishes two histories of one log. The sum of a log after its commit n is a number of 42 bits
-computed from the checksums of commits 1 to n, in their order. The party that assigns a commit its lsn (the writer
-in a directory or bucket, the server's function in Postgres) stores with it the sum of the log *before* it. A reader
-computes the same sums from what it reads. If a stored sum differs from the computed one, the reader and the writer have
-read different commits, so the log has two histories. Sums can be computed for a log that began without them, too.
+computed from the checksums of commits 1 to n, in their order. The sum of the log *before* a commit is stored with the
+commit, by the writer in a directory or bucket, and by the server's function in Postgres. A reader computes the same
+sums from what it reads. If a stored sum differs from the computed one, the reader and the writer have read different
+commits, so the log has two histories. Sums can be computed for a log that began without them, too.
 
-In an object the sum is a trailing field of the commit's array, so that versions that do not know it can still read the
-commit. Where a server offers the store to users, what that server vouches for about the commit comes before the sum:
+In a file or an object, the sum is a trailing field of the commit's array, so that versions that do not know it can
+still read the commit. If the store is served to users, the server's stamp on the commit comes before the sum:
 
-    crc32 of the rest | msgpack [..., commit's fields, bin(12): crc32 of the commit without this field, sum]
-    crc32 of the rest | msgpack [..., commit's fields, bin(n): stamp, bin(13): crc32 of the commit alone, sum, n]
+    crc32 of the rest | msgpack [the commit's fields, bin(12): crc32 of the commit without this field, sum]
+    crc32 of the rest | msgpack [the commit's fields, bin(n): stamp, bin(13): crc32 of the commit alone, sum, n]
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ _head: Final = msgspec.msgpack.Decoder(_Head)
 _record: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError)
 _DEEPEST: Final = 200
-"""Levels of arrays and maps in a commit. How many more a Python reads depends on its version."""
+"""The most levels of arrays and maps in a commit. How many more can be decoded depends on Python's version."""
 _LONGEST_WALK: Final = 100_000
-"""Steps in which `_too_deep` looks at what no field of this version holds: a tenth of a second."""
+"""The most steps of `_too_deep` through fields that this version does not know: a tenth of a second."""
 _NESTING: Final = bytes([*range(0x81, 0x90), *range(0x91, 0xA0), *range(0xDC, 0xE0)])
 """First bytes of arrays and maps, except empty ones."""
 _RUN: Final = re.compile(rb"[\0-\x80\x90\xa0\xc0-\xc3\xe0-\xff]*")  # values of one byte
@@ -99,12 +99,14 @@ _SIZES: Final = (4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17)  # numbers and ex
 def encode(commit: Commit) -> bytes:
     """The bytes of a commit.
 
-    The result can always be decoded, because a peer applies its own commits without decoding, and must not know more
-    than other peers.
+    A peer applies its own commits without decoding, and must not know more than other peers, so the bytes are decoded
+    once to check them. This is omitted for the most common records, whose callers must pass fields of the declared
+    types.
 
     Raises:
-        InvalidInput: the commit has more than 4 MiB or 10,000 records, or a field has a type other than the declared
-            one, such as a step that is True. Store big data as an artifact instead.
+        InvalidInput: the commit has more than 4 MiB or 10,000 records, or a value cannot be encoded, such as a number
+            of more than 64 bits, or a checked field has another type than the declared one. Store big data as an
+            artifact instead.
 
     """
     if len(commit.records) > MAX_RECORDS:
@@ -112,14 +114,14 @@ def encode(commit: Commit) -> bytes:
     owner = None if commit.owner == commit.writer else commit.owner
     try:
         body = _encoder.encode([FORMAT, commit.writer, commit.seq, owner, commit.at, commit.records])
-    except (OverflowError, TypeError, ValueError) as error:  # a number of 70 bits, half a surrogate pair
+    except (OverflowError, TypeError, ValueError) as error:  # such as a number of 70 bits, or half a surrogate pair
         raise InvalidInput(f"this cannot be written to a log: {error}") from None
     if len(body) + 4 > MAX_BYTES:
         raise InvalidInput(f"{len(body):,} bytes in one commit; at most {MAX_BYTES:,}. Store big data as an artifact.")
     for record in commit.records:
         kind: Any = record.__class__
         if kind is TrialSet or (kind is TrialFinish and record.reason is None):  # type: ignore[union-attr]
-            continue  # most of a log is these and asks; decoding one takes a hundredth of a trial's time
+            continue  # most records are these or asks; decoding one takes a hundredth of a trial's time
         if kind is TrialCreate and record.state is TrialState.RUNNING:  # type: ignore[union-attr]
             continue
         try:
@@ -131,12 +133,12 @@ def encode(commit: Commit) -> bytes:
 
 
 def intact(payload: bytes) -> bool:
-    """Whether the checksum matches, so that these bytes are as their writer left them."""
+    """Whether the checksum matches, which shows that the bytes were not damaged."""
     return len(payload) > 4 and zlib.crc32(memoryview(payload)[4:]) == int.from_bytes(payload[:4], "little")
 
 
 def writer_of(payload: bytes) -> str:
-    """The writer of this commit, read without decoding the rest; empty if the bytes are not a commit."""
+    """The writer of this commit, read without decoding its records; empty if the bytes are not a commit."""
     return nonce_of(payload).rpartition(":")[0]
 
 
@@ -188,7 +190,7 @@ def decode(payload: bytes) -> Commit | Garbage:
 
 @functools.cache
 def _closed(kind: Any) -> Any:
-    """The same type, but a struct with more fields than it names is an error."""
+    """The same type, except that decoding a struct with unknown fields is an error."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         fields = [
             (one.name, _closed(one.type), msgspec.field(default=one.default, default_factory=one.default_factory))  # type: ignore[call-overload]
@@ -201,8 +203,8 @@ def _closed(kind: Any) -> Any:
 
 
 def _too_deep(payload: bytes) -> bool:
-    """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, even in a field that is ignored, or
-    ignored fields are too long to tell.
+    """Whether arrays and maps are nested deeper than `_DEEPEST` in this commit, including fields that this version does
+    not know; also True if such fields are too long to tell.
     """
     if len(payload) - len(payload.translate(None, _NESTING)) <= _DEEPEST:
         return False
@@ -211,7 +213,7 @@ def _too_deep(payload: bytes) -> bool:
     except _UNREADABLE:
         at, left = 4, [1]  # how many values are still to come in each open array or map
     else:
-        return False  # this version knows all fields, of which none is deep
+        return False  # this version knows all fields, and none of them is deep
     for _ in range(_LONGEST_WALK):
         if not left or at >= len(payload) or len(left) > _DEEPEST:
             return len(left) > _DEEPEST
@@ -270,7 +272,10 @@ def shown(total: int | None) -> str:
 
 
 def attach(payload: bytes, before: int | None, stamp: Stamp = UNSTAMPED) -> bytes:
-    """The bytes to store for a commit, with the sum before it; bytes that are not an array are stored unchanged."""
+    """The bytes to store for a commit: with the sum before it, if that is known, and with the stamp, if there is one.
+
+    Bytes that do not begin with a short array are stored unchanged.
+    """
     if len(payload) < 5 or not _ARRAY <= payload[4] < _ARRAY + 14:
         return payload
     if stamp != UNSTAMPED:
@@ -286,7 +291,7 @@ def attach(payload: bytes, before: int | None, stamp: Stamp = UNSTAMPED) -> byte
 
 
 def takes_stamp(payload: bytes) -> bool:
-    """Whether these bytes can be stored with a stamp, or are not bytes that a peer would accept as a commit."""
+    """Whether `attach` can add a stamp to these bytes, or need not, because no peer would read them as a commit."""
     return len(payload) >= 5 and payload[4] not in _OTHER_ARRAYS
 
 

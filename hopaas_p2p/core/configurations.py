@@ -165,7 +165,7 @@ class Configurations(Pausing):
             del self.resumable[at]
 
     def _standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
-        """Where the configuration of this chain stands, with what it was worth at each rung."""
+        """Where the configuration of this chain stands, given its value at each rung that it has reached."""
         idle = not live and not chain.complete
         waits = idle and chain.paused >= 0
         if idle and chain.failed:

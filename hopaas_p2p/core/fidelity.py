@@ -29,7 +29,7 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     max: int = 27
     """The epochs of a complete training run; no rung is at or above this."""
     eta: int = 3
-    """One of this many configurations that reach a rung is promoted."""
+    """One in this many of the configurations that reach a rung is promoted."""
     brackets: int = 1
     """How many different first rungs there are. With 2, some configurations first pause at the second rung, and so on.
     """

@@ -91,7 +91,10 @@ class Layered(_Chained[K, V], MutableMapping[K, V]):
 
 
 def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
-    """The old attributes, updated with those that a record sets, as a new object, so readers may keep `old`."""
+    """The old attributes, updated with those that a record sets, as a new object, so readers see that they changed.
+
+    If there are many attributes, `old` shares entries with the result and changes, too.
+    """
     if not isinstance(old, Layered):
         return {**old, **new} if len(old) <= FEW else Layered(old, dict(new))
     old.own.update(new)
@@ -226,7 +229,7 @@ def _within(layers: Sequence[tuple[_Steps, int, int]], first: int, last: int) ->
 
 
 def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, float]:
-    """Add a record's values to those of a running trial, in place."""
+    """The values of a running trial with those of a record added; `old` may be changed and returned."""
     if old.__class__ is dict:
         old.update(new)
         return old if len(old) <= FEW_STEPS else StepValues(old)
@@ -260,12 +263,12 @@ def _between(values: Mapping[int, float], first: int, last: int) -> dict[int, fl
 
 
 def last_step(values: Mapping[int, float]) -> int | None:
-    """The last step that has a value."""
+    """The last step that has a value; None if there is none."""
     return values.floor(LAST_STEP) if isinstance(values, StepValues) else max(values, default=None)
 
 
 def value_from(values: Mapping[int, float], step: int) -> float | None:
-    """The value at this step, or at the first one after it that has one."""
+    """The value at this step, or at the first one after it that has one; None if there is none."""
     value = values.get(step)
     if value is not None:
         return value

@@ -1,4 +1,4 @@
-"""Who may touch a running trial, and when others may take it away.
+"""Which peer may change a running trial, and when other peers may take the trial over.
 
 A lease is the pair (owner, epoch). An epoch only rises, and every replica refuses a record with an old epoch. Clocks
 never determine who owns a trial, only when an owner's silence is worth acting on. An owner treats its lease as
@@ -39,7 +39,7 @@ LONGEST_PEER_TTL: Final = 30 * 86400.0
 _RING: Final = 8  # number of owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
 _LONGEST_REST: Final = 64  # number of doublings, effectively for ever
-_LONGEST_GAP: Final = 0.5  # share of a ttl without a look, when the store may have been unreachable for the owners too
+_LONGEST_GAP: Final = 0.5  # share of a ttl; after a longer gap between looks, the owners may not have reached the store
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 _UNSEEN: Final = (None, -math.inf, -math.inf)
 _NO_LEASE: Final = (-1, 0, 0.0, 0.0)
@@ -124,16 +124,12 @@ class FailureDetector:
             elif lives:
                 self._seen[owner] = before[0], seen, last
             else:
-                changed = beat, seen, before[2] if owner in self._unread else last  # perhaps long before the last look
+                changed = beat, seen, before[2] if owner in self._unread else last  # it may have changed long ago
                 self._seen[owner] = before if before[0] == beat else changed
         self._unread = heard
 
-    def watches(self, owner: str) -> bool:
-        """Whether the last look included this owner."""
-        return owner in self._seen
-
     def beat(self, owner: str) -> str | None:
-        """This owner's last beat that was seen."""
+        """This owner's last beat that was seen; None if there is none."""
         return self._seen.get(owner, _UNSEEN)[0]
 
     def silence(self, owner: str, now: float) -> float:
@@ -157,10 +153,10 @@ class OwnerMonitor:
         self._rests: dict[int, float] = {}
         self._heard_to: int | None = None
         self._looked_at: int | None = None
-        """The lsn at the last call of `heard`, and at the last call before a look; a look may fail between the two."""
+        """The lsn at the last call of `heard`, and at the last one that led to a look, since reading beats may fail."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
-        """The owners that wrote to the log since the last look, so that their beats need not be read."""
+        """The watched owners that have written to the log since the last look; their beats need not be read."""
         before, self._heard_to = self._looked_at, state.lsn
         return {owner for owner in watched if before is not None and state.has_written(owner, since=before)}
 
@@ -234,7 +230,7 @@ class OwnerMonitor:
         return found
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
-        """WAITING retries that this peer does not take yet, because a trial that was lost twice must rest first.
+        """WAITING retries that this peer does not take yet: after a trial was lost twice, its retries must rest first.
 
         The second retry waits one ttl after it was first seen, and each later one twice as long as the one before.
         """
@@ -248,7 +244,7 @@ class OwnerMonitor:
         return tuple(resting)
 
     def doubted_until(self, state: State, owner: str, *, since: float, now: float) -> float | None:
-        """The latest time by which this owner has shown a sign of life `since` this moment, or may lose its trials.
+        """The latest time by which this owner will have shown a sign of life after `since`, or may lose its trials.
 
         None if the owner has already shown a sign of life.
         """

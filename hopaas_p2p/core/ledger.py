@@ -1,13 +1,13 @@
 """A study's spending by site, person and outcome, and when it ends the study.
 
-`apply` keeps a ledger for every study whose policy has `limits`. Each lease costs the time from its start to its
-owner's last record, by the owner's own clock, and that time on each of the devices that the owner announced when it
-joined. An owner that measured the energy, ran several trials at once, or noticed that its clock was set records the
-correct amounts (`Used`). If an owner died, an observer records how long it saw the owner alive.
+`apply` keeps a ledger for every study, and judges limits if there are any. Each lease costs the time from its start to
+its owner's last record, by the owner's own clock, and that time on each of the devices that the owner announced when it
+joined. An owner that measured the energy, ran several trials at once, or noticed that its clock had been set records
+the correct amounts (`Used`). If an owner died, an observer records how long it saw the owner alive.
 
 All amounts are whole numbers, so that they can be moved from one account to another without a remainder. The cost of a
 running trial is booked as *running*. This cost then becomes *complete*, *pruned* or *failed*, *lost* if the trial's
-peer died, or *given back* until another peer ends the trial.
+peer died, or *given back* until a later lease ends the trial.
 
 Limits are judged when a record is applied, from the log up to that record. This module reads no clock. A time is
 reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends no
@@ -43,7 +43,7 @@ unit.
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 30_000
-"""GPUs or cores of one peer. This number times the longest lease, in thousandths, is below `_MOST`."""
+"""GPUs or cores of one peer. This number times the longest lease is below `_MOST`."""
 _MOST_WATTS: Final = 100_000
 Devices = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_DEVICES)]
 Watts = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_WATTS)]
@@ -82,7 +82,7 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
     """The number of leases."""
 
     def add(self, other: Cost, times: int = 1) -> None:
-        """Add this cost; subtract it, with -1."""
+        """Add this cost, or subtract it if `times` is -1. Each amount stays between 0 and `_MOST`."""
         self.time += times * other.time
         self.gpu += times * other.gpu
         self.core += times * other.core
@@ -306,7 +306,7 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
         return clocks[-2:][0] if clocks else 0
 
     def judge(self) -> str | None:
-        """Which limit is reached, in words."""
+        """Which limit is reached, in words; None if none is."""
         limits, until, best, now = self.limits, self.limits.until, self.best, self.time
         for name, unit in AMOUNTS.items():
             limit = getattr(limits, name)
@@ -330,7 +330,9 @@ class Ledger(msgspec.Struct, array_like=True, dict=True):
 
     @functools.cached_property
     def bill(self) -> int:
-        """The price of all accounts, which `_count` keeps up to date: a whole number, the same in any order."""
+        """The price of all accounts, in parts of a euro, kept up to date by `_count`. As a whole number, the sum is the
+        same in any order.
+        """
         return sum([price(site, cost, self.limits.prices) for (site, _, _), cost in self.accounts.items()])
 
 
@@ -353,7 +355,7 @@ def price(site: str, cost: Cost, prices: Mapping[str, Price]) -> int:
 
 
 def euro(site: str, cost: Cost, prices: Mapping[str, Price]) -> float:
-    """What this costs at the prices of a site."""
+    """What this costs at the prices of a site, in euros."""
     return price(site, cost, prices) / _EURO
 
 
@@ -375,7 +377,9 @@ def possible_limits(limits: Budget, directions: int) -> bool:
 
 
 def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
-    """Whether `apply` can have produced this ledger for a study with these directions, running trials and trials."""
+    """Whether `apply` can have produced this ledger for a study with this many directions and trials, and with these
+    running trials.
+    """
     leases = [*ledger.open.values(), *ledger.lost.values(), *itertools.chain(*ledger.given_back.values())]
     return (
         possible_limits(ledger.limits, directions)

@@ -43,7 +43,7 @@ def parent(trial: Trial) -> int | None:
 
 
 def own_steps(trials: Sequence[Trial], trial: Trial, last: int) -> TrainedSteps | None:
-    """The steps up to the `last` that this trial made itself; None if it made none of them."""
+    """The steps up to `last` that this trial made itself; None if it made none of them."""
     before, start = parent(trial), resumed_step(trial)
     if start is None and trial.late_of is not None:  # it has the reports of the trial it retries
         return None

@@ -20,7 +20,7 @@ def valid_name(text: str) -> bool:
 
 
 def user_of(login: str) -> str:
-    """The user of a token's login, which is the user's name and a suffix; any other login is a user's own."""
+    """The user of a login: a token's login is the user's name with a suffix; any other login is a user's name."""
     return _TOKEN.sub("", login)
 
 
@@ -30,7 +30,7 @@ def valid_key(text: str) -> bool:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it is valid. Raises KeyError for any other, which can only come from a hostile log."""
+    """The key, if it is valid. Raises KeyError for any other key, as for a file that the store does not have."""
     if not valid_key(key):
         raise KeyError(key)
     return key

@@ -1,8 +1,9 @@
-"""How the parameters of a member that copies another change: by a factor of 0.8 or 1.2, or resampled.
+"""How the parameters of a member that copies another change.
 
+A parameter is resampled, multiplied by 0.8 or 1.2 or, if it may be negative or is 0, shifted by a tenth of its range.
 The rules are those of population-based training (arXiv 1711.09846). Every replica computes the same numbers on any
 machine. A draw is a hash of the study's name, the trial's number and the parameter's name. Logarithms are computed by
-`decimal`, which rounds correctly, because the functions of two C libraries differ in their last digit.
+`decimal`, which rounds correctly, because the results of C libraries may differ in the last digit.
 """
 
 from __future__ import annotations

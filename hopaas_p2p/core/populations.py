@@ -1,4 +1,4 @@
-"""Which member copies which: population-based training (arXiv 1711.09846) with truncation selection, without a master.
+"""Which member copies which: decentralized population-based training (arXiv 1711.09846) with truncation selection.
 
 A population has `size` members. Each trains for `every` epochs, pauses, and is then continued. The least advanced
 member is continued first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all
@@ -127,7 +127,7 @@ class Members(Configurations):
         few = used < self.population.size and (most is None or used < most)
         return few or chain.paused == number or (bool(self._training) and self._training[0][0] <= _progress(rung))
 
-    # --- for people ---
+    # --- for display ---
 
     def waiting(self) -> int:
         return len(self._waiting)

@@ -33,7 +33,7 @@ class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scores: Annotated[list[_Score], msgspec.Meta(max_length=MOST_CONFIGURATIONS)]
     """The ranks of these configurations as normal scores; the best is the lowest."""
     lengths: list[_Length]
-    """How quickly the scores change with each parameter, as parts of its range."""
+    """The length scale on which the scores change with each parameter, as a fraction of its range."""
     noise: Annotated[float, msgspec.Meta(ge=1e-4, le=10)]
     uuid: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """The uuid of the earlier study; empty if it is not in a store."""

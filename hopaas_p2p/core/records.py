@@ -1,6 +1,6 @@
 """The content of a log: one struct per kind of record, and the Commit that carries records.
 
-A record is a fact or a request, published by one peer to all. The function `apply.apply` decides the effect of a
+A record is a fact or a request, published by one peer to all. The function `apply.apply` determines the effect of a
 record, identically on every peer. Records stay in a log forever, so a field is never renamed, reordered or reused; new
 fields go to the end with a default.
 """
@@ -19,9 +19,9 @@ Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 """The step of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record
 with a field of the wrong type."""
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-"""The number of a trial or an epoch."""
+"""A number that counts something, such as a trial's number or an epoch."""
 LAST_TIME: Final = 1 << 53
-"""Microseconds: some 285 years before or after 1970, the range of the nanosecond times of numpy and pandas."""
+"""Microseconds: some 285 years before or after 1970, which the nanosecond times of numpy and pandas can hold."""
 Time = Annotated[int, msgspec.Meta(gt=-LAST_TIME, lt=LAST_TIME)]
 LONGEST_PEER: Final = 64
 """Characters of a peer's name."""
@@ -43,11 +43,11 @@ class TrialState(enum.IntEnum):
 
 
 class Domain(msgspec.Struct, array_like=True, frozen=True):
-    """The distribution from which a parameter is drawn: the common type of all kinds."""
+    """The common base of all distributions of parameters."""
 
 
 class Float(Domain, array_like=True, frozen=True, tag="f"):
-    """A real parameter in [low, high], log-uniform or on a grid of `step`."""
+    """A real parameter in [low, high]: uniform, log-uniform, or on a grid of `step`."""
 
     low: float
     high: float
@@ -129,8 +129,8 @@ class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The resources that a lease has used so far, as measured by its owner."""
 
     time: int
-    """Microseconds by a clock that nobody sets. In a process that runs n trials at a time, each is charged its share.
-    """
+    """Microseconds by a clock that is never set. In a process that runs several trials at a time, each trial is charged
+    its share."""
     energy: int | None = None
     """Millijoules."""
 
@@ -139,7 +139,9 @@ _HOPELESS: Final = 10
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a study treats its trials. Fixed at creation, except for the budget, which `study.control` may change."""
+    """How a study treats its trials. Fixed at creation, except that `study.control` may change the study's budget and
+    limits.
+    """
 
     budget: int | None = None
     """How many COMPLETE + PRUNED trials are wanted; including RUNNING trials, never more. None: no limit."""
@@ -183,9 +185,7 @@ class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
 
 
 class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.control"):
-    """Run, pause or stop the study; set a new budget. None leaves a setting as it is; a budget of -1 removes the
-    budget.
-    """
+    """Run, pause or stop the study; set a new budget. None leaves a setting as it is, and -1 removes the budget."""
 
     status: str | None = None
     budget: int | None = None
@@ -194,18 +194,17 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
-    """A peer introduces itself, once per study: site, host, user, pid, batch job, GPU, code version."""
+    """A peer introduces itself: site, host, user, pid, batch job, GPU, code version."""
 
     info: dict[str, str]
+    """Replaces what the peer has announced in this study before."""
 
 
 class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
-    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes the
-    request.
-    """
+    """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
-    """The name of a peer, or of a crew, shared by all present and future workers of one `optimize` call with `on`."""
+    """The name of a peer, or the crew of one `optimize(on=…)` call, which all its present and future workers share."""
     site: str | None = None
     off: bool = False
 
@@ -256,8 +255,8 @@ class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     stopping: bool = False
     """The owner has seen the request to stop."""
     resumed_from: Step | None = None
-    """The step that this attempt actually resumed from, or `FROM_START`, where an earlier attempt's reports are
-    cut off."""
+    """The step that this attempt actually resumed from, or `FROM_START`. Later reports of an earlier attempt are
+    dropped."""
     used: Used | None = None
     """What the lease has used; None: computed from the commits' times and the owner's introduction."""
     metrics: dict[str, dict[Step, float]] = {}
@@ -274,7 +273,7 @@ class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PastLease(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A lease that ended before its trial did."""
+    """A lease that its owner returned, or that another peer ended."""
 
     owner: str
     epoch: Natural
@@ -317,7 +316,7 @@ class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.rele
 
 
 class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
-    """An observer reclaims a silent owner's trial: FAIL, and a WAITING retry while attempts remain."""
+    """An observer reclaims a silent or stuck owner's trial: FAIL or PRUNED, plus a retry while attempts remain."""
 
     number: int
     epoch: int

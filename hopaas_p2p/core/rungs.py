@@ -1,5 +1,4 @@
-"""Which trials continue and which wait: asynchronous successive halving by promotion (arXiv 1810.05934), without a
-master.
+"""Which trials continue and which wait: decentralized asynchronous successive halving (arXiv 1810.05934).
 
 A configuration runs up to its next rung and pauses there. A free peer takes the best configuration that a rung
 promotes, the highest rung first, or else begins a new one. A rung promotes the best 1/eta of all configurations that
@@ -11,9 +10,9 @@ gives most configurations to the lowest bracket. Where curves cross late, Optuna
 long as no pruning or never found the best, whereas three brackets that take turns took no longer than no pruning
 (tests/benchmarks/results.md).
 
-With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
-and one in 32 never pauses. A rung is skipped for as long as the eventual best ones ranked low there. Configurations
-that wait at a skipped rung continue in the order in which they began.
+With three brackets or more, unless `whole` is 0, the first configurations do not pause until `whole` of them have been
+trained to the end, and one in 32 never pauses. A rung is skipped for as long as the configurations that were best at
+the end ranked low there. Configurations that wait at a skipped rung continue in the order in which they began.
 
 These rules see numbers, not trials; `configurations` derives from a study's trials where each configuration stands.
 """
@@ -31,9 +30,9 @@ from hopaas_p2p.core.fidelity import Rungs
 from hopaas_p2p.core.standings import Key, Ranking, RungCount, RungStanding, first, remove
 
 _HEDGED: Final = 3
-"""With this many brackets or more, a rung must show that it predicts the final value."""
+"""With this many brackets or more, unless `whole` is 0, rungs that mislead are skipped."""
 _AT_FIRST: Final = 8
-"""The first `whole` times this many configurations do not pause until `whole` of them have ended."""
+"""The first configurations of a study, this number times `whole`, do not pause until `whole` are trained to the end."""
 _ONE_WHOLE: Final = 32
 """One in this many configurations never pauses."""
 _NEWEST: Final = 64
@@ -58,7 +57,7 @@ class Ladder(Configurations):
         self._passed: frozenset[int] = frozenset()
         """The misleading rungs, counted from 0; no configuration pauses there."""
         self._first: set[int] = set()
-        """The configurations that do not pause until the rungs have been proved."""
+        """The configurations that do not pause until the misleading rungs are known."""
         self._owed: Ranking = []
         """Configurations that wait at no current rung, because the rungs were changed."""
         self._queued: dict[int, tuple[Ranking, tuple[Key, int]]] = {}
@@ -71,13 +70,13 @@ class Ladder(Configurations):
         place = len(self.brackets)
         self.brackets[number] = place % self.policy.brackets
         if self._hedged and place % _ONE_WHOLE == _ONE_WHOLE - 1:
-            self.brackets[number] = len(self.policy.levels)  # all rungs are below its first
+            self.brackets[number] = len(self.policy.levels)  # above all rungs, so that it never pauses
         if self._hedged and place < _AT_FIRST * self.policy.whole:
             self._first.add(number)
 
     def pauses_at(self, number: int) -> int | None:
         root = self.root(number)
-        if root in self._first and self.is_unproved():
+        if root in self._first and len(self._whole) < self.policy.whole:  # misleading rungs are not known yet
             return None
         begin, levels = max(self._standing[root].promoted, self.brackets[root]), self.policy.levels
         return next((levels[at] for at in range(begin, len(levels)) if at not in self._passed), None)
@@ -119,14 +118,10 @@ class Ladder(Configurations):
         self._queued[number] = ranking, ((standing.infeasible, 0.0 if at in self._passed else value), number)
         bisect.insort(*self._queued[number])
 
-    def is_unproved(self) -> bool:
-        """Whether it is not yet known which rungs are misleading."""
-        return self._hedged and len(self._whole) < self.policy.whole
-
     def _judge(self) -> None:
         """Determine which rungs are misleading."""
         ends = [self._standing[number] for number in self._whole[-max(_NEWEST, self.policy.whole) :]]
-        judged, passed = self._hedged and not self.is_unproved(), set()
+        judged, passed = self._hedged and len(self._whole) >= self.policy.whole, set()
         for at in range(len(self.policy.levels)) if judged else ():
             pairs = [
                 (self.key(one.reached[at], one), self.key(math.nan if one.end is None else one.end, one))
@@ -141,7 +136,7 @@ class Ladder(Configurations):
         for number in self._standing:
             self._queue(number)
 
-    # --- who is promoted ---
+    # --- which configuration is promoted ---
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
         for height in reversed(range(len(self.policy.levels))):
@@ -164,7 +159,7 @@ class Ladder(Configurations):
         return self._chains[root].paused == number and self.may_be_promoted(root, most=most)
 
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
-        """Whether a waiting configuration may yet rank among the best of its rung, if at most `most` are started."""
+        """Whether a waiting configuration can still be among the best of its rung, if at most `most` are started."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return standing.waits
@@ -178,7 +173,7 @@ class Ladder(Configurations):
         rank = bisect.bisect_left(rung.reached, (key, number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
-    # --- for people ---
+    # --- for display ---
 
     def waiting(self) -> int:
         return len(self._queued)
@@ -196,10 +191,10 @@ class Ladder(Configurations):
 
 
 def _misleads(pairs: list[tuple[Key, Key]]) -> bool:
-    """Whether the best eighth by the pairs' second keys ranks, on average, in the worse half by the first keys."""
+    """Whether the eighth of the pairs with the best second keys ranks, on average, in the worse half by first keys."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
-    # equals share a rank
+    # equal keys share a rank
     twice = [bisect.bisect_left(first, by) + bisect.bisect_right(first, by) - 1 for by, _ in best]
     return sum(twice) >= len(best) * (len(pairs) - 1) > 0
 

@@ -40,7 +40,7 @@ from hopaas_p2p.core.validity import (
 VERSION: Final = 8
 _PEERS: Final = 256
 _QUIET: Final = 4096
-"""Commits after which a peer that wrote none of them moves from the head to a piece shared with 255 neighbours."""
+"""Commits after which a group of peers that wrote none of them moves from the head to a separate piece."""
 _LEVEL: Final = 6
 _NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
@@ -164,7 +164,7 @@ def _joined(head: bytes, parts: Sequence[bytes | memoryview]) -> bytes:
 
 
 def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A snapshot's head, and its separate pieces by name; other bytes stay unchanged."""
+    """A snapshot's head, and its separate pieces by name. Other bytes are returned unchanged, without pieces."""
     try:
         head, parts = _decode_whole(data)
         return head, dict(zip(names_in(head), map(bytes, parts), strict=True))
@@ -173,7 +173,7 @@ def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 
 def names_in(head: bytes) -> list[str]:
-    """The names of the pieces that belong to a snapshot's head; none for other bytes. Raises CorruptSnapshot."""
+    """The names of the separate pieces of the snapshot with this head; none for other bytes. Raises CorruptSnapshot."""
     return _opened(head).names if head.startswith(_MAGIC) else []
 
 
@@ -199,7 +199,7 @@ def _opened(head: bytes) -> _Header:
 
 
 class _Pieces:
-    """The pieces of a snapshot by place, each inflated when it is taken, with a bound on the total size."""
+    """The pieces of a snapshot by place, each inflated when it is taken, to at most `room` bytes in all."""
 
     def __init__(self, header: _Header, apart: Sequence[memoryview], room: int) -> None:
         self._packed, self._left = dict(header.inline), room
@@ -213,16 +213,14 @@ class _Pieces:
         return len(self._packed)
 
     def take(self, place: str) -> tuple[memoryview, bytes]:
-        """A piece, packed and inflated. Raises KeyError, or ValueError if there are too many bytes or they end
-        early.
-        """
+        """Take the piece at this place: packed, and inflated. Raises KeyError if there is none, or like `inflated`."""
         packed = self._packed.pop(place)
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
         return packed, plain
 
     def together(self, kind: str, decode: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
-        """Merge what is known about peers from all pieces."""
+        """The entries of all pieces of this kind, which are about peers. Raises like `take`, or CorruptSnapshot."""
         found: dict[str, T] = {}
         for index in itertools.count():
             if f"{kind}{index:07d}" not in self._packed:

@@ -19,8 +19,8 @@ def is_last_lease(trial: Trial) -> bool:
 def past_leases(trial: Trial) -> list[tuple[PastLease, Literal["returned", "taken over"]]]:
     """The past leases, oldest first, and how each ended.
 
-    A trial continues only after its owner returned it. Otherwise, an observer, an operator or a late result ended the
-    lease.
+    All leases but the trial's last were returned, because only a returned trial runs again. A trial's last lease is in
+    the history if an observer, an operator or a late result ended it.
     """
     returned = len(trial.history) - is_last_lease(trial)
     return [(past, "returned" if at < returned else "taken over") for at, past in enumerate(trial.history)]

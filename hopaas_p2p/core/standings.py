@@ -40,13 +40,14 @@ class RungStanding(NamedTuple):
     end: float | None = None
     """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
-    """In a population, the number of rungs reached when it last copied another member, whose values those are."""
+    """In a population, the number of rungs from which it had continued when it last copied another member. Its values
+    at these rungs do not reflect its parameters."""
     infeasible: bool = False
     """Whether its newest finished trial violates its constraints, so that it ranks behind all that do not."""
 
 
 class RungCount(NamedTuple):
-    """A rung of a bracket, for people."""
+    """A rung of a bracket, for display."""
 
     bracket: int
     epochs: int

@@ -100,7 +100,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
     number: Natural | None = None
     """The trial it concerns: for a create, the number allotted; for a late finish, the trial that keeps the result."""
     refusal: str | None = None
-    """Why the record was refused: a key of `REFUSALS`."""
+    """Why the record was refused: a key of `REFUSALS`; in the catalog, also "exists" or "no such study"."""
 
 
 REFUSALS: Final = {
@@ -156,7 +156,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     checkpoints: Annotated[tuple[Checkpoint, ...], msgspec.Meta(max_length=CHECKPOINTS_KEPT)] = ()
     """The checkpoints from which the trial may be resumed, the newest last."""
     history: Sequence[PastLease] = ()
-    """Earlier owners, oldest first: their epochs rise."""
+    """Leases that were returned, or that another peer ended, oldest first, so their epochs rise."""
     paused: bool = False
     """Whether the trial stopped at a rung, and may be continued."""
     continues: Natural | None = None
@@ -210,8 +210,9 @@ Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
 
 class BlockColumns(msgspec.Struct, array_like=True):
-    """The trials of one block as columns, without an object per trial, for snapshots and bulk readers. When packed, its
-    reals are bytes, and a column in which all entries are the same has one entry; see `blocks`.
+    """The trials of one block as columns, without an object per trial, for snapshots and bulk readers.
+
+    When packed, its reals are bytes, and a column of whole numbers that are all the same has one entry; see `blocks`.
     """
 
     first: Natural
@@ -251,14 +252,16 @@ class ClosedBlock(Protocol):
         """The trials, as new objects."""
 
     def end_of(self, place: int) -> Trial:
-        """How the trial at this place ended, and who owned it, without parameters, reports or attributes."""
+        """The trial at this place with its state, owner and epoch only, and its rare fields except attributes and
+        distributions, as a new object.
+        """
 
     def columns(self) -> BlockColumns:
         """The trials as columns."""
 
 
 class Trials(Sequence[Trial]):
-    """The trials of a study, by number, in a sequence of blocks; closed blocks take some hundred bytes per trial.
+    """The trials of a study, by number, in a sequence of blocks; closed blocks take about a hundred bytes per trial.
 
     A trial of an open block remains the same object while the block is open. Trials of a closed block are created when
     they are read, and kept while few other blocks are read; they are never changed. To change one, open its block
@@ -273,7 +276,7 @@ class Trials(Sequence[Trial]):
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
         self.size = 0
-        """The number of trials, read faster than `len`; outside this class, only the loading of a snapshot sets it."""
+        """The number of trials, faster to read than `len`; outside this class, only `snapshot.load` sets it."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
@@ -322,14 +325,14 @@ class Trials(Sequence[Trial]):
         return found
 
     def named(self, number: int) -> Trial:
-        """The trial that a record names; if its block is closed, only how it ended and who owned it; see `end_of`."""
+        """The trial that a record names; if its block is closed, with some fields only, see `ClosedBlock.end_of`."""
         index = number // BLOCK
         found = self.open.get(index)
         return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
 
     def results(self) -> Iterator[tuple[int, float]]:
-        """Number and first value of each COMPLETE trial that satisfies its constraints, without making the trials of
-        closed blocks.
+        """Number and first value of each COMPLETE trial that satisfies its constraints. Unpacks no trials of closed
+        blocks.
         """
         for index in range(-(-self.size // BLOCK)):
             closed = self.closed.get(index)
@@ -383,19 +386,20 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
     """Whether this name belongs to a writer that this author may not speak for.
 
     A name belongs to the author of the first commit that has it as its writer or owner. If that commit has no author,
-    the name belongs to no author. A peer that writes directly to a directory or bucket has none, and may use any name.
+    the name belongs to no author. A peer that writes directly to a directory or bucket has none; it may write under any
+    name, which then belongs to no author.
     """
     last = writers.get(name)
     return author != "" and last is not None and last.author != author
 
 
 class LogState:
-    """A replica's knowledge about any log after its commits 1..lsn."""
+    """What a replica knows about any log after its commits 1..lsn."""
 
     def __init__(self) -> None:
         self.lsn = 0
         self.sum: int | None = 0
-        """The sum of the log up to `lsn` (see `core.codec`); kept by a session; None if unknown. Digests omit it."""
+        """The sum of the log up to `lsn` (see `core.codec`), set by a session; None if unknown. Not in digests."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
 
@@ -409,7 +413,7 @@ class LogState:
         return owner in self.writers and self.writers[owner].lsn > since
 
     def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
-        """The verdicts on a commit that is garbage, in another author's name or already known; None for any other."""
+        """The verdicts on a commit that is garbage, in another author's name, or already known; None for any other."""
         if not isinstance(commit, Commit):  # quicker than a check for Garbage
             self.refuse("malformed")
             return ()
@@ -482,7 +486,7 @@ class Pausing:
         return None
 
     def sources(self, _number: int) -> list[int]:
-        """In a population, the paused trials of which a copy continues one; empty if this trial itself is continued."""
+        """In a population, the paused trials that may be continued in place of this one; empty if it is continued."""
         return []
 
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
@@ -532,7 +536,7 @@ class State(LogState):
         self.draining: dict[str, None] = {}
         """Peers, and sites as `site:name`, asked to take no more trials."""
         self.changed: set[int] = set()
-        """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
+        """Numbers of trials that changed since a reader last emptied it. Not part of the study."""
 
         self.stored = 0
         """When the store received the commit being applied; 0 if the store has no clock."""
@@ -545,14 +549,14 @@ class State(LogState):
         """How the study's trials pause. Derived from the trials, so not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
-        """Packed parts of `writers` and `peers`; see `snapshot`. Not part of the study: no digest, no snapshot."""
+        """Packed parts of `writers` and `peers`, for reuse by `snapshot`. Not part of the study."""
 
     def used(self) -> int:
         """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, configurations."""
         return self.configurations.used(self.counts)
 
     def places(self) -> int | None:
-        """How many places the budget has; a population has no more than its size. None: no end."""
+        """How many places the budget has; a population has no more than its size. None: no limit."""
         population = self.configurations.population
         if population is None:
             return self.budget

@@ -4,7 +4,7 @@
 does not overflow, and Optuna accepts it. Records of earlier versions stay accepted. A value outside its distribution,
 which Optuna allows with a warning for a fixed parameter, gets a separate distribution that contains it.
 
-Numbers that do not fit 64 bits are refused even earlier, by the types in `records`.
+Numbers that do not fit in 64 bits are refused even earlier, when the commit is decoded.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ _ONE_LINE: Final = re.compile(
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U00040000-\U000e00ff"
     "\U000e01f0-\U0010ffff]+"
 )
-"""Not only spaces; no controls, other spaces, format or private characters. Python's own tables differ by version."""
+"""A text that is not only spaces, and has no control, format or private-use characters, and no space but " ". Python's
+own tables differ by version."""
 _DIRECTIONS: Final = ("minimize", "maximize")
 MOST_DIRECTIONS: Final = 100
 LONGEST_TTL: Final = 366 * 86_400.0
@@ -96,12 +97,12 @@ def possible_time(microseconds: int) -> bool:
 
 
 def possible_metric(name: str) -> bool:
-    """Whether a metric may have this name: one to 100 characters in one line."""
+    """Whether a metric may have this name: one line of 1 to 100 characters that are not only spaces."""
     return len(name) <= LONGEST_METRIC and _ONE_LINE.fullmatch(name) is not None
 
 
 def readable(text: str) -> str:
-    """A text for display only, made fit for a log: bounded in length, with bytes that are not Unicode escaped."""
+    """A text for display only, made fit for a log: shortened if it is long, and with unpaired surrogates escaped."""
     return text[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
 
 
@@ -114,7 +115,10 @@ def reason_text(reason: object) -> str | None:
 
 
 def possible_distributions(distributions: Mapping[str, Distribution], known: Mapping[str, Distribution]) -> bool:
-    """Whether Optuna accepts all of these, together with those that the log has for the same parameters."""
+    """Whether Optuna accepts all of these, together with those that the log has for the same parameters.
+
+    There may be at most `MOST_PARAMETERS` parameters in all.
+    """
     if len(known) + sum([name not in known for name in distributions]) > MOST_PARAMETERS:
         return False
     return all(
@@ -152,7 +156,7 @@ def _fits(whole: float) -> bool:
 
 
 def compatible(first: Distribution, other: Distribution) -> bool:
-    """Whether Optuna accepts both for one parameter: only the ranges of numbers may differ."""
+    """Whether Optuna accepts both for one parameter: only the ranges and steps of numbers may differ."""
     if first.__class__ is not other.__class__:
         return False
     if isinstance(first, Categorical) or isinstance(other, Categorical):
@@ -202,7 +206,7 @@ def _widened(distribution: Distribution, value: float) -> Distribution | None:
         wider = Float(min(low, value), max(high, value), distribution.log, distribution.step)
     else:
         whole = int(value)
-        if not _fits(whole):  # the upper end of 64 bits, as a double
+        if not _fits(whole):  # 2**63: the largest integer of 64 bits, rounded to a double
             return distribution
         wider = Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
     return wider if _possible(wider) else None
@@ -218,14 +222,14 @@ def possible_name(name: str) -> bool:
 
 def possible_attributes(*texts: Mapping[str, str]) -> bool:
     """Whether every reader can read, copy and write these attributes."""
-    return all(possible_name(key) and _possible_text(text) for some in texts for key, text in some.items())
-
-
-def _possible_text(text: str) -> bool:
-    if _too_deep(text):
-        return False
-    # half a surrogate pair is not a character, and no file, page or database can hold it
-    return "\\u" not in text or _HALF.search(text.replace(r"\\", "-")) is None
+    return all(
+        possible_name(key)
+        and not _too_deep(text)
+        # half a surrogate pair is not a character, and no file, page or database can hold it
+        and ("\\u" not in text or _HALF.search(text.replace(r"\\", "-")) is None)
+        for some in texts
+        for key, text in some.items()
+    )
 
 
 _HALF: Final = re.compile(r"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
@@ -254,8 +258,9 @@ def constraints_of(system: Mapping[str, str]) -> dict[str, str]:
 
 
 def possible_system(texts: Mapping[str, str], directions: int | None = None) -> bool:
-    """Whether the attributes that programs read by name have the expected types, in a study with these directions.
-    Programs need not check the attributes in `READ` again.
+    """Whether the attributes that programs read by name have the expected types, in a study with this many directions.
+
+    Programs need not check these attributes again.
     """
     for key, text in texts.items():
         if len(text) > _SHORT and any(len(text) > most and one.fullmatch(key) for one, most in _READ_AGAIN):

@@ -1,4 +1,4 @@
-"""A caller that waits for a thread which talks to the store, for as long as it has to."""
+"""Waits for a thread that talks to the store, until the work is done or the time is up."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hopaas_p2p.peer.outbox import PendingCommit
 _log: Final = logging.getLogger("hopaas_p2p")
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
-_WARN_AFTER: Final = 3.0  # seconds that a caller has waited for a silent store
+_WARN_AFTER: Final = 3.0  # seconds for which a caller waits before the first warning
 _WARN_EVERY: Final = 60.0
-_LOOK: Final = 1.0  # seconds between two checks by a caller in a hurry whether the store has fallen silent
+_LOOK: Final = 1.0  # seconds after which a caller in a hurry checks again whether the store is silent
 
 
 class Caller:
@@ -26,7 +26,7 @@ class Caller:
 
     Args:
         peer: the `peer.peer.Peer` whose threads do the work.
-        within: seconds for which the caller continues after an attempt has failed.
+        within: seconds from `began` during which failed attempts are repeated.
         began: when the caller began, by the peer's clock.
         pending: the records that wait for verdicts.
         brief: whether a caller in a hurry also gives up when only this call, and no exchange, is unanswered.
@@ -41,7 +41,7 @@ class Caller:
         self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
         self._warned = -math.inf
         self.backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, uniform=peer.jitter.uniform)
-        """Pauses between attempts made for this caller."""
+        """The pauses between attempts made for this caller."""
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:

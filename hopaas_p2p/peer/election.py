@@ -36,7 +36,7 @@ class Election:
 
     @property
     def said(self) -> dict[str, Any]:
-        """The attribute, as far as the log has been read."""
+        """The attribute, as fresh as `look` returns it."""
         found: dict[str, Any] = json.loads(self._look().system.get(self._key, "{}"))
         return found
 
@@ -46,11 +46,11 @@ class Election:
 
     @property
     def won(self) -> bool:
-        """Whether this candidate leads, as far as the log has been read."""
-        return self.said.get("peer") == self._peer.uuid  # which changes if two processes shared a name
+        """Whether this candidate leads, as far as known."""
+        return self.said.get("peer") == self._peer.uuid  # the uuid changes if two processes shared a name
 
     def stand(self) -> bool:
-        """Take over if there is no leader; return whether this candidate leads. Raises like a write."""
+        """Take over if there is no leader or it is silent; return whether this candidate leads. Raises like a write."""
         holder = self.said.get("peer")
         if holder is not None and not self.won:
             now = time.monotonic()

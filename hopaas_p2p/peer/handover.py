@@ -23,7 +23,10 @@ _log: Final = logging.getLogger("hopaas_p2p")
 def answer_requests(
     store: Store, logs: Mapping[str, LogClient[State]], answered: dict[str, str], *, writer: str
 ) -> None:
-    """Send the state of a study to each rescue that requests it, once; `answered` has each study's last request."""
+    """Send the state of a study to each rescue that requests it, once; `answered` has each study's last request.
+
+    Raises StoreUnreachable; a request that could not be answered for that reason is answered by the next call.
+    """
     asking = {uuid: log for uuid, log in logs.items() if log.state.define is not None}
     with translated():
         asked = store.beats(map(request_name, asking)) if asking else {}
@@ -31,7 +34,6 @@ def answer_requests(
         request = asked.get(request_name(uuid), NO_REQUEST)
         if request in (NO_REQUEST, answered.get(uuid)):
             continue
-        answered[uuid] = request
         with log.lock:
             lsn, data = log.state.lsn, snapshot.dump(log.state)
         with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory, translated():
@@ -43,3 +45,4 @@ def answer_requests(
                 _log.warning("a rescue requested this study's state, which could not be sent: %s", error)
             else:
                 _log.warning("sent the state after commit %d to a rescue of the study", lsn)
+        answered[uuid] = request

@@ -21,7 +21,7 @@ from hopaas_p2p.errors import HopaasError
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _MOST: Final = 8  # threads
-AFTER_TROUBLE: Final = 5.0  # seconds
+AFTER_TROUBLE: Final = 5.0  # seconds until a job that failed runs again
 _NOTHING_DUE: Final = 10.0  # seconds without anything to do after which a thread ends
 _SPARE: Final = 1.0  # the same for a thread while another one is idle
 
@@ -29,7 +29,7 @@ P = TypeVar("P")
 
 
 class Job(Generic[P]):
-    """A recurring task. `run` is passed the owner of the jobs, and returns the seconds until the job is due again."""
+    """A recurring task. `run` takes the owner of the jobs, and returns the seconds until the job is due again."""
 
     __slots__ = ("due", "run", "running")
 
@@ -72,7 +72,7 @@ class Jobs(Generic[P]):
         return job
 
     def remove(self, job: Job[P]) -> None:
-        """Stop running this job."""
+        """Do not start this job any more; if it is running, it ends by itself."""
         with self._changed:
             self._jobs.remove(job)
 
@@ -107,12 +107,12 @@ class Jobs(Generic[P]):
             owner = self._owner()
             if owner is None:
                 return
-            pause = AFTER_TROUBLE  # if the thread died, the leases would be lost
+            pause = AFTER_TROUBLE  # an error must not end the thread, since leases depend on it
             try:
                 pause = job.run(owner)
             except HopaasError as error:
                 text, now = str(error), time.monotonic()
-                if text != self._logged[0] or now > self._logged[1] + _LOG_AGAIN:  # several jobs meet the same trouble
+                if text != self._logged[0] or now > self._logged[1] + _LOG_AGAIN:  # several jobs meet the same error
                     self._logged = text, now
                     _log.warning("%s", text)
             except BaseException:  # noqa: BLE001  # any error is logged
@@ -138,7 +138,7 @@ class Jobs(Generic[P]):
                 roused = self._changed.wait(min(pause, longest))
                 self._idle -= 1
                 if not roused and longest < pause and (self._idle or pause == math.inf):
-                    self._changed.notify()  # a thread that still waits may have begun before something else became due
+                    self._changed.notify()  # a thread that still waits may not know yet what has become due since
                     return None
         return None
 

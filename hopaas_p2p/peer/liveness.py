@@ -27,7 +27,7 @@ class SignOfLife(NamedTuple):
     """Whether a peer is alive, as far as known."""
 
     alive: bool | None
-    """None if that is not known yet, or if the peer has been silent for longer than a live peer ever is."""
+    """False after a silence of the peer's ttl; None if nothing is known, or the next sign of life is overdue."""
     ago: float | None
     """Seconds since the peer's last sign of life; None if that is not known."""
 
@@ -36,15 +36,13 @@ UNKNOWN: Final = SignOfLife(None, None)
 
 
 def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float, wall: float) -> SignOfLife:
-    """An observer's knowledge about this owner; `now` is the detector's clock, `wall` the time of day."""
-    if not detector.watches(owner):
-        return UNKNOWN
+    """What an observer knows about this owner; `now` is the detector's clock, `wall` is in seconds since 1970."""
     ttl, silence, made = ttl_of(state, owner), detector.silence(owner, now), beat_time(detector.beat(owner))
     ago = None if made is None or made - wall > _CLOCKS_AGREE else max(0.0, wall - made)
     if silence >= ttl:  # it may have been silent before this observer looked
         return SignOfLife(False, max(silence, ago or 0.0))
     due = _OVERDUE * ttl / BEATS_PER_TTL
-    if silence <= due and detector.proven_alive(owner, since=0.0):  # at any time
+    if silence <= due and detector.proven_alive(owner, since=0.0):  # whenever that was
         return SignOfLife(True, silence)
     if ago is None:
         return UNKNOWN
@@ -52,9 +50,9 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
-    """The signs of life after one look at the store, of owners of running trials and of `idle` peers with a beat.
+    """The signs of life of the owners of running trials, and of `idle` peers with a beat, after one look at the store.
 
-    Nothing is known if the store does not answer. A folder's server may then still show its copy of the log.
+    If the store does not answer, nothing is known about other peers.
     """
     owners, mine = owners_of(state), peer.mine
     asked = (owners | set(idle)) - mine

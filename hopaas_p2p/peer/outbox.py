@@ -18,9 +18,9 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
 
 _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
-MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that no caller waits behind a long import
-MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of the codec's limit in bytes, since each may have 4
-_REPORT: Final = 20  # characters that a report counts for, or a choice
+MAX_RECORDS: Final = 1000  # in one commit; more go with the next one, so that no caller waits behind a long import
+MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of the codec's limit in bytes; each may take 4 bytes
+_REPORT: Final = 20  # characters for which a report or a choice counts
 _MOST_REPORTS: Final = MAX_TEXT // _REPORT
 
 
@@ -50,7 +50,7 @@ class Draft(TrialSet, eq=False):
         If another peer was first to give the parameter a distribution of another kind, only that record is refused.
         """
         whole = TrialSet(*_FIELDS(self))
-        if not self.dists:  # as most
+        if not self.dists:  # true of most drafts
             return (whole,)
         rest = {name: value for name, value in self.params.items() if name not in self.dists}
         return msgspec.structs.replace(whole, params=rest, dists={}), *[
@@ -64,7 +64,7 @@ class Draft(TrialSet, eq=False):
         Reports and parameters come last, because only records in the same commit as a late result are kept with it.
         """
         if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MOST_REPORTS):
-            return [(TrialSet(*_FIELDS(self)),)]  # as most
+            return [(TrialSet(*_FIELDS(self)),)]  # most drafts
         if weight_of(self) <= MAX_TEXT:
             return [self.records()]
         whole, *of_dists = self.records()

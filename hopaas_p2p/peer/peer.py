@@ -58,11 +58,11 @@ _UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that 
 _LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use are still listed
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
 _PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
-_MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
+_MORE_TO_PACK: Final = 0.05  # seconds between packing two batches, so that other threads get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was made before you repeat it."
 _ALL: Final = -1
 """Stands for all trials of a peer, in place of a trial's number."""
-_COLLECTED: Final = 0.05  # seconds to wait for more after the first news
+_COLLECTED: Final = 0.05  # seconds to wait for more commits after the first
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
@@ -70,7 +70,7 @@ _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl
 _AGAIN: Final = 0.5
 """Seconds for which a reading of the energy is reused, because NVML takes a millisecond per GPU."""
 _DRIFT: Final = 1.0
-"""Seconds, and percent, by which an externally set clock may be off before the owner reports its own measurement."""
+"""Seconds plus percent of the lease by which the clock may have been set before the owner reports its measurement."""
 
 T = TypeVar("T")
 
@@ -137,9 +137,9 @@ class Peer:
         self.meter = Meter(clock=clock, now_us=now_us, energy=energy)
         self.jitter = jitter or random.Random()
         self._adopted: set[tuple[str, str, int]] = set()
-        """Owner, study and number of running trials of other peers that this process acts for and has touched."""
+        """Owner, study and number of each running trial of another peer that this process continues."""
         self.retry_at = 0.0
-        """Until this time, calls that can do without the store skip it, because it did not answer."""
+        """Until this time, calls and jobs that can do without the store skip it, because it did not answer."""
         self._hurried_at = math.inf
         """The time from which calls soon give up on a silent store, because the program is about to end; infinite if
         there is none."""
@@ -166,13 +166,13 @@ class Peer:
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = self._said_farewell = False
         self.visits = False
-        """Whether this peer writes only for others, as for a ticket; it then neither introduces itself nor sends
-        beats.
+        """Whether this peer writes only on behalf of others, as for a ticket; it then neither introduces itself nor
+        sends beats.
         """
         self._beats, self._beaten_at, self._next_beat, self._unbroken = 0, -1e9, 0.0, dict[str, float]()
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._author = ""
-        """The user as which the store sees this process write, once it has written."""
+        """The user as which this process writes, according to the store; empty until it has written."""
         self._answered: dict[str, str] = {}
         """By study uuid: the last rescue request that was answered."""
         self._next_requests, self._next_listing = clock() + handover.REQUESTS_EVERY, clock() + _LISTED_EVERY
@@ -188,7 +188,7 @@ class Peer:
         return owner == self.uuid or owner in self.acts_for
 
     def act_for(self, others: frozenset[str]) -> None:
-        """Continue the trials of these peers, which have moved to this process; reads their state in the log.
+        """Continue the trials of these peers, which have moved to this process; first reads the logs.
 
         If the store does not answer now, the log is read later, with the next exchange.
         """
@@ -199,7 +199,7 @@ class Peer:
                 self.pull(log)
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
-        """Also send beats for the owner of this trial of a study, for as long as the trial runs."""
+        """Also send beats for the owner of this trial of a study, as long as the trial runs."""
         if (owner, uuid, number) not in self._adopted and not self.visits:
             self._adopted.add((owner, uuid, number))
             self._next_beat = 0.0  # its last beat may be old
@@ -228,7 +228,7 @@ class Peer:
 
     @property
     def _beaten_for(self) -> set[str]:
-        """The owners that this process keeps alive and does not watch. Others in `mine` may be dead."""
+        """The owners for which this process sends beats, and which it does not watch. Others in `mine` may be dead."""
         return self.adopted | {self.uuid}
 
     def log(self, uuid: str) -> LogClient[State]:
@@ -254,11 +254,11 @@ class Peer:
     # --- calls that wait for the store ---
 
     def commit_to_catalog(self, record: Record) -> Verdict:
-        """Write to the list of studies, and wait for the verdict; raises as `commit` does."""
+        """Write to the list of studies, and wait for the verdict; raises like `commit`."""
         catalog = self.catalog
         (verdict,) = self.commit(catalog, record)
         if catalog.session.snapshot_due and catalog.rate_limited is not None:
-            with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
+            with contextlib.suppress(StoreUnreachable, Denied):  # the next snapshot will replace it
                 self.call(catalog.write_snapshot, within=0.0)
         return verdict
 
@@ -270,6 +270,7 @@ class Peer:
         Raises:
             StoreUnreachable: no verdict in `within` seconds, by default `patience`. The records stay queued and are
                 sent at the next contact, or are already in the log.
+            InvalidInput: the records cannot be encoded.
 
         """
         pending = self.put(log, *records, owner=owner)
@@ -287,6 +288,7 @@ class Peer:
 
         Raises:
             InvalidInput: the trial is new, and the peer was closed, so no heartbeats would be sent for it.
+            StoreUnreachable: the store did not answer for that long.
 
         """
         if self._pid != os.getpid():
@@ -318,7 +320,7 @@ class Peer:
         return pending
 
     def introduce(self, log: LogClient[State]) -> None:
-        """Queue this peer's introduction, once; then the peer sends beats, and watches the trials of others."""
+        """Queue this peer's introduction, unless that was done; then the peer sends beats, and watches other peers."""
         session = log.session
         if session.introduced or self.visits:
             return
@@ -353,9 +355,9 @@ class Peer:
     def await_commit(
         self, log: LogClient[Any], pending: PendingCommit | None, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
-        """Exchange until there are verdicts on these records or, without any, until the log has been read again.
+        """Exchange until there are verdicts on these records, and return them; without records, read the log again.
 
-        A failed exchange is retried.
+        A failed exchange is repeated. Without records, the result is empty.
 
         Raises:
             StoreUnreachable: no success in `within` seconds, by default `patience`; the records stay queued.
@@ -418,7 +420,8 @@ class Peer:
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
         """Make a call to the store, in as many attempts as fit in `within` seconds, by default `store_wait`.
 
-        When the program is about to end, a `brief` call is given up like an exchange; other calls are not.
+        Returns its result, or raises its error. When the program is about to end, a `brief` call is given up like an
+        exchange; other calls are not.
         """
         caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
@@ -461,7 +464,7 @@ class Peer:
         except StoreUnreachable:
             if self._away_since == math.inf:
                 self._away_since = began
-                if introduced:  # results that arrive later go to the spool, whatever the callers wait for
+                if introduced:  # ends of trials go to the spool after `patience`, even if no call puts them there
                     self.jobs.wake(self._keeping, after=max(0.0, self.patience))
             raise
         except StoreCorrupt:  # a rescue of the log may need what this process knows
@@ -481,11 +484,11 @@ class Peer:
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
-        if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # theirs are not sent along
+        if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # those need separate beats
             ttl = min(state.policy.ttl for state in [session.state, *self._active()])
-            since = self.clock() if self._unbroken else began  # nobody watched it before its first commit
+            since = self.clock() if self._unbroken else began  # no observer watched this peer before its first commit
             self._have_beaten((self.uuid,), began, ttl, since=since)
-            if not introduced:  # then no beat was sent: others count from this commit, and a first one follows
+            if not introduced:  # no beat was sent: others measure from this commit, and a first beat is due now
                 self._next_beat = began
         if session.snapshot_due and self.store.snapshots and introduced:
             self.jobs.wake(self._snapshots)
@@ -496,7 +499,7 @@ class Peer:
         try:
             self._beat((self.uuid,))
             self._beaten_at, self._unbroken = began, {self.uuid: self.clock()}
-        except Denied:  # another user saw this name in one of our commits and has beaten under it: take a new one
+        except Denied:  # another user saw this name in one of our commits, and sent a beat under it
             with self._lock:
                 self._take_another_name()
         except StoreUnreachable:
@@ -536,7 +539,7 @@ class Peer:
                     return
 
     def _pull_if_possible(self, log: LogClient[Any]) -> bool:
-        """Pull, and return whether the store answered. If not, a read uses what is known, unless nothing is.
+        """Pull, and return whether the store answered. If not, a read uses what is known; if nothing is, this raises.
 
         Training does not stop because a store is away, its token expired, or a proxy answers in its place. For a
         process that only reads, the last two are errors.
@@ -562,7 +565,7 @@ class Peer:
         The lease is treated as uncertain shortly before others may reclaim the trial. After such a silence, it stays so
         until the log, which may hold a reclaim, has been read again.
         """
-        until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first, since this thread may stop anywhere
+        until = self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)  # first: this thread may be suspended anywhere
         read = log.session.exchanged_at >= self._unbroken.get(owner, math.inf)
         return read and self.clock() < until
 
@@ -621,7 +624,7 @@ class Peer:
         """Run a task that no caller waits for, unless the store was just found away; return the seconds until it is due
         again.
 
-        A peer that reaches the store again before others have waited for a ttl keeps its leases.
+        After a failure, the pause is short enough for the peer to reach the store again before it loses its leases.
         """
         now = self.clock()
         if now < self.retry_at:
@@ -655,7 +658,7 @@ class Peer:
         if now >= self._next_listing:
             self._next_listing = now + _LISTED_EVERY
             self._read_list()
-            with self.catalog.lock:  # according to the list now, or as last read
+            with self.catalog.lock:  # according to the list as it is now or, after an error, as last read
                 deleted = self.catalog.state.uuids - self.studies()
             for log in [log for uuid, log in worked_on.items() if uuid in deleted]:
                 _log.warning("%s", StudyDeleted())
@@ -680,7 +683,7 @@ class Peer:
                     log.write_snapshot()
                     with translated():
                         self.store.sweep_beats()
-                except HopaasError as error:  # the next snapshot will do
+                except HopaasError as error:  # the next snapshot will replace it
                     _log.debug("no snapshot was written: %s", error)
         return math.inf
 
@@ -696,7 +699,7 @@ class Peer:
         ttls = [state.policy.ttl for state in active if state.define is not None]
         if not ttls:
             return _UNTIL_JOINED if active else IDLE
-        rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes along with an exchange
+        rides = self.store.piggybacks_heartbeats and not self.adopted  # the beat is then usually sent with an exchange
         if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
             owners = self.uuid, *self.adopted
             self._beat(owners)
@@ -718,7 +721,7 @@ class Peer:
         self.catalog.session.exchanged_at = -math.inf
 
     def _read_list(self) -> None:
-        """Bring the list of studies up to date, and resend the requests of calls that were not answered."""
+        """Bring the list of studies up to date, and send the queued records of calls that were given up."""
         try:
             with self.catalog.turn:
                 self._exchange(self.catalog)
@@ -759,7 +762,7 @@ class Peer:
         return self.in_background(lambda now: self._tend_apart(log, now))
 
     def _tend_apart(self, log: LogClient[Any], now: float) -> float:
-        """Do what is due in one study, keeping its errors from the others; return the seconds until it is due again."""
+        """Do what is due in one log, so that its errors affect no other; return the seconds until it is due again."""
         session = log.session
         if log is self.catalog:
             if session.has_pending:
@@ -819,7 +822,7 @@ class Peer:
     # --- the end, and what cannot be sent ---
 
     def flush(self) -> None:
-        """Send all queued records, and block until the store has them. Records for a deleted study are dropped.
+        """Send all queued records, and block until the store has them. Records for deleted studies are not sent.
 
         Raises:
             StoreUnreachable: the store did not answer; unsent records stay queued.
@@ -860,7 +863,7 @@ class Peer:
         silent = self._said_farewell or self.silent_since < math.inf
         if introduced and not silent and not any(one.has_pending for one in introduced):
             trials = [log.state.trials[number] for log in logs for number in list(log.state.running)]
-            if not any(trial.owner == self.uuid for trial in trials):  # then its beat is no longer needed
+            if not any(trial.owner == self.uuid for trial in trials):  # its beat is no longer needed
                 with contextlib.suppress(HopaasError), translated():
                     self.store.remove_beat(self.uuid)
         self.store.close()
@@ -878,14 +881,14 @@ class Peer:
         try:
             with self.in_a_hurry(since=-math.inf):
                 self._send_and_confirm()
-                if any(log.session.introduced for log in self.logs.values()):  # its life may be too short for a job
+                if any(log.session.introduced for log in self.logs.values()):  # the job may not have run yet
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
-        except BaseException as error:  # keep what was told, even after Ctrl-C or without threads
+        except BaseException as error:  # results must be kept, even after Ctrl-C or without threads
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before this process ended" if unsent else "an error at exit"
             why = str(error) if isinstance(error, HopaasError) else repr(error)
-            ending = "".join(traceback.format_exception_only(ends_with))  # not `str`, which a program's own may fail at
+            ending = "".join(traceback.format_exception_only(ends_with))  # `str` may fail for a program's error
             known = why.rstrip(".") in ending  # the handler of that error shows it
             if unsent or not known:
                 _log.warning("%s%s", what, "" if known else f": {why}")
@@ -895,7 +898,7 @@ class Peer:
                 raise
 
     def _send_and_confirm(self) -> None:
-        """Send what is queued, then return forgotten trials; check that the logs still have what they acknowledged, and
+        """Send what is queued, and release forgotten trials; check that the logs still have what they acknowledged, and
         otherwise spool it.
 
         A failure in one study does not affect the others.
@@ -924,7 +927,7 @@ class Peer:
 
     @contextlib.contextmanager
     def in_a_hurry(self, *, since: float | None = None) -> Iterator[None]:
-        """In this block, a call gives up on a store that has been silent for five seconds from now, or from `since`."""
+        """In this block, a call gives up on a store that is silent for five seconds, counted from now or `since`."""
         before = self._hurried_at
         self._hurried_at = min(before, self.clock() if since is None else since)
         try:
@@ -933,7 +936,10 @@ class Peer:
             self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Soon give up on a silent store, because the program is about to end. May be called from a signal handler."""
+        """Let calls give up on a store that is silent for five seconds from now, because the program is about to end.
+
+        May be called from a signal handler.
+        """
         self._hurried_at = min(self._hurried_at, self.clock())
         self._nudge()
 
@@ -949,7 +955,7 @@ class Peer:
 
     @property
     def silent_since(self) -> float:
-        """When the still unanswered attempt, or the first failed one, began; infinite if there is none."""
+        """When the unanswered exchange, or the first failed one since the last success, began; infinite if none did."""
         return min([self._away_since, *(log.exchanging_since for log in self.all_logs())])
 
     def has_given_up(self, *, silent_since: float) -> bool:
@@ -961,7 +967,7 @@ class Peer:
         """Whether the last exchange failed, so that a read leaves reconnecting to a job."""
         return self._away_since < math.inf
 
-    # --- becoming another ---
+    # --- becoming another peer ---
 
     def check_process(self) -> None:
         """Continue as a new peer if this process is a copy that Python does not know about."""
@@ -969,7 +975,7 @@ class Peer:
             self.become_child()
 
     def become_child(self) -> None:
-        """Continue as a new peer, which may act for the old one's trials; all of its parts are new objects."""
+        """Continue as a new peer, which may act for the old one's trials; its sessions and jobs are new objects."""
         clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
         again = {name: getattr(self, name) for name in _KEPT}
@@ -981,7 +987,7 @@ class Peer:
         self.catalog, self.logs, self.users = clients[0], logs, users
 
     def _take_another_name(self) -> None:
-        self.acts_for = self.mine  # first: another thread may ask at any time what belongs to this process
+        self.acts_for = self.mine  # first, since other threads may read `mine` at any time
         self.uuid, self._next_beat = process.new_uuid(), 0.0
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
@@ -995,7 +1001,7 @@ class Peer:
 
 
 def introduction(about: dict[str, str]) -> PeerJoin:
-    """A peer's introduction; names of users and sites may have any encoding."""
+    """A peer's introduction, made fit for a log, because names of users and sites may have any encoding."""
     return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
@@ -1036,7 +1042,7 @@ class Meter:
         with self._lock:
             if self._running or self._energy is not None:
                 now = self._divide(fresh=True)
-            else:  # there is nobody to charge the time until now
+            else:  # no lease to charge the time until now to
                 now = self._at = self._clock()
             if self._running:
                 self._shared_at = now
@@ -1051,7 +1057,7 @@ class Meter:
             one = self._running.get(lease)
             if one is None:
                 return None
-            alone = self._energy is None and one.began > self._shared_at  # as nearly always
+            alone = self._energy is None and one.began > self._shared_at  # nearly always
             now = self._clock() if alone else self._divide(fresh=at_end)
             if at_end:
                 del self._running[lease]

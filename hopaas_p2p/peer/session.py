@@ -58,10 +58,10 @@ IDLE: Final = 60.0  # seconds after which an idle session is checked again
 _NEVER: Final = -1e9
 """A time that is long past on any monotonic clock."""
 _BUSY: Final = 10  # flush intervals without a draft after which the log's job sleeps until it is woken
-_INTEREST: Final = 30  # times `Store.freshness`: how long a read counts as interest
+_INTEREST: Final = 30  # times `Store.freshness`: how long after a read the replica is kept fresh
 _KEPT: Final = 1000
 """How many of its acknowledged commits a session can still spool if the log turns out to have two histories."""
-_KEPT_BYTES: Final = 8 << 20  # total size of these
+_KEPT_BYTES: Final = 8 << 20  # the most bytes that these commits may have
 _UNKNOWN: Final = Verdict(True)
 _NO_GRANT: Final = Verdict(False, None, "role")
 _MALFORMED: Final = Verdict(False, None, "malformed")
@@ -132,25 +132,25 @@ class LogSession(Generic[S]):
         self.unkept: dict[int, list[str]] = {}
         """Trial -> its parameters that the log refused: another writer first gave them distributions of other kinds."""
         self.acknowledged: deque[Placed] = deque()
-        """The last commits of this session, and of the session of the same process that it replaced."""
+        """The last acknowledged commits of this session, and of the session of the same process that it replaced."""
         self.exchanged_at = _NEVER
         """When the last successful exchange began."""
         self.read_at = _NEVER
         """When a caller last wanted to read."""
         self.drafted_at: float | None = None
-        """When the oldest unsent draft was begun."""
+        """Since when drafts or queued records have waited to be sent; after a failed exchange, since that began."""
         self.urgent_at = math.inf
         """The latest time at which to send drafts, because another peer's next choice depends on them."""
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
-        """Until this time, its job leaves the log alone, because it cannot be read."""
+        """Until this time, the job does not exchange with the log, because the last attempt raised an error."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
         """Spool files whose commits this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
-        """The ends of the trials in `spooled`. Nobody waits for the log's decision on them."""
+        """The records in the newest spool file, which end trials. No caller waits for their verdicts."""
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
         self.queued: list[PendingCommit] = []
@@ -189,7 +189,7 @@ class LogSession(Generic[S]):
                 moves = [TRANSITIONS.get((TrialState.RUNNING, type(record))) for record in pending.records]
                 leased = any(move is not None and move.needs == "lease" for move in moves)
                 if starts or (pending.owner == old.writer and not leased):
-                    pending.owner = writer  # what does not need a lease of the old writer, whose name may be lost here
+                    pending.owner = writer  # the old name may belong to another process now, and no lease needs it
                 new.queued.append(pending)
         else:
             for pending in old.undecided():
@@ -240,11 +240,11 @@ class LogSession(Generic[S]):
         return draft
 
     def in_doubt(self, number: int) -> bool:
-        """Whether the log may still refuse something that was sent or queued about this trial."""
+        """Whether a `trial.set` that was sent or queued for this trial has no verdict yet."""
         return number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
-        """Whether some record about this trial is not in the log, as far as this session knows."""
+        """Whether something that was set on this trial is not in the log, as far as this session knows."""
         return number in self.drafts or self.in_doubt(number)
 
     @property
@@ -255,13 +255,12 @@ class LogSession(Generic[S]):
     # --- what is to be done ---
 
     def next_commit(self) -> Outgoing | None:
-        """The commit to append with the exchange that begins now: the one whose fate is unknown, else queued records.
-
-        None if there are no such records.
+        """The commit to append with the exchange that begins now: one whose fate is unknown, or else queued records and
+        drafts. None if there is nothing to send.
         """
         self.drafted_at, self.urgent_at = None, math.inf
         while not self.in_flight:
-            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all before it
+            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all changes before it
                 self._launch(self.queued, (), {})
             elif self.queued or self.drafts:
                 self._load()
@@ -275,7 +274,7 @@ class LogSession(Generic[S]):
             begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
             for draft in [one for one in self.drafts.values() if one.number in begun or weight_of(one) > MAX_TEXT]:
                 parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
-                self.queued = self.queued + parts  # not before earlier records about the trial
+                self.queued = self.queued + parts  # after earlier records about the trial
                 del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
@@ -339,7 +338,7 @@ class LogSession(Generic[S]):
             again = min(again, now + freshness)
         if self.introduced:
             ttl = self.state.policy.ttl if isinstance(self.state, State) else math.inf
-            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # even a busy peer that asks for nothing sees deaths
+            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # to notice dead peers, even if busy
             again = min(again, now + ttl / 8)
         return due, if_changed, again
 
@@ -426,8 +425,8 @@ class LogSession(Generic[S]):
             else:
                 commit = codec.decode(payload)
                 if isinstance(commit, Commit) and commit.writer == self.writer:
-                    # another process uses the same name, if this session cannot have sent this; commits of other users
-                    # are for `apply` to deal with
+                    # if this session cannot have sent this, another process uses the same name; `apply` refuses commits
+                    # of other users
                     undecided = in_flight[0].commit.seq if in_flight else math.inf
                     foreign = commit.seq > self.sequence or commit.seq >= undecided
                     if foreign and not is_anothers(self.writer, entry.stamp.author, state.writers):
@@ -490,12 +489,16 @@ class LogSession(Generic[S]):
         del self.in_flight[0]  # last, since after a Ctrl-C here the log is joined again, and all of this is repeated
 
     def history(self) -> list[Placed]:
-        """This session's last commits and their places in the history that it has read, including those in flight."""
+        """This session's last acknowledged commits, and their places in the history that it has read; then its commits
+        in flight. Empty if none was acknowledged.
+        """
         kept = list(self.acknowledged)
         return kept + [Placed(0, None, sent.outgoing) for sent in self.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
-        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses the commit."""
+        """Record that an exchange that began at `now` failed. All records stay queued or in flight, except those of a
+        commit that the store denies and that holds no results.
+        """
         if isinstance(error, BehindRetention):
             self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
         if isinstance(error, StoreUnreachable | OSError):
@@ -522,7 +525,7 @@ class LogSession(Generic[S]):
     # --- snapshots and the spool ---
 
     def dump(self) -> tuple[int, bytes] | None:
-        """The lsn and the bytes of the snapshot that is due."""
+        """The lsn and the bytes of the snapshot that is due; None if the state is not that of the log."""
         self.snapshot_due = False
         return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
 
@@ -550,7 +553,7 @@ class LogSession(Generic[S]):
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Within this block, any error of the operating system means that the store did not answer.
+    """Within this block, any error of the operating system is raised as StoreUnreachable.
 
     A store may encounter too many open files, a full quota or a stale NFS handle in any call. All of these are
     temporary or can be fixed. Unsent records stay queued.
@@ -606,11 +609,13 @@ class LogClient(Generic[S]):
     def exchange(self, beat: Beat | None = None) -> None:
         """Send queued records and apply new commits, in one round trip.
 
-        Blocks for that long, or until another thread's exchange is over.
+        Blocks until another thread's exchange is over, and then for that long.
 
         Raises:
             StoreUnreachable: the outcome is not known; queued records stay queued.
             Denied: this user may not write here, or not even read.
+            BrokenChain: the log has two histories.
+            StudyDeleted: the log has ended.
 
         """
         with self.turn:
@@ -706,7 +711,7 @@ class LogClient(Generic[S]):
             return self.log.changed(self.session.state.lsn)
 
     def write_snapshot(self) -> None:
-        """Store a snapshot of the current state for joiners, and vouch for another author's snapshot."""
+        """Store a snapshot of the current state for joiners, and check other authors' snapshots against it."""
         with self.lock:
             found = self.session.dump()
         if found is not None:

@@ -30,11 +30,11 @@ class KeptForRescue(BrokenChain):
 
 
 class SpoolSender:
-    """The spool as one peer uses it."""
+    """Keeps one peer's unsent commits in the spool, and sends those that other processes left."""
 
     def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
         self._store, self._now_us = store, now_us
-        spool.directories()  # Python looks for a folder for temporary files once, which needs a descriptor
+        spool.directories()  # now: Python's first search for a folder of temporary files needs a file descriptor
         self._lasts = not store.url.startswith("memory:")
         """Whether the store outlives this process; if not, there is nowhere to send its records later."""
         self._next = 0.0
@@ -44,9 +44,7 @@ class SpoolSender:
         self._keeping = threading.RLock()
         """Prevents two threads from keeping the same end twice."""
         self._ended = False
-        """Whether `keep_all` was called, after whose files no other may be written, or it would be sent out of
-        order.
-        """
+        """Whether `keep_all` was called. A file that is written later would be sent out of order."""
         self._unkept = ""
         """The trials whose ends no disk accepted at the last `keep_ends`."""
 
@@ -124,7 +122,7 @@ class SpoolSender:
         if not commits or not self._lasts:
             return
         path, why = self._write(uuid, log, commits, "history", [])
-        what = f"{len(commits)} commit{'s' * (len(commits) != 1)} of this process may be missing in the log"
+        what = f"{len(commits)} commit{'s' * (len(commits) != 1)} of this process may be missing from the log"
         if path is None:
             _log.error("%s, and no copy could be kept: %s", what, why)
         else:
@@ -203,7 +201,7 @@ class SpoolSender:
             NoSuchStudy: the file belongs to another store.
             StudyDeleted: the study is gone; the file is kept, because a backup may bring it back.
             KeptForRescue: the log has lost commits that it had acknowledged, and has continued without them.
-            Denied: the log refused a whole commit, because it knows the peer as another user's.
+            Denied: a whole commit was refused, because according to the log its peer belongs to another user.
 
         """
         log = logs.get(spooled.study) or study_client(
@@ -213,7 +211,7 @@ class SpoolSender:
         lost = 0
         try:
             if spooled.why == "unconfirmed":
-                with spool.alone(spooled.study):  # two that append the same commits would collide
+                with spool.alone(spooled.study):  # two processes that append the same commits would collide
                     lost = self._restore(log, spooled)
             if not lost:
                 self.append(log, sent)
@@ -235,8 +233,8 @@ class SpoolSender:
                 known = [one for name in (commit.writer, commit.owner) if (one := log.state.writers.get(name))]
                 if any(not one.author for one in known):
                     raise Denied(
-                        "the peer that ran these trials wrote to the store itself, and not through a server; send the "
-                        "results there, too: hopaas-p2p admin spool send --store URL"
+                        "the peer that ran these trials wrote to the store directly, not through a server; send the "
+                        "results directly, too: hopaas-p2p admin spool send --store URL"
                     )
                 raise Denied(
                     "another user's peer ran these trials; send the results with a token of that user: "
@@ -276,11 +274,12 @@ class SpoolSender:
                     log.pull(began)
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
-        """Append again acknowledged commits that the log has lost; return how many of them it cannot accept.
+        """Append again acknowledged commits that the log has lost; return how many of them cannot be appended.
 
-        The log can accept a commit if it has, up to the commit's old place, what the writer had read. Everything that
-        the commit refers to is then there, under the same numbers. The log must also have no later commit of the
-        writer. A commit whose old place has been taken must end a trial, because no peer would run one that it starts.
+        A commit can be appended if the log is the same, up to the commit's old place, as the one that the writer had
+        read. Everything that the commit refers to is then there, under the same numbers. The log must also have no
+        later commit of the writer. A commit whose old place has been taken must end a trial, because no peer would run
+        a trial that it starts.
         """
         lost, head, sums = self._lost(spooled)
         while lost:
@@ -301,7 +300,7 @@ class SpoolSender:
     def _lost(self, spooled: Spooled) -> tuple[list[Placed], int, dict[int, int | None]]:
         """The commits that the log now lacks; the log's last lsn; lsn -> the sum before that commit.
 
-        Nothing is known about commits that were removed because a snapshot replaces them.
+        Commits that were removed because a snapshot replaces them are not listed.
         """
         placed, log = [one for one in spooled.placed if one.lsn], self._store.log(spooled.study)
         removed, head, there = log.removed_up_to(), 0, set[bytes]()
@@ -330,8 +329,8 @@ def _ended(placed: Iterable[Placed]) -> list[int]:
 def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
     """Why the log did not count the values in this end of a trial of `owner`; None if it counted them.
 
-    `tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts the
-    result that arrived first, and the sender of the later result learns here that it was dropped.
+    `tell` returns when a result is in the spool. If another process told the same trial meanwhile, the result that
+    arrived first counts, and the sender of the later result is warned that it was dropped.
     """
     if record.state is not TrialState.COMPLETE or record.values is None or record.number >= len(state.trials):
         return None

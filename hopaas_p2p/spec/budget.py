@@ -29,7 +29,7 @@ _KEYS: Final = (
 
 
 def budget_of(given: int | str | Budget) -> Budget:
-    """The budget that was given as a number, a text or a `Budget`.
+    """The budget given as a number, a text or a `Budget`.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -46,8 +46,8 @@ def budget_now(state: State) -> Budget:
 
 
 def changed(now: Budget, given: int | str | Budget | None) -> Budget:
-    """The budget after a change. A number or a text changes the limits that it names; a `Budget` or None replaces all
-    limits.
+    """The budget after a change. A number or a text changes the limits that it names; a `Budget` replaces all limits;
+    None or "none" removes them.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -100,7 +100,7 @@ def _flat(budget: Budget) -> dict[str, Any]:
         for key, value in table.items():
             if isinstance(value, Mapping) and (value or before != "prices."):
                 yield from under(value, f"{before}{key}.")
-            elif isinstance(value, Mapping):  # a site whose price is zero, whatever the price under "*"
+            elif isinstance(value, Mapping):  # a site with a price of zero, whatever the price under "*"
                 yield f"{before}{key}.gpu_hour", 0.0
             elif value is not None:
                 yield f"{before}{key}", value
@@ -164,7 +164,7 @@ def _date(given: Any) -> int:
         return from_iso((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).isoformat())
     except (ValueError, OverflowError):
         raise InvalidInput(
-            f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
+            f"until.date must be a date or time such as 2026-12-31 or 2026-12-31T18:00, got {given!r}"
         ) from None
 
 

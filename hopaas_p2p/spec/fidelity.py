@@ -1,6 +1,4 @@
-"""Reads where a study's trials pause from texts such as `rungs(min=1, max=27, eta=3)` or `population(size=16,
-every=5)`.
-"""
+"""Reads and writes rungs and populations as text, such as `rungs(min=1, max=27, eta=3)`, and checks them."""
 
 from __future__ import annotations
 
@@ -55,7 +53,8 @@ def parse(said: str) -> Fidelity | None:
     """The policy that an option's text describes; None if trials do not pause.
 
     Raises:
-        InvalidInput: the option cannot be read; the message shows how to write it.
+        InvalidInput: the option cannot be read, or its values are invalid; the message shows how to write it, or says
+            what is wrong.
 
     """
     found = _CALL.fullmatch(said)

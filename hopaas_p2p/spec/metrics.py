@@ -1,6 +1,6 @@
 """Checks the arguments of `trial.log`, which are further numbers by name, besides the reported value.
 
-Metrics are stored and shown, but have no effect, because pruners, rungs and budgets read only the reports.
+Metrics are stored and shown. They count as progress, but pruners, rungs and budgets read only the reports.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple
 
 
 def refuse(wrong: list[str], *, step: int, kept: Collection[str]) -> None:
-    """Raise InvalidInput if anything is wrong, with one line that names the refused metrics."""
+    """Raise InvalidInput if anything is wrong, with one line about the first refused metrics and those kept."""
     if not wrong:
         return
     more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""

@@ -60,7 +60,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
 
 
 def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
-    """The distribution of these parts between the parentheses of a spec."""
+    """The distribution that the parts between the parentheses of a spec describe."""
     what, said, rest = f"the parameter {name!r}", dict[str, Any](), []
     for part in parts:
         key, equals, text = str(part).partition("=")
@@ -91,14 +91,14 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
-    """The value, if it is a mapping."""
+    """The value, if it is a mapping. Raises InvalidInput for any other."""
     if not isinstance(value, dict):
         raise InvalidInput(f"{what} = {value!r}: give a mapping")
     return value
 
 
 def number(value: Any, what: str) -> float | int:
-    """The value, if it is a finite number that fits in 64 bits."""
+    """The value, if it is a finite number that fits in 64 bits. Raises InvalidInput for any other."""
     whole = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
     fits = math.isfinite(value) if isinstance(value, float) else whole
     if isinstance(value, bool) or not fits:
@@ -107,7 +107,7 @@ def number(value: Any, what: str) -> float | int:
 
 
 def choices(value: Any, what: str) -> Categorical:
-    """A categorical distribution with these choices."""
+    """A categorical distribution with these choices. Raises InvalidInput if they are not a list of plain values."""
     if not isinstance(value, list) or not value:
         raise InvalidInput(f"{what}: give a list of at least one value")
     for one in value:
@@ -119,7 +119,7 @@ def choices(value: Any, what: str) -> Categorical:
 
 
 def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> None:
-    """Raise if the entry has a key that is not allowed, so that a typo is not ignored silently."""
+    """Raise InvalidInput if the entry has a key that is not allowed, so that a typo is not ignored silently."""
     for key in entry:
         if key not in allowed:
             hint = near(str(key), allowed, f"the keys are {', '.join(sorted(allowed))}")
@@ -148,8 +148,8 @@ def inferred(state: State) -> tuple[dict[str, Distribution], str]:
     """The space from which the trials were drawn, and an empty reason; or an empty space, and the reason why it is
     unknown.
 
-    The space is known if all trials have the same parameters, each of the same kind. The bounds are the widest of all
-    trials.
+    The space is known if all trials that have not failed have the same parameters, each of the same kind. The bounds
+    are the widest of these trials.
     """
     space: dict[str, Distribution] = {}
     names: set[str] | None = None
@@ -191,15 +191,14 @@ def parse_value(text: str) -> Any:
 
 
 def spec(distribution: Any) -> str:
-    """A distribution, ours or Optuna's, as text."""
+    """A distribution, ours or Optuna's, as the text that a spec has after `NAME=`; without a prior."""
     choices = getattr(distribution, "choices", None)
     if choices is not None:
         return f"cat({','.join(_choice(one) for one in choices)})"
     kind = "int" if isinstance(distribution.low, int) else "float"
-    parts = [f"{distribution.low:g}" if kind == "float" else str(distribution.low)]
-    parts += [f"{distribution.high:g}" if kind == "float" else str(distribution.high)]
+    parts = [str(bound).removesuffix(".0") for bound in (distribution.low, distribution.high)]
     parts += ["log"] if distribution.log else []
-    parts += [f"step={distribution.step}"] if distribution.step not in (None, 1) else []
+    parts += [f"step={distribution.step}"] if distribution.step != (1 if kind == "int" else None) else []
     return f"{kind}({','.join(parts)})"
 
 
@@ -212,7 +211,7 @@ def _choice(value: Any) -> str:
 
 
 def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs as parameters; a categorical choice is found by its value or by its text.
+    """Parameters from `name=value` pairs; a categorical choice is found by its value or by its text.
 
     Raises:
         InvalidInput: a text is not a pair, or a name is given twice. Values are not checked against the space here.

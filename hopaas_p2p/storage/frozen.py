@@ -1,4 +1,4 @@
-"""A study's State as Optuna's frozen trials: built when first asked for, shared with every reader, never changed.
+"""A study's State as Optuna's frozen trials: built when first requested, shared by all readers, never changed.
 
 Returned lists belong to the caller. Changes to a trial of this process that are not in the log yet are laid over the
 State, so a writer always reads its own writes.
@@ -32,10 +32,10 @@ class OwnedTrial(msgspec.Struct, eq=False):
     frozen: FrozenTrial
     lease: Lease
     writer: str
-    """The peer that sent what `frozen` holds. Another peer must send it all again, since it cannot know what was sent.
-    """
+    """The peer that sent what `frozen` holds. Another peer must send all of it again, because it cannot know what has
+    arrived."""
     copies_made: int
-    """`Peer.copies_made` when it started: if that has risen since, another process may also be running it."""
+    """`Peer.copies_made` when this view was created. If it has risen since, another process may also run the trial."""
     inherited: dict[int, float]
     """Reports of an earlier attempt, which count only up to the step from which this one actually resumed."""
     inherits: bool
@@ -44,13 +44,13 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """Whether the trial came from another process, which will end it."""
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
-    """The distributions of `frozen`. Reading them through its properties would cost as much as a write."""
+    """The dictionaries of `frozen`. Reading them through its properties would cost as much as a write."""
     draft: Draft
     """What was last set on it; unsent as long as the session has it."""
     resumed_from: int | None = None
     """The step that this attempt has reported resuming from, if any; see `TrialSet.resumed_from`."""
     asked: object = None
-    """The `handle.AskedTrial` that notices when the trial's object is collected."""
+    """The `handle.AskedTrial` that detects when the trial's object is collected, if there is one."""
     shared: bool = False
     """Whether another process, to which the trial was passed, was seen to write to it too."""
     metrics: dict[str, dict[int, float]] = {}
@@ -59,7 +59,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     def lacks(self, trial: Trial) -> bool:
         """Whether the log has something under this lease that was not set in this process."""
         mine = self.frozen
-        empty = not (trial.params or trial.reports or trial.user or trial.system)  # like most when they start
+        empty = not (trial.params or trial.reports or trial.user or trial.system)  # true of most trials when they start
         if empty or self.lease != (trial.owner, trial.epoch):
             return False
         reports = trial.reports.keys() - mine.intermediate_values.keys()
@@ -95,13 +95,12 @@ class FrozenTrialCache:
     ) -> None:
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
-        """The first distribution of each parameter; until the log has one, that of this process."""
+        """The first distribution of each parameter in the log; until there is one, that of this process."""
         self.changed = changed
         """Numbers of the trials that changed since the last `catch_up`; see `LogSession.cursor`."""
         self._refused = () if allow_pickles else pickle_prefixes()
         self._over = over
-        """Called for each trial of this process that the log shows as ended, perhaps by another process.
-        """
+        """Called when the log shows that a trial of this process ended under its lease, perhaps by another process."""
         self._first_id = first_id(study_id)
         self._state: State | None = None
         self._all: list[FrozenTrial | None] = []
@@ -124,8 +123,8 @@ class FrozenTrialCache:
             built += [None] * (state.trials.size - len(built))
         if not self.changed:
             return
-        self._state = None  # kept until all is done: an interrupted reader starts over
-        numbers = {one for one in self.changed if one < len(built)}  # others come again while the log is joined anew
+        self._state = None  # set again at the end, so that after an interruption the next call starts over
+        numbers = {one for one in self.changed if one < len(built)}  # while the log is joined again, it may be shorter
         self.changed.clear()
         for number in numbers:
             built[number] = None
@@ -147,7 +146,7 @@ class FrozenTrialCache:
         if trial.end is None:
             if owned.lacks(trial):
                 owned.take_in(self.build(trial, state))
-        elif owned.lease == (trial.owner, trial.epoch):  # an owner that has lost the lease works on until `tell`
+        elif owned.lease == (trial.owner, trial.epoch):  # an owner that has lost its lease continues until `tell`
             del self.owned[trial.number]
             self._over(trial.number, owned.lease)
 
@@ -160,7 +159,7 @@ class FrozenTrialCache:
     # --- reading ---
 
     def trial(self, number: int) -> FrozenTrial:
-        """One trial. For a running trial of this process, a copy that its holder may change (Optuna's Trial does)."""
+        """One trial. For a running trial of this process, a copy that the caller may change, like Optuna's Trial."""
         owned = self.owned.get(number)
         return self._logged(number) if owned is None else copy_of(owned.frozen)
 
@@ -187,7 +186,7 @@ class FrozenTrialCache:
         return found if states is None else [trial for trial in found if trial.state in states]
 
     def best(self) -> FrozenTrial | None:
-        """The best COMPLETE trial of a study with one direction that satisfies its constraints. Builds no other."""
+        """With one direction, the best COMPLETE trial that satisfies its constraints. Builds no other."""
         state = self._state
         assert state is not None
         if self._best is None:
@@ -198,7 +197,7 @@ class FrozenTrialCache:
 
     def build(self, trial: Trial, state: State) -> FrozenTrial:
         """Optuna's view of a trial. Shares the dictionaries of a finished one, which never change again."""
-        params: dict[str, Any] = flat(trial.params)  # a float is what Optuna shows of it
+        params: dict[str, Any] = flat(trial.params)  # for floats, the log and Optuna have the same form
         reports, running = flat(trial.reports), trial.end is None
         distributions, special = self._shape(trial, params, state) if params else ({}, [])
         if special:
@@ -230,7 +229,7 @@ class FrozenTrialCache:
         return found
 
     def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
-        if any(":" in key for key in texts):  # a prefix ends with one
+        if any(":" in key for key in texts):  # prefixes end with a colon
             texts = {key: text for key, text in texts.items() if not key.startswith(self._refused)}
         if "grid_id" in texts and "search_space" not in texts:  # GridSampler needs both, or raises
             texts = {key: text for key, text in texts.items() if key != "grid_id"}

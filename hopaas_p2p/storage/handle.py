@@ -114,13 +114,11 @@ class StudyHandle:
             over=lambda number, lease: peer.meter.used((uuid, number, lease.epoch), at_end=True),
         )
         self._person: str | None = None
-        """A separate name in the log for the person on whose behalf this process writes; None if it writes for the
-        peer.
-        """
+        """The name under which this process writes on behalf of a person; None if it writes as the peer."""
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the first of their parameters in the log."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
-        """Queued ends of trials, each of which its thread will await with the next exchange."""
+        """Queued ends of trials: number, commit, and the thread that awaits the verdict in `settle_deferred`."""
         self._idle_since: float | None = None
         """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
@@ -146,7 +144,7 @@ class StudyHandle:
         """The state, as fresh as reads promise. Costs no round trip in steady state.
 
         Raises:
-            StudyDeleted: it was deleted, even if another one has its name by now.
+            StudyDeleted: it was deleted, even if another study has its name by now.
 
         """
         self._check_exists()
@@ -158,7 +156,7 @@ class StudyHandle:
             raise StudyDeleted(f"No study with study_id {self.study_id} exists any more: {self.name!r} was deleted.")
 
     def existing(self, trial: Any) -> LoggedTrial:
-        """The trial of this number, as it is now.
+        """The trial with this number, as fresh as reads promise.
 
         Raises:
             NoSuchTrial: there is none.
@@ -191,7 +189,9 @@ class StudyHandle:
         return found
 
     def _doubted_until(self, owner: str) -> float | None:
-        """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
+        """The `Alive` of `next_start`: None if an owner has shown a sign of life since this process found nothing to
+        start.
+        """
         if self._idle_since is None:
             self._idle_since = self.peer.clock()
             self.log.session.owners.next_look = self.log.look_again_at = -math.inf  # signs count from the first look on
@@ -202,7 +202,7 @@ class StudyHandle:
         """Like `next_start`, but raises NoWork if nothing may start.
 
         Reads the log again first, without an ask, which would be refused and stay in the log. While others run trials,
-        one of them may die: a peer that asks for work looks after them.
+        one of them may die, so this peer introduces itself in order to watch them.
         """
         found = self.next_start(no_new)
         if found.why is None:
@@ -225,7 +225,8 @@ class StudyHandle:
     def look_before_sampling(self) -> None:
         """Bring the replica up to date for a sampler, if others run trials and its knowledge about them is not recent.
 
-        A read may be older (`Store.freshness`), but peers that do not know each other's trials choose alike.
+        A read may be older (`Store.freshness`), but peers that do not know each other's trials choose similar
+        parameters.
         """
         peer, session = self.peer, self.log.session
         now = peer.clock()
@@ -234,7 +235,7 @@ class StudyHandle:
         with self.log.lock:
             others = any(number not in self.view.owned for number in self.state.running)
         if others:
-            with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
+            with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler uses what is known
                 peer.pull(self.log)
 
     def begin(
@@ -244,13 +245,15 @@ class StudyHandle:
 
         `drawn` is the trial for which a sampler has chosen the record's parameters; they need not be translated again.
 
-        None if another peer has started the trial that it claims. A trial that was reclaimed before this process
-        learned that it had started, for instance because the store was long away, no longer has an owner, so another
-        one is started.
+        Returns None if another peer has started the trial that the record claims. If a trial was reclaimed before this
+        process learned that it had started, for instance because the store was long unreachable, another one is
+        started.
 
         Raises:
-            NoWork: it was refused.
-            StoreUnreachable: not in `within` seconds, or `store_wait`; the start is withdrawn, or the trial released.
+            NoWork: the log refused the record.
+            UpdateFinishedTrialError: the trial that the record claims is finished.
+            StoreUnreachable: no answer in `within` seconds, or `store_wait` if that is less. The start is withdrawn, or
+                the trial released.
 
         """
         peer, log = self.peer, self.log
@@ -284,12 +287,12 @@ class StudyHandle:
             if refusal == "finished":
                 raise AlreadyFinished(record.number)
         found = self.next_start()
-        if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
+        if not isinstance(found, Wait | Done):  # the study has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
         raise no_work(self.state, found, now=peer.clock(), store=peer.store.url)
 
     def claim(self, number: int) -> bool:
-        """Start this WAITING trial; return whether this process was the one to start it."""
+        """Start this WAITING trial; return whether this process started it. Raises like `begin`."""
         with self.log.lock:
             trial = self.state.trials[number]
             if trial.end is not None:
@@ -299,7 +302,7 @@ class StudyHandle:
         return self.begin(TrialClaim(number)) is not None
 
     def _own(self, trial: LoggedTrial, *, begun: bool, drawn: FrozenTrial | None = None) -> OwnedTrial:
-        """Add a running trial that this process may act for to the view, for writing. Call under the lock.
+        """Add a running trial of a peer for which this process acts to the view, for writing. Call under the lock.
 
         If its lease has just begun, what the log has for it may come from an earlier attempt. `drawn` has its
         parameters, if a sampler chose them here.
@@ -320,7 +323,7 @@ class StudyHandle:
         owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions, NOT_BEGUN)
         if trial.end is None:
             before = view.owned.get(number)
-            if before is not None and before.lease != lease:  # another process gave it back
+            if before is not None and before.lease != lease:  # another process has released it
                 peer.meter.used((self.uuid, number, before.lease.epoch), at_end=True)
             view.owned[number] = owned
         if lent:
@@ -331,7 +334,7 @@ class StudyHandle:
 
     def _commit(self, record: Record, *, within: float | None = None) -> Verdict:
         """Write one record and wait for its verdict, after introducing the person on whose behalf it is written."""
-        self.refresh()  # a deleted study counts as missing
+        self.refresh()  # raises if the study was deleted
         said: tuple[Record, ...] = (record,)
         if self._person is not None:
             about = self.peer.describe() | {"on_behalf_of": self.options.on_behalf_of}
@@ -344,6 +347,8 @@ class StudyHandle:
         Raises:
             Denied: the store's grants do not allow it.
             InvalidInput: it was refused, for example a stop of a trial that has ended meanwhile.
+            StoreUnreachable: no verdict in that time; the record stays queued.
+            StudyDeleted: the study was deleted.
 
         """
         try:
@@ -377,7 +382,7 @@ class StudyHandle:
         raise InvalidInput(f"the {record.state.name} trial was refused: {why}")
 
     def is_operators(self, number: int) -> bool:
-        """Whether this trial runs in another process, and this one may end it only as an operator."""
+        """Whether this trial runs in another process, and this process may end it as an operator."""
         running = self.options.operator and self.state.trials[number].state is records.TrialState.RUNNING
         return running and not self.held(number)
 
@@ -399,7 +404,7 @@ class StudyHandle:
     # --- writes by the owner ---
 
     def writable(self, number: int) -> OwnedTrial | None:
-        """The trial, ready to be changed; None for a WAITING one, which is changed by commits. Call under the lock.
+        """The trial, ready to be changed; None for a WAITING trial, which is changed by commits. Call under the lock.
 
         Raises:
             UpdateFinishedTrialError: the trial is finished.
@@ -426,7 +431,7 @@ class StudyHandle:
         return owned
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
-        """Queue everything ever set on this trial, because it is uncertain what the log has. Duplicates do no harm."""
+        """Draft everything ever set on this trial, because it is uncertain what the log has. Duplicates do no harm."""
         owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
@@ -446,7 +451,7 @@ class StudyHandle:
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
-        """Make sure that what was just set arrives in time.
+        """Send what was just set, unless the draft of the trial is enough.
 
         What is set on a trial of this process is batched and sent later. If another process will end the trial, it is
         sent at once, because that process cannot know how long to wait. A WAITING trial, or one that an operator
@@ -454,7 +459,7 @@ class StudyHandle:
         """
         if owned is None:
             trial = self.state.trials[number]
-            owner = trial.owner if trial.end is None else None  # on whose behalf an operator writes it
+            owner = trial.owner if trial.end is None else None  # an operator writes on the owner's behalf
             (verdict,) = self.peer.commit(self.log, TrialSet(number, trial.epoch, **content), owner=owner)
             if not verdict.accepted:
                 raise self.refusal(number, verdict)
@@ -463,7 +468,7 @@ class StudyHandle:
 
     def _drafting(self, number: int) -> OwnedTrial | None:
         """The trial, with its `draft`, which collects what is set on it until the next exchange; None for a WAITING
-        one. Call under the lock. All checks happen when the draft is begun.
+        trial. Call under the lock. Raises like `writable`, and only when the draft is begun.
         """
         owned, session = self.view.owned.get(number), self.log.session
         if owned is not None and owned.draft is session.drafts.get(number) and session.drafted_at is not None:
@@ -487,7 +492,7 @@ class StudyHandle:
         if known.__class__ is not kind or known.__dict__ != distribution.__dict__ or name.__class__ is not str:
             name = checked_parameter(name)
             record = self._record_if_new(name, distribution)
-        plain = kind is FloatDistribution  # as nearly always
+        plain = kind is FloatDistribution  # nearly always
         outside = plain and not distribution.low <= value <= distribution.high  # type: ignore[attr-defined]
         if outside and widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None:
             raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
@@ -518,7 +523,7 @@ class StudyHandle:
             if len(known) >= MOST_PARAMETERS and name not in known:
                 raise InvalidInput(f"a study has at most {MOST_PARAMETERS:,} parameters; {name!r} would be one more")
             if not possible_distributions({name: record}, {}):
-                raise InvalidInput(f"the distribution {record} of {name!r} would make samplers overflow; narrow it")
+                raise InvalidInput(f"the range of {name!r} is too wide for samplers, or its grid too fine: {record}")
             return record
         self._known[name] = distribution  # a log never changes the first distribution of a parameter
         return None
@@ -530,7 +535,7 @@ class StudyHandle:
             if owned is not None:
                 self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
-                if self.log.session.urgent_at < math.inf:  # parameters are waiting, and hardly any more will follow
+                if self.log.session.urgent_at < math.inf:  # parameters are waiting, and few more will follow a report
                     self.peer.hurry(self.log, within=0.0)
                 if not owned.lent:
                     return
@@ -562,14 +567,14 @@ class StudyHandle:
             return {name: {**logged.get(name, {}), **mine.get(name, {})} for name in (logged | mine)}
 
     def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
-        """Record that a retry starts from the beginning if this process never looked for a checkpoint, unless another
-        process may have done so.
+        """Record that a retry starts from the beginning, unless this process has looked for a checkpoint, or another
+        one may have done so.
         """
         if owned.inherits and owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 
     def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
-        """Record in the log where this attempt begins, so that later reports of an earlier attempt are dropped."""
+        """Draft the step from which this attempt continues, so that later reports of an earlier attempt are dropped."""
         self._drafting(number)
         draft, mine = owned.draft, owned.frozen.intermediate_values
         said_before, owned.resumed_from = owned.resumed_from is not None, step
@@ -618,13 +623,13 @@ class StudyHandle:
     ) -> None:
         """Send everything set on a trial of this process, together with these system attributes, or this checkpoint.
 
-        When this returns, all of it is durable and belongs to this trial. Use it for anything that must be sent at
-        once.
+        When this returns, all of it is durable and belongs to this trial.
 
         Raises:
             LeaseLost: another peer took the trial over, and nothing that was sent was kept.
-            NotYourTrial: it is not running.
-            StoreUnreachable: not in `within` seconds, or `patience`; everything stays queued.
+            NotYourTrial: the trial is WAITING, or another peer runs it.
+            UpdateFinishedTrialError: the trial is finished.
+            StoreUnreachable: no answer in `within` seconds, or `patience`; everything stays queued.
 
         """
         with self.log.lock:
@@ -657,7 +662,7 @@ class StudyHandle:
     def checkpoint(
         self, number: int, checkpoint: records.Checkpoint, *, within: float | None
     ) -> tuple[records.Checkpoint, ...]:
-        """Record that a checkpoint is stored; return those that it replaces. Raises LeaseLost."""
+        """Record that a checkpoint is stored; return those that it replaces. Raises like `settle`."""
         before = self.state.trials[number].checkpoints
         self.settle(number, checkpoint=checkpoint, within=self.peer.store_wait if within is None else within)
         kept = {one.key for one in self.state.trials[number].checkpoints}
@@ -686,6 +691,8 @@ class StudyHandle:
         Raises:
             LeaseLost: another peer took the trial over; a complete result was kept as a separate trial.
             NotYourTrial: another peer runs the trial.
+            UpdateFinishedTrialError: the trial is already finished.
+            InvalidInput: the values are not one number per direction.
             StoreUnreachable: the store did not answer, and the result could not be kept on disk. It stays queued.
             Denied: the store no longer admits this user; the end is kept on disk.
 
@@ -699,7 +706,7 @@ class StudyHandle:
             if owned is None:
                 pending = self.peer.put(self.log, TrialFinish(number, trial.epoch, to, values, reason))
             elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
-                self._let_go(number)  # another process gave it back, to be run again
+                self._let_go(number)  # another process has released it, so it is run again
             else:
                 owner, epoch = owned.lease
                 pauses = reason is None and trial.stop is None and state is TrialState.PRUNED  # if it is at a rung
@@ -724,7 +731,7 @@ class StudyHandle:
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
         """Wait until each end that this thread deferred is durable; return the trials and verdicts of the refused ones.
 
-        If Ctrl-C interrupts the wait for one, the next call waits for it.
+        If Ctrl-C interrupts the wait, the next call continues it. Raises like `finish` if an end cannot be kept.
         """
         refused: list[tuple[int, Verdict]] = []
         for deferred in [one for one in self.deferred if one[2] == threading.get_ident()]:
@@ -749,7 +756,7 @@ class StudyHandle:
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
-            if pending.verdicts is None:  # out of memory or threads, or a defect, which the result must survive, too
+            if pending.verdicts is None:  # out of memory or threads, or a bug: the result must survive these, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
@@ -758,16 +765,16 @@ class StudyHandle:
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is stored without %s: another peer defined a different kind first", number, names)
+            _log.warning("trial %d is stored without %s: another peer defined it as another kind first", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
-        """Record that the trial no longer belongs to this process, so that the log's version counts."""
+        """Record that the trial no longer belongs to this process, so that reads show the log's version."""
         with self.log.lock:
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
-                if not owned.frozen.state.is_finished():  # otherwise it was charged with the end
+                if not owned.frozen.state.is_finished():  # otherwise its usage was sent with its end
                     self.peer.meter.used((self.uuid, number, owned.lease.epoch), at_end=True)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
@@ -776,7 +783,8 @@ class StudyHandle:
         Raises:
             StoreUnreachable: it cannot be kept on disk, and the wait has been long enough; it stays queued while this
                 process lives.
-            HopaasError: like `error`, where waiting does not help: the store no longer admits this user, or is damaged.
+            HopaasError: of the type of `error`, where waiting does not help, because the store no longer admits this
+                user, or is damaged.
 
         """
         path, why = self.peer.spool.keep(self.uuid, self.log)
@@ -798,7 +806,7 @@ class StudyHandle:
     def _put_last(
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
     ) -> PendingCommit:
-        """Queue this after everything unsent about its trial; in the same commit, if it fits."""
+        """Queue this record after all unsent changes of its trial, and if they fit, in the same commit."""
         draft = self.log.session.drafts.pop(record.number, None)
         words = draft.commits() if draft is not None else [()]
         for much in words[:-1]:
@@ -806,7 +814,10 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Release a running trial of this process, which is then WAITING again, with the same parameters."""
+        """Release a running trial of this process, which is then WAITING again, with the same parameters.
+
+        Returns False if it was WAITING already, or the release was refused because the lease was lost.
+        """
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:
@@ -821,7 +832,7 @@ class StudyHandle:
     def release_when_forgotten(self, trial: Any, number: int) -> None:
         """Release this trial if its object is collected, or this process ends, before it has ended."""
         owned = self.view.owned.get(number)
-        if owned is not None:  # otherwise another thread, which was interrupted, gave it back
+        if owned is not None:  # otherwise another thread, which was interrupted, has released it
             owned.asked = asked = AskedTrial(trial, self.peer.forgotten.append)
             asked.release = partial(self.release_forgotten, number, owned.lease)
             self.peer.asked.add(asked)
@@ -871,9 +882,8 @@ class StudyHandle:
         return self.standing(number)[1]
 
     def standing(self, number: int) -> tuple[str | None, bool, bool]:
-        """Why this trial was asked to end, or None; whether its lease is held; and whether others also write to it.
-
-        Others are processes that act for this one. Reads the replica.
+        """Why this trial was asked to end, or None; whether this process holds its lease, according to the log; and
+        whether another process that acts for this one also writes to it. Reads the replica.
         """
         with self.log.lock:
             state, view = self.log.session.state, self.view
@@ -887,7 +897,7 @@ class StudyHandle:
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process with these reports pauses now. Reads the replica."""
-        if self.log.session.state.configurations is NEVER_PAUSING:  # as nearly always
+        if self.log.session.state.configurations is NEVER_PAUSING:  # nearly always
             return False
         with self.log.lock:
             return self.log.session.state.configurations.is_at_rung(number, reports)

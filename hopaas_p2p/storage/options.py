@@ -1,4 +1,4 @@
-"""How a storage is opened, here and in processes to which it is sent."""
+"""Opens the store and the peer of a storage, here and in processes to which the storage is sent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StorageOptions(NamedTuple):
 def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
     """The store; if its file system is not mounted, wait up to `within` seconds, or without a limit if that is None.
 
-    The same holds for a directory that `was_there` and is now missing.
+    The same holds for a directory that `was_there` and is now missing. Raises like `open_store` when the time is up.
     """
     began = due = time.monotonic()
     while True:
@@ -59,7 +59,9 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
 
 
 def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset(), *, was_there: bool = False) -> Peer:
-    """A peer of this store; if the store is unreachable, wait for up to `store_wait`. See `found_store`."""
+    """A peer of this store. If its file system is not mounted, wait like a call that asks for a trial; see
+    `found_store`.
+    """
     within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
         found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=was_there),

@@ -1,7 +1,7 @@
 """The only place that uses private names of Optuna.
 
-Each of them is here because the public way is missing, or costs as much as everything else a trial does. A test lists
-them all, and fails with a clear message when a new version of Optuna renames one.
+Each of them is used because there is no public way, or because the public way would double the cost of a trial. A test
+lists them all, and fails with a clear message when a new version of Optuna renames one.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.errors import HopaasError, waits_for
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, in 2106: until then, float seconds are exact to a microsecond
 T = TypeVar("T", bound=optuna.trial.Trial)
 
 
 class StoredTrial(FrozenTrial):
-    """Optuna's FrozenTrial, which Optuna copies at every `tell` and callback, and in `Study.trials`, at a fifth of the
-    cost.
+    """A FrozenTrial that can be copied at a fifth of the cost.
 
-    It is pickled, and shown, like Optuna's own.
+    Optuna copies trials at every `tell` and callback, and in `Study.trials`. This one is pickled, and shown, like
+    Optuna's own.
     """
 
     def __copy__(self) -> StoredTrial:
@@ -108,13 +108,13 @@ def new_frozen(
 
 
 def running(trial_id: int, number: int, start: int | None, drawn: FrozenTrial | None = None) -> StoredTrial:
-    """A running trial that has nothing but the parameters of a trial `drawn` for it, which it takes over."""
+    """A running trial that has only the parameters of `drawn`, if given, and shares their dictionaries."""
     params, distributions = ({}, {}) if drawn is None else (drawn._params, drawn._distributions)
     return new_frozen(trial_id, number, TrialState.RUNNING, None, start, None, params, distributions, {}, {}, {})
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:
-    """A time of the log in this machine's time zone, naive like Optuna's."""
+    """A time of the log in this machine's time zone, naive like Optuna's; 1970 if this machine cannot represent it."""
     if microseconds is None:
         return None
     if 0 < microseconds < _EXACT:
@@ -205,7 +205,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
     try:
         study = optuna.pruners._filter_study(trial.study, frozen)
         trial.relative_search_space = dict(sampler.infer_relative_search_space(study, frozen))
-        for name in trial.relative_search_space.keys() - space.keys():  # of other peers' trials
+        for name in trial.relative_search_space.keys() - space.keys():  # parameters of other peers' trials
             del trial.relative_search_space[name]
         trial._relative_params = sampler.sample_relative(study, frozen, trial.relative_search_space)
         for name, distribution in space.items():
@@ -214,7 +214,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         trial.relative_search_space, trial._relative_params = {}, {}
         if not _may_be_samplers(error, trial):
             raise
-        _log.warning("the sampler failed on trial %d, now sampled one parameter at a time: %s", trial.number, error)
+        _log.warning("the sampler failed on trial %d, so parameters are drawn one by one: %s", trial.number, error)
         for name, distribution in space.items():
             suggest(trial, name, distribution)
 
@@ -229,7 +229,7 @@ def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution
         study, drawn = trial.study, optuna.samplers.RandomSampler()
         value = drawn.sample_independent(study, trial._cached_frozen_trial, name, distribution)
         trial.relative_search_space, trial._relative_params = {name: distribution}, {name: value}
-        found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again what no sampler caused
+        found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again if no sampler caused the error
         _log.warning("the sampler failed on trial %d, so %r is drawn at random: %s", trial.number, name, error)
         return found
 
@@ -241,13 +241,15 @@ def _may_be_samplers(error: Exception, trial: optuna.trial.Trial) -> bool:
 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
-    """Let this Trial stand for this trial of the storage: what its proposal became, or its own, changed elsewhere."""
+    """Make this Trial an object for this trial of the storage: the one that was started for its proposal, or its own
+    after another process changed it.
+    """
     trial._trial_id = frozen._trial_id
     trial._cached_frozen_trial = frozen
 
 
 def announces_parameters(key: str) -> bool:
-    """Whether a sampler announces by this attribute values that it has drawn and not suggested yet."""
+    """Whether this attribute holds values that a sampler has drawn but not suggested yet."""
     return key.startswith("tpe:relative_params")
 
 
@@ -306,7 +308,7 @@ def pickle_prefixes() -> tuple[str, ...]:
     Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
 
     Raises:
-        StoreUnreachable: a folder or file of it cannot be read at the moment, so a prefix may be missing.
+        StoreUnreachable: one of Optuna's folders or files cannot be read at the moment, so a prefix may be missing.
 
     """
     found: set[str] = set()
@@ -321,7 +323,7 @@ def pickle_prefixes() -> tuple[str, ...]:
             for name in [one for one in names if one.endswith(".py")]:
                 source = Path(place, name).read_text(encoding="utf-8")
                 if "import pickle" in source:
-                    found.update(re.findall(r"""["'](\w+:)["']""", source))  # ast fails when two threads parse
+                    found.update(re.findall(r"""["'](\w+:)["']""", source))  # `ast` is not thread-safe
     return tuple(sorted(found))
 
 

@@ -42,17 +42,17 @@ def owner_only(study: str) -> str:
 
 
 def no_work(state: State, found: Wait | Done, *, now: float, why: str = "", store: str = "") -> NoWork:
-    """The error for a caller that found nothing to start, with the words `why` or its own.
+    """The error for a caller that found nothing to start; `why` replaces the usual reason.
 
-    A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
-    on the clock of `Wait.until`.
+    For a `Wait`, the message names the trials and their owners, the longest time to wait, and how to avoid the wait.
+    `now` is on the clock of `Wait.until`.
     """
     quoted = shlex.quote(state.define.name) if state.define is not None else "NAME"
     quoted += store_option(store) if store else ""
     reason, limit = why or NO_WORK.get(found.why, found.why).format(quoted=quoted), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
-    elif found.why == "budget" and state.budget is None:  # a population starts only this many
+    elif found.why == "budget" and state.budget is None:  # a population starts no more members than its size
         reason = "all members of the population have started"
     if isinstance(found, Wait) and found.for_whom:
         named = found.for_whom[:_NAMED]
@@ -78,7 +78,7 @@ def _run_by(state: State, number: int) -> str:
 
 
 def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:
-    """A refusal in words, naming what was refused if that is known."""
+    """A refusal in words; with the refused `values`, also what is wrong with them."""
     define = state.define
     if verdict.refusal == "malformed" and values is not None and define is not None:
         expected = len(define.directions)

@@ -1,7 +1,7 @@
 """Optuna's storage on a peer: a drop-in for `optuna.create_study(storage=…)`.
 
 Reads come from memory. `create_new_trial` and the end of a trial wait for one exchange with the store; everything set
-on a running trial in between leaves with the next one. Only the process that runs a trial may change it (or one to
+on a running trial in between is sent with the next one. Only the process that runs a trial may change it (or one to
 which the storage or trial was passed, by fork or pickle).
 """
 
@@ -58,11 +58,11 @@ from hopaas_p2p.translate import attributes, checked_step, created, directions_o
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
-"""In units of `Store.freshness`. Heartbeats are seen late by up to one such unit plus an eighth of a ttl."""
+"""In units of `Store.freshness`. Heartbeats may be seen late by one such unit plus an eighth of a ttl."""
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
-_AT_ONCE: Final = 8  # studies that are read together
+_AT_ONCE: Final = 8  # studies that are read at once
 
 
 def open_storage(
@@ -140,18 +140,18 @@ def _wait(what: str, value: float | None) -> float | None:
 
 
 _NO_PICKLES: Final = (
-    "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
+    "Optuna's CMA-ES sampler passes pickles, which can run code, between peers. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
 )
 _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.WeakValueDictionary()
-"""(process, peer that a storage was pickled with) -> its peer here: however often unpickled, it is one peer."""
+"""(process, peer with which a storage was pickled) -> its peer here. All copies unpickled in a process share one."""
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
     """The peer of this process from which a storage was sent, if a child sends it back pickled; None if there is none.
 
-    There may be several, since Dask's scheduler, for example, has a copy in this process. Any of them may end what the
-    child has begun.
+    There may be several, since Dask's scheduler, for example, has a copy in this process. Any of them may end the
+    trials that the child has started.
     """
     peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
     home = [peer for peer in peers if peer.store.url == state["options"].url]
@@ -166,7 +166,7 @@ class Storage(BaseStorage):
     def __init__(self, options: StorageOptions, peer: Peer, same_as: Storage | None = None) -> None:
         self.peer = peer
         self.options = options
-        """How it was opened: free of secrets, and picklable."""
+        """How it was opened: picklable, without secrets."""
         self._same_as = same_as
         """The storage whose handles of studies this one shares, for another person or an operator."""
         self._person: str | None = None if same_as is None else same_as._person
@@ -174,11 +174,10 @@ class Storage(BaseStorage):
         self._located: dict[int, tuple[StudyHandle, int]] = {}
         """Trial id -> what `locate` returns for it, for the trial located last."""
         self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
-        """Configurations that a sampler draws before there is a trial for them; the sampler sees them as running
-        trials.
+        """Configurations that a sampler draws before there are trials for them; it sees them as running trials.
 
-        Their ids are negative, so no trial of the log has one; their number is the one that the trial would get if no
-        other peer asked meanwhile. What is set on one is sent in the record that starts the trial.
+        Their ids are negative, unlike those of trials in the log. Their number is the one that the trial would get if
+        no other peer asked meanwhile. What is set on one is sent in the record that starts the trial.
         """
         peer.users.add(self)
 
@@ -194,11 +193,11 @@ class Storage(BaseStorage):
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = state["options"]
         if options.url.startswith("memory:") and state["pid"] != os.getpid():
-            raise ConfigurationError(f"{options.url} exists in one process only; give the others a directory or a URL")
+            raise ConfigurationError(f"{options.url} exists in one process only; give others a directory or a URL")
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            # an error would abort the unpickling, and `multiprocessing.Pool` would wait forever for that task
+            # wait for a missing store: an error here would make `multiprocessing.Pool` wait forever for the task
             if options.named:
                 credentials.named(options.url)
             peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)
@@ -222,6 +221,8 @@ class Storage(BaseStorage):
 
         Raises:
             Denied: only an owner of the study may delete it.
+            NoSuchStudy: there is no such study, or another peer has just deleted it.
+            StoreUnreachable: the store did not answer in time.
 
         """
         listing = self._listing(study_id)
@@ -236,7 +237,7 @@ class Storage(BaseStorage):
         """Implements Optuna's method. Durable when it returns; waits `store_wait` for the store.
 
         Raises:
-            InvalidInput: not JSON, or above 1 MiB.
+            InvalidInput: the value is not JSON, or has more than 1 MiB.
             Denied: the store's grants do not allow it.
             StoreUnreachable: the store did not answer for that long.
 
@@ -258,7 +259,7 @@ class Storage(BaseStorage):
 
     def find_study(self, name: str) -> int | None:
         """The id of the study of this name; None if there is none."""
-        self.peer.doubt_list()  # another one may have the name by now
+        self.peer.doubt_list()  # another study may have the name by now
         listing = self._catalog().by_name.get(name)
         return None if listing is None else listing.study_id
 
@@ -292,7 +293,7 @@ class Storage(BaseStorage):
         """These studies in Optuna's form, except those that cannot be read. Opens each of them."""
         if self.peer.catalog.rate_limited is None or len(listings) < 2:
             found = [self._frozen_study(listing) for listing in listings]
-        else:  # a bucket answers many at once, and each takes a while
+        else:  # a bucket answers many requests at once, but each takes a while
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 found = list(threads.map(self._frozen_study, listings))
         return [frozen for frozen in found if frozen is not None]
@@ -300,10 +301,13 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage: trials ---
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Implements Optuna's method, in one exchange. Raises NoWork when the study starts no trial, because its budget
-        is used up, or it is paused, stopped or failing.
+        """Implements Optuna's method, in one exchange. Waits up to `store_wait` for the store; see `open_storage`.
 
-        Waits for an unreachable store for `store_wait`; see `open_storage`.
+        Raises:
+            NoWork: the study starts no trial, because its budget is used up, or it is paused, stopped or failing.
+            StoreUnreachable: the store did not answer for that long.
+            InvalidInput: the template is not a possible trial of this study.
+
         """
         handle = self.handle(study_id)
         if template_trial is None:
@@ -343,12 +347,14 @@ class Storage(BaseStorage):
 
         Raises:
             NotYourTrial: another peer runs the trial.
-            InvalidInput: COMPLETE without values that are numbers.
+            UpdateFinishedTrialError: the trial is already finished.
+            InvalidInput: COMPLETE without one number per direction.
+            StoreUnreachable: the store did not answer, and the end could not be kept on disk.
 
         """
         told = None if values is None else tuple(map(float, values))
         if state is _COMPLETE and (told is None or any(map(math.isnan, told))):
-            raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
+            raise InvalidInput(f"a COMPLETE trial needs one number per direction, got {values}")
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         if state is TrialState.RUNNING:
             return handle.claim(number)
@@ -366,7 +372,7 @@ class Storage(BaseStorage):
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Implements Optuna's method. Sent with the next exchange; InvalidInput if not JSON, or above 1 MiB."""
+        """Implements Optuna's method. Sent with the next exchange; InvalidInput if not JSON, or more than 1 MiB."""
         self._set_attribute(trial_id, "user", key, value, to_json(key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -387,7 +393,7 @@ class Storage(BaseStorage):
         """Implements Optuna's method. The list is new; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
-        if states == _WAITING and not state.waiting:  # as in every ask of Optuna's
+        if states == _WAITING and not state.waiting:  # in every ask of Optuna
             return []
         with handle.lock:
             view.catch_up(handle.state)
@@ -433,7 +439,7 @@ class Storage(BaseStorage):
         self.peer.flush()
 
     def close(self) -> None:
-        """Send queued records and close the store. Blocks for at most 5 s."""
+        """Send queued records and close the store. Gives up on a store that is silent for 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()
@@ -441,7 +447,7 @@ class Storage(BaseStorage):
             self.peer.close()
 
     def on_behalf_of(self, person: str) -> Storage:
-        """This storage, with the same replicas, for a person on whose behalf a service writes and whom the log names.
+        """This storage, with the same replicas, for a service that writes on behalf of a person. The log names both.
 
         The service vouches for the name; the store does not. Writes go through this process's peer, so they appear at
         once in every replica that the process shows. Close it like any other storage.
@@ -465,7 +471,8 @@ class Storage(BaseStorage):
 
         Raises:
             DuplicatedStudyError: the name is taken.
-            InvalidInput: no study may have that name.
+            InvalidInput: the name, the definition or an attribute is not valid.
+            StoreUnreachable: the store did not answer within `patience`.
 
         """
         define = msgspec.structs.replace(define, name=checked_name(define.name))
@@ -477,7 +484,7 @@ class Storage(BaseStorage):
         shortest = _SHORTEST_TTL * self.peer.store.freshness
         if define.policy.ttl < shortest:
             _log.warning(
-                "lease_ttl is %g s. Peers of this store may see each other %g s late. For a dead peer's trial to be "
+                "lease_ttl is %g s. Heartbeats in this store may be seen %g s late. For a dead peer's trial to be "
                 "queued again within twice lease_ttl, use at least lease_ttl=%g",
                 define.policy.ttl,
                 self.peer.store.freshness,
@@ -520,7 +527,7 @@ class Storage(BaseStorage):
     # --- beyond Optuna: trials ---
 
     def locate(self, trial_id: int) -> tuple[StudyHandle, int]:
-        """The handle of this trial's study, and the trial's number."""
+        """The handle of this trial's study, and the trial's number. Raises NoSuchTrial, a KeyError."""
         found = self._located.get(trial_id)
         if found is None or found[0].log.session.deleted:
             study_id, number = study_and_number(trial_id)
@@ -528,7 +535,7 @@ class Storage(BaseStorage):
                 handle = self.handle(study_id)
             except KeyError:
                 raise NoSuchTrial(f"No trial with trial_id {trial_id} exists: its study was deleted.") from None
-            # a trial of this process needs no state, which is short for a while when the log is read again
+            # a trial of this process needs no state, which lacks trials while the log is read again
             if number not in handle.view.owned and number >= len(handle.state.trials):
                 self.peer.catch_up(handle.log)
                 if number >= len(handle.state.trials):
@@ -538,21 +545,24 @@ class Storage(BaseStorage):
         return found
 
     def adopt(self, trial_id: int, epoch: int) -> None:
-        """Keep the lease of this epoch for a trial that was passed to this process, if its log is read here."""
+        """Send beats for the owner of a trial that was passed to this process, if its log is read here.
+
+        First reads the log until it has the trial's lease of this `epoch`.
+        """
         study_id, number = study_and_number(trial_id)
         listing = self.peer.catalog.state.by_id.get(study_id)
         log = None if listing is None else self.peer.logs.get(listing.uuid)
         if listing is None or log is None:
             return
         if number >= len(log.state.trials) or log.state.trials[number].epoch < epoch:
-            self.peer.send_if_possible(log, number)  # otherwise it would report under an earlier lease
+            self.peer.send_if_possible(log, number)  # otherwise this process would report under an earlier lease
             if number >= len(log.state.trials):
                 return
         owner = log.state.trials[number].owner
         if owner is not None and owner != self.peer.uuid and self.peer.is_mine(owner):
             self.peer.adopt(owner, listing.uuid, number)
 
-    # --- how they are written, and found ---
+    # --- attributes, listings and imports ---
 
     def _set_attribute(
         self, trial_id: int, kind: Literal["user", "system"], key: str, value: object, text: str
@@ -563,7 +573,7 @@ class Storage(BaseStorage):
             return
         frozen, record = self.suggestions[trial_id]
         (frozen.user_attrs if kind == "user" else frozen.system_attrs)[str(key)] = value
-        if kind == "user" or not internals.announces_parameters(key):  # they are sent with it
+        if kind == "user" or not internals.announces_parameters(key):  # the record has the parameters
             (record.user if kind == "user" else record.system)[str(key)] = text
 
     def _catalog(self) -> Catalog:
@@ -614,7 +624,7 @@ class Storage(BaseStorage):
             raise ConfigurationError(_NO_PICKLES)
         text = to_json(key, value)
         if not possible_system({key: text}, directions):
-            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: its readers would fail")
+            raise InvalidInput(f"the attribute {key!r} cannot be {text[:200]}: programs that read it would fail")
         return text
 
     def check_sampler(self, sampler: BaseSampler) -> None:

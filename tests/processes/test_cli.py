@@ -473,6 +473,8 @@ def test_a_terminal_gets_colours_unless_no_color_and_80_columns(here: dict[str, 
     [
         ("x=float(1e-5,1e-1,log)", Float(1e-5, 1e-1, log=True)),
         ("x = float( 0 , 1 , step=0.25 )", Float(0.0, 1.0, step=0.25)),
+        ("x=float(0,10,step=1)", Float(0.0, 10.0, step=1.0)),
+        ("x=float(0.123456789,1)", Float(0.123456789, 1.0)),
         ("x=int(1,8)", Int(1, 8)),
         ("x=int(1,1024,log)", Int(1, 1024, log=True)),
         ("x=int(0,10,step=5)", Int(0, 10, step=5)),

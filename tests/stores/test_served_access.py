@@ -264,7 +264,7 @@ def test_a_guest_ends_nothing_and_uses_up_nothing_of_a_peer_that_works_in_the_di
                 Commit(peer, 1000, peer, 0, (TrialFinish(trial.number, 1, TrialState.COMPLETE, (0.5,)),))
             )
             kept = Spooled(guest.url, uuid, "s", [trial.number], 0, "unsent", [(0, None)], [end])
-            with pytest.raises(Denied, match=r"wrote to the store itself.* send the results there"):
+            with pytest.raises(Denied, match=r"wrote to the store directly.* send the results directly"):
                 SpoolSender(guest, now_us=lambda: 0).send(kept, {}, writer="sender")
         study.tell(trial, 1.0)
         assert study.trials[0].values == [1.0]

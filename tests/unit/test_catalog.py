@@ -8,6 +8,7 @@ import random
 import pytest
 
 from hopaas_p2p.core import catalog as catalogs
+from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.catalog import Catalog, checked_name
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Opaque, Record, Stamp, StudyRegistered, StudyRemoved, TrialCreate
@@ -144,6 +145,23 @@ def test_a_snapshot_with_a_name_that_could_harm_or_stands_twice_is_corrupt(clerk
     clerk.catalog.by_id[1] = clerk.catalog.by_id[1]._replace(name=name)
     with pytest.raises(CorruptSnapshot):
         catalogs.load(catalogs.dump(clerk.catalog))
+
+
+@pytest.mark.parametrize("uuid", sorted(catalogs.RESERVED))
+def test_a_snapshot_in_which_a_study_has_a_log_of_the_store_is_corrupt(clerk: Clerk, uuid: str) -> None:
+    assert clerk.open("a", uuid).refusal == "malformed"
+    clerk.open("a")
+    listing = clerk.catalog.by_id[0]._replace(uuid=uuid)
+    clerk.catalog.by_id[0], clerk.catalog.uuids = listing, {uuid}
+    with pytest.raises(CorruptSnapshot):
+        catalogs.load(catalogs.dump(clerk.catalog))
+
+
+def test_a_snapshot_with_a_deeply_nested_field_is_corrupt(clerk: Clerk) -> None:
+    body = bytes(snapshot.unseal(catalogs._MAGIC, catalogs.dump(clerk.catalog)))
+    deep = bytes([body[0] + 1]) + body[1:] + b"\x91" * 200_000 + b"\xc0"  # one more field
+    with pytest.raises(CorruptSnapshot):
+        catalogs.load(snapshot.seal(catalogs._MAGIC, deep))
 
 
 def test_a_snapshot_with_any_byte_changed_or_cut_is_corrupt(clerk: Clerk) -> None:

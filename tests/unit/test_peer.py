@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.names import handover_prefix, request_name
 from hopaas_p2p.core.records import (
     Commit,
     PeerJoin,
@@ -30,12 +31,13 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import caller as caller_module
+from hopaas_p2p.peer import handover
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Caller, Peer
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
-from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
+from hopaas_p2p.stores.memory import MemoryArtifacts, MemoryLog, MemoryStore
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Fault, FaultyStore
 from tests.support.processes import until
@@ -191,6 +193,23 @@ def test_a_peer_stops_work_on_a_study_whose_deletion_was_cut_short(
     if may_end_it:
         with pytest.raises(StudyDeleted):
             store.log("first").exchange(None, 0)
+
+
+def test_a_rescue_whose_answer_did_not_reach_the_store_is_answered_by_the_next_check(
+    store: MemoryStore, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, answered = {"first": drivers_of(peer)[0]}, dict[str, str]()
+    store.beat(Beat(request_name("first"), "please"))
+
+    def away(*_: object) -> None:
+        raise StoreUnreachable
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnreachable):
+        patch.setattr(MemoryArtifacts, "put", away)
+        handover.answer_requests(store, logs, answered, writer=peer.uuid)
+    for _ in range(2):
+        handover.answer_requests(store, logs, answered, writer=peer.uuid)
+        assert len(store.artifacts().keys(handover_prefix("first"))) == 1
 
 
 def test_a_deleted_study_is_told_once_by_the_scheduler_and_at_every_call(
