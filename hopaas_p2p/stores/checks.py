@@ -35,7 +35,7 @@ _CURES: Final[dict[int | None, str]] = {
     errno.EPERM: _READ_ONLY,
     errno.EROFS: "this node can read studies, but not take part; mount the file system for writing",
 }
-"""Number of a system error -> what to do about the error."""
+"""Number of a system error -> what to do."""
 _SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell
 
 
@@ -121,7 +121,8 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
         except Denied:  # a worker's key may add objects, but not remove them
             left = "; the test log stays, because this user may not remove it"
     if there != list(range(1, _EXCHANGES + 1)):
-        yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
+        detail = f"wrote {_EXCHANGES} commits, read {there}"
+        yield Finding("write and read", detail, passed=False, cure="use another store")
         return
     done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
     yield Finding("write and read", done)

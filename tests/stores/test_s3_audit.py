@@ -148,7 +148,7 @@ def test_a_commit_that_is_gone_and_was_too_large_to_be_kept_is_said(
     monkeypatch.setattr(confirmation, "_KEPT_BYTES", 0)
     log = written(store, 5)
     store.objects.delete([f"study/u/log/{6:020d}"])
-    with pytest.raises(BrokenChain, match="commit 6, which the store had taken from this process, is gone"):
+    with pytest.raises(BrokenChain, match="commit 6, which the store had accepted from this process, is gone"):
         log.confirm()
 
 

@@ -17,7 +17,7 @@ from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 
 LARGEST: Final = codec.MAX_BYTES + (64 << 10)
-"""Bytes of an object: the largest commit, with its stamp and framing."""
+"""The most bytes of an object: the largest commit, with its stamp and framing."""
 _DIGITS: Final = 20  # digits of an lsn, in a name
 
 
@@ -98,8 +98,8 @@ class ObjectStore(Protocol):
     def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
         """Create the object unless it exists; return whether this call created it. Durable when this returns True.
 
-        If keys are in folders that are removed entirely, a missing folder is not created again, and nothing is
-        written, if an object exists for a key in `unless`, or if `unless` is None.
+        Where keys are in folders, a missing folder is created, unless an object exists for a key in `unless`, or
+        `unless` is None. Then the folder was removed, nothing is written, and the result is False.
         """
 
     def secure(self, key: str) -> None:

@@ -16,6 +16,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     NewerFormat,
+    StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
 )
@@ -51,6 +52,7 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
     LOGIN_ENDED: (Denied, ASK_FOR_ANOTHER),
     "ZH404": (ConfigurationError, "An administrator can list the users: hopaas-p2p admin user list"),
     "ZH405": (Denied, "Set HOPAAS_ARTIFACTS to a directory or a bucket: a database keeps the files of its own studies"),
+    "ZH406": (StoreCorrupt, "Nothing was stored. Upload the file again"),
     "ZH409": (BrokenChain, _OLDER),
     "ZH410": (StudyDeleted, "Its peers may stop."),
     "ZH412": (ConfigurationError, _DURABLE),

@@ -7,8 +7,8 @@
 --
 -- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
---   ZH404 no such thing   ZH405 a file of no study   ZH409 the log contradicts the peer   ZH410 deleted
---   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
+--   ZH404 no such thing   ZH405 a file of no study   ZH406 an upload failed   ZH409 the log contradicts the peer
+--   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
 -- == migration 10 ==
 

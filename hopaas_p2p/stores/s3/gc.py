@@ -43,7 +43,7 @@ _Removing = Generator[Removal, None, dict[str, Denied]]
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove objects that are no longer needed; yield them, log by log.
+    """Remove objects that are no longer needed; yield what was removed, log by log.
 
     Args:
         store: the store.
@@ -59,10 +59,6 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
-    yield from _collect(store, keep, dry_run=dry_run)
-
-
-def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]:
     catalog = _catalog(store)
     now = store.objects.server_now()
     assert now is not None  # it has just answered
@@ -144,7 +140,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> _Remov
 def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> _Removing:
     """Remove these objects, and report that; returns those that may not be removed, and why."""
     stay: dict[str, Denied] = {}
-    for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # of many requests one is lost now and then
+    for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # one of many requests may be lost
         keys = [one.key for one in found[at : at + _AT_ONCE]]
         try:
             persistently(functools.partial(store.objects.delete, keys))

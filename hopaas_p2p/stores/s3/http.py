@@ -39,7 +39,7 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 def _prompt(connection: Any) -> Any:
-    """Connections of this kind that acknowledge data at once, and do not accept an answer that drips.
+    """Connections of this kind that acknowledge data at once, and end an answer that arrives too slowly.
 
     A server may send an answer's head and body separately, and wait for an acknowledgement of the first before it sends
     the second (Nagle's algorithm, as in Ceph RGW by default). The kernel here acknowledges only 40 ms later, to combine
