@@ -443,8 +443,8 @@ def distinct(numbers: Ints) -> Ints:
 
 
 def _alike(sets: Sequence[tuple[T, ...]], of: Sequence[int], rows: Ints) -> Iterator[tuple[tuple[T, ...], Ints, Ints]]:
-    """Each set of names that trials of a block share, the rows among these that have it, and where the values of each
-    row begin.
+    """Each set of names or steps that trials of a block share, which of these rows have it, and where the values of
+    each row begin.
     """
     which = np.asarray(of)
     starts = _starts(np.array([len(one) for one in sets] or [0])[which])

@@ -129,6 +129,7 @@ class StudyArtifacts:
             ConfigurationError: the store cannot keep the file (Postgres, one above 64 MiB); the message says what to
                 do.
             StoreUnreachable: the store does not answer.
+            StoreCorrupt: the file changed while it was sent to Postgres; nothing was stored.
             LeaseLost: another peer took over the trial, which ran here; the file was removed again.
             Denied: this user may not write to the study.
 
@@ -211,9 +212,10 @@ class StudyArtifacts:
         return fetch(self._files, self._handle.uuid, one, target)
 
     def delete(self, what: Artifact | str) -> Artifact:
-        """Remove a file: its bytes, and its description.
+        """Remove a file's bytes and its description.
 
-        The attributes of a finished trial cannot change, so the study's attributes say that the file is gone.
+        The attributes of a finished trial cannot change, so the study's attributes say that the file is gone. The bytes
+        of another study's file stay.
 
         Raises:
             NoSuchFile: there is no such file.

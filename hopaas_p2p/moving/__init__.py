@@ -152,8 +152,8 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except from CSV. As
-    one commit holds many trials, 10,000 trials take seconds.
+    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except those of a CSV
+    file and Optuna's WAITING trials. As one commit holds many trials, 10,000 trials take seconds.
 
     Args:
         storage: from `open_storage`.
@@ -165,7 +165,10 @@ def import_study(
 
     Raises:
         InvalidInput: the source cannot be read, or does not fit the budget. Nothing was imported.
+        NoSuchStudy: the source has no study of that name, or several and none was named. Nothing was imported.
         DefinitionMismatch: the study exists with other directions. Nothing was imported.
+        StoreUnreachable: the source or the store does not answer; import again to add the missing trials.
+        Denied: this user may not write to the study.
 
     """
     place = os.fspath(source)

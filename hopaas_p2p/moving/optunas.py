@@ -43,7 +43,7 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""The most steps of SQLite's virtual machine to read a database. Optuna's need a fifth of a step per byte."""
+"""The most steps of SQLite's virtual machine to read a database. Optuna's databases need a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _LONGEST_LINE: Final = 64 << 20
@@ -146,7 +146,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
 
     Raises:
         StudyExists: Optuna's storage already has a study of that name.
-        InvalidInput: an existing file is damaged.
+        InvalidInput: an existing file is damaged, or the database's driver is not installed.
         StoreUnreachable: the database does not answer.
 
     """

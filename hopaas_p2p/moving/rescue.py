@@ -155,8 +155,8 @@ def _contains(state: State, payload: bytes) -> bool:
 def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
     """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
 
-    Without `unsent`, results that were never in the log do not count, because the spool may also have an intact
-    study's.
+    Without `unsent`, results that were never in the log do not count, because the spool may also have those of an
+    intact study.
     """
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
@@ -322,7 +322,7 @@ def _paths(start: _Node, nodes: Sequence[_Node]) -> list[list[_Node]]:
 
 
 def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
-    """Whether all of these commits are accepted after commits other than the ones they followed."""
+    """Whether all commits of `line` are accepted after those of `path`, which they did not follow originally."""
     state = snapshot.load(snapshot.dump(root))
     for node in path:
         _apply(state, node.entry)
@@ -584,7 +584,7 @@ HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
 def ask_live_peers(store: Store, uuid: str, *, within: float) -> set[str]:
     """Ask the peers of a study for their states; returns the keys of their answers. Blocks for up to `within` seconds.
 
-    An active peer looks for such a request once a minute. Raises Denied if this user is no owner of the study.
+    An active peer looks for such a request once a minute. Raises Denied if this user does not own the study.
     """
     artifacts = store.artifacts()
     prefix = handover_prefix(uuid)

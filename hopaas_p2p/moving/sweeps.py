@@ -30,7 +30,7 @@ _LARGEST: Final = 1 << 20
 """The largest file, in bytes; a megabyte takes seconds to read."""
 _MOST_VALUES: Final = 100_000
 _LONGEST_PLAIN: Final = 1000
-"""The longest value without quotes, or with a tag, in characters, because YAML parses it as a number."""
+"""The longest value without quotes, or with a tag, in characters, because YAML may parse it as a number."""
 
 
 class StudyDescription(NamedTuple):
@@ -46,7 +46,7 @@ class StudyDescription(NamedTuple):
     """The sampler and the pruner."""
     user_attrs: dict[str, Any] = {}
     command: str = ""
-    """The command of a trial, for `hopaas-p2p worker`."""
+    """The command to run once per trial, for `hopaas-p2p worker`."""
 
 
 def read(path: Path) -> StudyDescription:

@@ -47,8 +47,8 @@ _COLUMNS: Final = {
 }
 """Column -> its key in a trial's row."""
 _FORMULA: Final = r"^{}(?='*[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?='*\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
-"""Where an apostrophe is added, because a formula may begin there: at the start of a cell, also of one in a spreadsheet
-that splits at semicolons or tabs, and so at line breaks. One more is added before a text's own apostrophes."""
+"""Where an apostrophe is added, because a formula may begin there: at the start of a cell, and after a semicolon, a tab
+or a line break, where some spreadsheets split a cell. One more is added before a text's own apostrophes."""
 _QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
 _CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
 """Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
@@ -101,7 +101,7 @@ def load_csv(
     """The trials of a CSV file with our columns, or those of Optuna's `trials_dataframe().to_csv()`.
 
     Parameters outside `space` get the narrowest distribution that holds their values. The file does not contain the
-    directions; these are used if their number matches its values.
+    directions: `directions` are used if there is one per column of values; otherwise, all values are minimized.
 
     Raises:
         InvalidInput: a column or a cell cannot be read; the message names it.

@@ -97,11 +97,6 @@ class PostgresAddress:
             _url_passwords[self.url] = Secret(str(url.password))
 
     @property
-    def servers(self) -> list[tuple[str, int]]:
-        """(host, port) of each server that is reached by TCP."""
-        return [(host, port) for host, port in self.destinations if port]
-
-    @property
     def destinations(self) -> list[tuple[str, int]]:
         """(host, port) of all servers that may be asked for a login; for a Unix socket, its path and 0."""
         hosts = str(self.parameters.get("host") or os.environ.get("PGHOST", "")).split(",")

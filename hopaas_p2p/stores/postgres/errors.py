@@ -61,7 +61,7 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
 """Code of schema.sql -> our error, and what to do."""
 
 _PASSING: Final = {
-    "53100": "the server's disk is full; nothing was stored, and it will be sent again",
+    "53100": "the server's disk is full, so nothing was stored; commits are sent again",
     _LOCKED: "another session holds the lock; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
 }
 _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
