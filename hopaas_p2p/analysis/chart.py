@@ -143,7 +143,7 @@ def number(value: float | None) -> str:
 
 
 def wants_log(values: Floats) -> bool:
-    """Whether to use a log scale: if there are at least 20 values, all positive, over at least three decades.
+    """Whether to use a log scale, because there are at least 20 values, all positive, over at least three decades.
 
     The range is that of the middle 90 % of the values, so a single outlier does not matter.
     """

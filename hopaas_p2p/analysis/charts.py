@@ -149,7 +149,8 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
     )
     total = len(columns.directions)
     alt = f"Pareto front of {total} objectives: {len(front)} of {len(rows):,} complete trials."
-    return Chart("Pareto front", layers, x_axis, y_axis, alt)
+    caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
+    return Chart("Pareto front", layers, x_axis, y_axis, alt, caption)
 
 
 def importance(found: Importance) -> Chart | None:

@@ -26,7 +26,7 @@ _SHAPES: Final = {
 
 
 def px(value: float) -> str:
-    """A coordinate as text, with one decimal place, and without it if it is zero."""
+    """A coordinate as text, with one decimal place unless that is zero."""
     return f"{value:.1f}".removesuffix(".0")
 
 

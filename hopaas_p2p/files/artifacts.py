@@ -156,7 +156,7 @@ class StudyArtifacts:
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
         with removed_if_refused(self._files, key):
-            if trial is not None and self._runs_here(trial):  # otherwise in the study's attributes, always open
+            if trial is not None and self._runs_here(trial):  # otherwise the study's attributes describe it
                 handle.settle(trial, {SUM + one.id: checksum, _OPTUNA + one.id: description})
             else:
                 said = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
@@ -180,7 +180,7 @@ class StudyArtifacts:
         return listed(self._storage.state(self._study_id), self._study_id, number)
 
     def find(self, what: str) -> Artifact:
-        """The file with this id, or the only file with this name; a prefix of an id is enough.
+        """The file with this id, or the only file with this name; four or more characters that begin an id are enough.
 
         Raises:
             NoSuchFile: there is no such file.

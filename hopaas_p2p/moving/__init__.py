@@ -95,8 +95,8 @@ def export_study(
 
     Args:
         study: from `open_study`.
-        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension says
-            the format: .study or none for the whole study, commit by commit, with its files, which `import_study`
+        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension
+            gives the format: .study or none for the whole study, commit by commit, with its files, which `import_study`
             reads; .csv for spreadsheets; .parquet for data frames; .journal or .log for Optuna's journal. Standard
             output gets CSV.
         form: "study", "csv", "parquet" or "optuna", whatever the path's extension is.

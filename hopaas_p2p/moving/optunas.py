@@ -138,7 +138,7 @@ def _check_tables(file: str) -> None:
     except sqlite3.Error as error:
         raise StoreUnreachable(f"{file}: {error}") from None
     if computed is not None:
-        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's, because it computes its contents")
+        raise InvalidInput(f"{file}: {computed[0]!r} is not one of Optuna's tables, because its contents are computed")
 
 
 def dump_optuna(source: StudyRecords, url: str) -> None:
@@ -193,7 +193,7 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
     """The study of that name in Optuna's storage; without a name, the only one.
 
     Raises:
-        NoSuchStudy: the study does not exist, or there are several and no name was given.
+        NoSuchStudy: the study does not exist, or no name was given and there is not exactly one.
         InvalidInput: there is no such file, it is damaged, or it has a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 

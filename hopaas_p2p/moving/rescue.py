@@ -9,7 +9,7 @@ All data that were acknowledged to a peer are in the log or in that peer's spool
 and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
 the log has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the
 state that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
-a run of it by owner and start, so shared trials appear once, each with the most advanced of its versions.
+a run of it by owner, start and parameters, so shared trials appear once, each with the most advanced of its versions.
 
 * A snapshot made after the damage replaces all commits before it. So does the state of a live peer, which the peer
   hands over on request (`ask_live_peers`). Nothing is lost then. Anyone who may write to the study may answer, so
@@ -71,7 +71,7 @@ _EFFORT: Final = (100, 500)
 _MOST_HISTORIES: Final = 100
 """The number of histories replayed from the root. Other histories' own commits follow those of the longest one."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
-_WATCH: Final = 1.0  # seconds between looks for answers of live peers
+_WATCH: Final = 1.0  # seconds between checks for answers of live peers
 _RANKS: Final = (TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
 _OVER: Final = _RANKS.index(TrialState.FAIL)  # the lowest rank of an ended trial
 
@@ -141,7 +141,7 @@ def damage(store: Store, uuid: str) -> str | None:
     try:
         for _ in read_all(log, log.removed_up_to()):
             pass
-    except StoreCorrupt as error:  # only what is stored around the commits
+    except StoreCorrupt as error:  # the commits are intact, but not what is stored beside them
         return str(error)
     return None
 
@@ -153,7 +153,7 @@ def _contains(state: State, payload: bytes) -> bool:
 
 
 def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
-    """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
+    """Read all that can be read of a study, the states that live peers `handed_over` (keys of files), and the spool.
 
     Without `unsent`, results that were never in the log do not count, because the spool may also have those of an
     intact study.

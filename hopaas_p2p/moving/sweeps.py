@@ -34,7 +34,7 @@ _LONGEST_PLAIN: Final = 1000
 
 
 class StudyDescription(NamedTuple):
-    """A study as a sweep describes it. A field that the file lacks is None or empty."""
+    """A study as a sweep describes it. A field that the file lacks is None, empty or W&B's default."""
 
     name: str | None = None
     directions: tuple[str, ...] | None = None
@@ -89,7 +89,7 @@ def _yaml(path: Path) -> Any:
             return root
 
     def _size(node: yaml.Node, known: dict[int, int]) -> int:
-        """The number of values below this node; infinite for a node that contains itself."""
+        """The number of values from this node on; more than `_MOST_VALUES` for a node that contains itself."""
         found = known.get(id(node))
         if found is None:
             known[id(node)] = _MOST_VALUES + 1  # while it is being counted

@@ -176,7 +176,7 @@ class Log(ABC):
         return None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Store a snapshot, and keep the two before it. Callers may ignore a failure: it is an optimization.
+        """Store a snapshot, and keep the two before it. Callers may ignore a failure, which only makes joining slower.
 
         Its settled pieces are written once, and shared by later snapshots (`snapshot.split`).
         If there are several for one lsn, any may be kept, because all peers have the same state at that lsn.
@@ -234,7 +234,7 @@ class Log(ABC):
         return not self.exchange(None, 0).entries
 
     def sum_at(self, lsn: int) -> int | None:
-        """The sum of the log up to this commit, which a caller claims to have read; None if the log does not hold it.
+        """The sum of the log up to this commit, which a caller claims to have read; None if it is no longer known.
 
         A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit
         are stored without a sum; the sum after them is computed from the last one that was stored.
@@ -284,7 +284,10 @@ class Log(ABC):
         """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """Check that the store has this process's recent commits. Raises BrokenChain if any of them was lost."""
+        """Check that the store has this process's recent commits, and put missing ones back.
+
+        Raises like `exchange`, with BrokenChain if another commit took the place of one, or one cannot be put back.
+        """
 
     def unconfirmed(self) -> list[int]:
         """The lsns of commits that this process recently appended, and has not read back."""

@@ -17,7 +17,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis import charts, facts, svg
-from hopaas_p2p.analysis.chart import ChartAxis
+from hopaas_p2p.analysis.chart import MOST, ChartAxis
 from hopaas_p2p.analysis.failures import failures
 from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.importance import importance
@@ -343,6 +343,22 @@ def test_the_timeline_says_that_copied_trials_are_not_in_it() -> None:
     assert [one.number for one in stretches(writer.state)] == [6]
     assert found.x.name == "seconds since the first trial drawn"
     assert "6 copied trials not drawn." in found.caption
+
+
+def test_a_sampled_pareto_chart_says_how_many_trials_it_draws() -> None:
+    many = MOST + 100
+    table = TrialTable(("minimize", "minimize"))
+    table.objectives = ("a", "b")
+    table.make_room(many, {})
+    table.state[:] = int(TrialState.COMPLETE)
+    table.values[:] = np.random.default_rng(1).random((many, 2))
+
+    found = charts.pareto(table)
+
+    assert found is not None
+    drawn = next(one.drawn for one in found.series if one.name == "complete")
+    assert MOST <= drawn < many
+    assert found.caption == f"{drawn:,} of {many:,} drawn"
 
 
 def test_the_report_says_one_time_for_what_was_trained() -> None:

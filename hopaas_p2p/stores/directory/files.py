@@ -68,7 +68,7 @@ _ROOT, _META = "v1", "meta.json"
 BOX: Final = "box.json"
 """The description of a folder that carries requests; see `remote.box`."""
 DESCRIPTION: Final = 1 << 20
-"""Bytes that a store's description may have."""
+"""The most bytes of a store's description."""
 _MOST_CHECKED: Final = 1000
 _CHECKED: Final = 1.0
 """Seconds for which a folder that only this user may write to is trusted not to be a link."""
@@ -235,7 +235,9 @@ class Directory:
     def get_run(
         self, keys: Iterable[str], *, limit: int, certain: bool = True
     ) -> list[Found | StoreUnreachable | None]:
-        """Consecutive objects of one folder, up to the first missing one, whose absence is always certain.
+        """Consecutive objects of one folder, up to the first missing or unreadable one.
+
+        Unless `certain`, only the absence of the first object is certain.
 
         Raises:
             NoFolder: none of them exists, nor does their folder.
@@ -402,7 +404,7 @@ class Directory:
         with reaching(path):
             with contextlib.suppress(*_ABSENT):
                 there = os.stat(self._meta)
-            if not there or (there.st_dev, there.st_ino) != self._described:  # one call where a read takes three
+            if not there or (there.st_dev, there.st_ino) != self._described:  # one call, whereas a read takes three
                 self._check_mounted()
             draft = f".{name}.{secrets.token_hex(6)}"
             try:

@@ -99,7 +99,7 @@ class ObjectStore(Protocol):
         """Create the object unless it exists; return whether this call created it. Durable when this returns True.
 
         Where keys are in folders, a missing folder is created, unless an object exists for a key in `unless`, or
-        `unless` is None. Then the folder was removed, nothing is written, and the result is False.
+        `unless` is None. In these cases, the folder was removed, so nothing is written, and the result is False.
         """
 
     def secure(self, key: str) -> None:
@@ -121,7 +121,7 @@ class ObjectStore(Protocol):
         """Atomically write an object for which all writers have the same bytes; an existing one may stay."""
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
-        """The keys that begin with this folder, in order."""
+        """The keys that begin with this prefix and come after `after`, in order, and at most `at_most` of them."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these objects, if they exist. Raises NotRemoved after this if some may not be removed."""

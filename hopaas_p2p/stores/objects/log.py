@@ -83,7 +83,7 @@ class History:
     A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
     every write. A backup that was restored under running peers is then noticed before anything is written beside it.
-    On a file server, the check is made once per second. In a bucket, the next commit reveals a restored backup.
+    On a file server, a check is made at most once per second. In a bucket, the next commit reveals a restored backup.
 
     A free key is the end of the log only for a process that was awake. `gc` leaves everything in a bucket for a day,
     and a folder of a directory stays for minutes beside its pack. If a clock of the machine has advanced by more

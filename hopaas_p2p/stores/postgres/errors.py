@@ -86,7 +86,8 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
             "the server's certificate is not trusted; see hopaas-p2p doctor URL, or set HOPAAS_CA_FILE"
         ),
         r"server does not support SSL": (
-            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https"
+            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or run hopaas-p2p serve "
+            "https there"
         ),
     },
     StoreUnreachable: {

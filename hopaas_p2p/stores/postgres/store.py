@@ -165,7 +165,7 @@ class PostgresStore(Store):
 
         Args:
             function: its name without its version.
-            arguments: by their names without `p_`. Bytes are in base64, both in arguments and in results.
+            arguments: by their names without `p_`. Bytes are sent in base64; in results, base64 is not decoded.
             copied: whether the rows are returned by COPY instead, as bytes.
 
         Raises:

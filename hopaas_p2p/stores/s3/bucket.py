@@ -42,7 +42,7 @@ PAGE: Final = 1000
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _PARTS_AT_ONCE: Final = 3
 _CHUNK: Final = 1 << 20
-_ATTEMPTS: Final = 5  # at reading one file
+_ATTEMPTS: Final = 5  # to read one file
 
 _DONE: Final = (200, 204, 206)
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,100})</Code>")  # bounded, because it is shown
@@ -245,7 +245,7 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        room = self._room if len(keys) > WIDEST else contextlib.nullcontext()  # few keys wait for nobody
+        room = self._room if len(keys) > WIDEST else contextlib.nullcontext()  # a call for few keys does not wait
 
         def one(key: str) -> Found | StoreUnreachable | None:
             with room:
@@ -345,7 +345,7 @@ class Bucket:
                     listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
-                self._xml(done.data, "CompleteMultipartUploadResult")  # otherwise an error with a success status
+                self._xml(done.data, "CompleteMultipartUploadResult")  # the body may be an error in spite of the status
             except BaseException:
                 with contextlib.suppress(HopaasError):
                     self._ask("DELETE", key, what, query=upload, bulk=True)

@@ -59,6 +59,10 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may be suspended")
+    yield from _collect(store, keep, dry_run=dry_run)
+
+
+def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]:
     catalog = _catalog(store)
     now = store.objects.server_now()
     assert now is not None  # it has just answered

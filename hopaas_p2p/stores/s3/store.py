@@ -117,9 +117,9 @@ class S3Store(ObjectBackedStore[Bucket]):
         return False
 
     def _prove_condition(self, root: str, *, thoroughly: bool = False) -> None:
-        """Prove the condition unless the last proof is fresh; `thoroughly`, with the right to write, for a new store.
+        """Prove the condition unless the last proof is fresh; for a new store, do so `thoroughly`.
 
-        Credentials that may not write anywhere need no proof.
+        Credentials that may not write anywhere need no proof; if `thoroughly`, Denied is raised instead.
         """
         if self._refusal is not None:
             raise type(self._refusal)(str(self._refusal))
