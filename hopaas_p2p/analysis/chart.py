@@ -188,8 +188,8 @@ def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None =
 def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
     """The rows of a point cloud to draw, in ascending order, at most `most`.
 
-    Along x, the points fall into bins with equal counts. Half of the rows are the lowest and the highest of each bin.
-    The other half is an even sample of the rest.
+    Along x, the points fall into bins with equal counts. Up to half of the rows are the lowest and the highest of each
+    bin; the others are an even sample of the rest.
     """
     count = len(x)
     if count <= most:

@@ -1,4 +1,4 @@
-"""Turns a chart into SVG, for report and notebook, without scripts, network or other packages.
+"""Turns a chart into SVG, for report and notebook, without scripts, network or a plotting package.
 
 Everything from the store is escaped where it is written. Text and lines take their colours from the page's style sheet,
 so a chart is dark on a dark page.

@@ -1,4 +1,4 @@
-"""The trials of a study as columns, read by all code that shows, lists, exports or models trials.
+"""The trials of a study as columns, for code that reads many trials: charts, rankings, the monitor and samplers.
 
 Finished trials never change, so each is read once, and those of a State are read in whole packed blocks. Only waiting,
 running and new trials are read again. Parameters are in Optuna's internal representation (for a choice, its index)

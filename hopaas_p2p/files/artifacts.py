@@ -5,8 +5,9 @@
     for file in files.list(): files.get(file, Path(file.filename))
 
 A file's name and type are in an attribute in Optuna's own format, so that optuna-dashboard shows it;
-`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only for display. Keys are
-derived from an id, and a file is checked against the checksum that was taken when it was stored, if there is one.
+`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names serve only to show and find files.
+Keys are derived from an id, and a file is checked against the checksum that was taken when it was stored, if there is
+one.
 
 An attribute may name any id, including that of another study's file, and the user who fetches or removes it may have
 more rights than the author of the attribute. So every key begins with the uuid of the requesting study, and an id of

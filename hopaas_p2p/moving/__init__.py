@@ -91,7 +91,9 @@ def copy_study(
 def export_study(
     study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
 ) -> int:
-    """Write a study; returns the number of trials written. A file is written whole or not at all.
+    """Write a study; returns the number of trials written.
+
+    A file is written whole or not at all, unless the study is added to an existing Optuna storage.
 
     Args:
         study: from `open_study`.

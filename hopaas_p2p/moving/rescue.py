@@ -5,10 +5,10 @@ A log is damaged if an earlier commit is missing, or intact but not as written, 
 stop at the damage, because later commits may mean something else without an earlier one. (Trials are numbered in the
 order of the log, and a result names its trial by number.) A rescue reads on.
 
-All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
-and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
-the log has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the
-state that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
+A peer that stops saves its last 1,000 acknowledged commits in its spool, and every commit is kept with its lsn and the
+sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which the log
+has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the state
+that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
 a run of it by owner, start and parameters, so shared trials appear once, each with the most advanced of its versions.
 
 * A snapshot made after the damage replaces all commits before it. So does the state of a live peer, which the peer
@@ -110,7 +110,7 @@ class _Guesses:
         self._left = left
 
     def allow(self, size: int) -> bool:
-        """Whether another `size` bytes may be replayed."""
+        """Whether another `size` commits and trials may be replayed, which then count against the allowance."""
         self._left -= size
         return self._left >= 0
 

@@ -1,8 +1,9 @@
 """Writes and reads CSV, for spreadsheets, and writes Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without intermediate values
-and distributions, and the last value of each metric (`metrics_NAME`), which imports ignore. At most 256 attributes and
-256 metrics have their own columns; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a
+CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without system attributes,
+and adds the reason, site, host and the last value of each metric (`metrics_NAME`). Imports ignore site, host and
+metrics. At most 256 attributes and 256 metrics have their own columns; the others are in one column, `user_attrs` or
+`metrics`, as JSON. Text that a
 spreadsheet could run as a formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics.
 Times are exact.
 """

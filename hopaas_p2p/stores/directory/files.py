@@ -11,11 +11,12 @@ Objects that may be replaced (packs, snapshots, artifacts) are regular files, wr
 then renamed. Beats are regular files too, except on NFS, where they are links, which nobody opens.
 
 A client of a network file system remembers for a minute that a name was missing, unless it opens the directory again,
-so every lookup opens the folder first. A name that was seen needs no second lookup, because it never changes.
+so a lookup that must be certain opens the folder first. A name that was seen needs no second lookup, because it never
+changes.
 
-Folders and files inherit the permissions of the store's directory, so its group has the same rights in all of them.
-Other users may therefore put anything there. No link to a file or folder is followed below the root, only regular files
-are read, and anything replaced or removed is named relative to a folder that was opened step by step.
+Folders and files inherit the permissions of the store's directory, so its group has the same rights in all of them. Its
+other members may therefore put anything there. No link to a file or folder is followed below the root, only regular
+files are read, and anything replaced or removed is named relative to a folder that was opened step by step.
 """
 
 from __future__ import annotations

@@ -127,9 +127,10 @@ CREATE TABLE hopaas.peers (
 CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
 LANGUAGE sql STABLE AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- The user of this session: the one that its token belongs to, or the login itself. Every call runs this function first,
--- so a call fails before it writes anything that could be lost, or that others would not see. Postgres checks an expiry
--- only at the login, and a peer's session may last for weeks. (now() does not change within a transaction.)
+-- The user of this session: the one that its token belongs to, or the login itself. Every call but version_v1 runs this
+-- function first, so a call fails before it writes anything that could be lost, or that others would not see. Postgres
+-- checks an expiry only at the login, and a peer's session may last for weeks. (now() does not change within a
+-- transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE v_token hopaas.tokens;
 BEGIN
@@ -349,7 +350,7 @@ BEGIN
 END $$;
 
 -- Keep a snapshot, and remove beats that are a month old. Of the snapshots that everybody trusts, the newest p_kept (at
--- most three) stay, and as many of each author's doubtful ones, so that no author displaces another's. All users may write
+-- most three) stay, and as many of each author's doubtful ones, so that no author displaces another's. Workers may write
 -- to the catalog, but only an owner may write its snapshot, because a forged one could give a known name to another study.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql AS $$

@@ -1,7 +1,8 @@
 """The minimal rights that a key needs, as a policy for the S3 server.
 
-On Amazon's servers, a worker may write only where nothing exists, so it cannot change history. Other servers cannot
-enforce that condition, so a hostile worker could overwrite commits there; enable versioning of the bucket.
+On Amazon's servers, a worker may write commits and snapshots only where nothing exists, so it cannot change history.
+Other servers cannot enforce that condition, so a hostile worker could overwrite commits there; enable versioning of the
+bucket.
 """
 
 from __future__ import annotations
