@@ -20,8 +20,8 @@ Data = Mapping[str, Any]
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's colours, for light and dark themes, which colour-blind people can tell apart. They are never the only
-distinction."""
+"""Colours after Okabe and Ito, for light and dark themes, which colour-blind people can tell apart. They are never the
+only distinction."""
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
@@ -135,7 +135,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number in readable form, `-` for None."""
+    """A number in readable form, `-` for None and NaN."""
     return "-" if value is None or math.isnan(value) else shown(value)
 
 
@@ -143,9 +143,9 @@ def number(value: float | None) -> str:
 
 
 def wants_log(values: Floats) -> bool:
-    """Whether to use a log scale, because all of these values are positive and they span at least three decades.
+    """Whether to use a log scale, because there are at least 20 values, all positive, over at least three decades.
 
-    The span is that of the middle 90 % of the values, so a single outlier does not matter.
+    The range is that of the middle 90 % of the values, so a single outlier does not matter.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < 20 or finite.min() <= 0:
@@ -155,7 +155,7 @@ def wants_log(values: Floats) -> bool:
 
 
 def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None = None) -> tuple[ChartAxis, str]:
-    """The axis of these values, with a log scale if `wants_log`, and in words how many values lie outside the axis.
+    """The axis of these values, with a log scale if `wants_log`, and a note about values outside it, or an empty text.
 
     Args:
         name: what the values are.
@@ -188,8 +188,8 @@ def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None =
 def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
     """The rows of a point cloud to draw, in ascending order, at most `most`.
 
-    Along x, the points fall into bins with equal counts. Half of the rows are the lowest and the highest of each bin.
-    The other half is an even sample of the rest.
+    Along x, the points fall into bins with equal counts. Up to half of the rows are the lowest and the highest of each
+    bin; the others are an even sample of the rest.
     """
     count = len(x)
     if count <= most:

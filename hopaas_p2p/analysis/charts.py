@@ -81,7 +81,7 @@ def history(
     """Every trial's value, and the best so far, with at most about `most` points; None if there is nothing to show.
 
     The best so far is that of the trials shown. Compute-hours are those of the whole study. `ignored` lists earlier
-    studies that are now ignored as priors, each with the trial since which it is.
+    studies that are now ignored as priors, each with the trial since which it has been.
     """
     x = positions(columns, along)
     complete = columns.complete(objective, shown) & np.isfinite(x)
@@ -149,7 +149,8 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
     )
     total = len(columns.directions)
     alt = f"Pareto front of {total} objectives: {len(front)} of {len(rows):,} complete trials."
-    return Chart("Pareto front", layers, x_axis, y_axis, alt)
+    caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
+    return Chart("Pareto front", layers, x_axis, y_axis, alt, caption)
 
 
 def importance(found: Importance) -> Chart | None:

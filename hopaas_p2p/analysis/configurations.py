@@ -1,7 +1,7 @@
 """A study with rungs or a population, for display, as one row per configuration, the counts at each rung, and the trial
 that continues next.
 
-The module uses no I/O and no clock.
+The module does no I/O and reads no clock.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 
 
 def next_in_words(state: State) -> str:
-    """The trial that the next peer will get, or why nothing is promoted."""
+    """Which trial the next peer will get, or why nothing is promoted; empty if the study has no rungs or population."""
     configurations, found = state.configurations, next_start(state)
     if configurations.policy is None:
         return ""

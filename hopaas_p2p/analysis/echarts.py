@@ -7,7 +7,6 @@ behind "Show data".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -77,7 +76,8 @@ def _parallel(chart: Chart) -> Option:
     """One line per row across the axes, coloured by the last axis. Ranges can be selected on the axes."""
     (lines,) = chart.series
     columns = [np.asarray(column, np.float64) for column in lines.data.values()][: len(chart.axes)]
-    data = [["-" if np.isnan(one) else one for one in row] for row in zip(*map(_rounded, columns), strict=True)]
+    rows = zip(*columns, strict=True)  # five significant digits suffice for a screen and take few bytes
+    data = [["-" if np.isnan(one) else float(f"{one:.5g}") for one in row] for row in rows]
     axes = [{**_axis(one), "name": label(one.name, 20), "dim": at} for at, one in enumerate(chart.axes)]
     for one in axes:
         del one["nameLocation"], one["nameGap"], one["inverse"]
@@ -96,11 +96,6 @@ def _parallel(chart: Chart) -> Option:
         "series": [{"type": "parallel", "data": data, "lineStyle": {"width": 1, "opacity": 0.45},
                     "inactiveOpacity": 0.03, "activeOpacity": 0.9}],
     }  # fmt: skip
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    """The values with five significant digits, which suffice for a screen and take few bytes."""
-    return [float(f"{value:.5g}") for value in values]
 
 
 def frame(data: Data) -> pd.DataFrame:

@@ -12,9 +12,9 @@ from hopaas_p2p.analysis.facts import phrase
 from hopaas_p2p.errors import visible
 
 _TAG: Final = re.compile(r"<[^>]*>")
-_NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # no peer's name that begins with a digit
+_NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # not a name that begins with a digit
 _WIDE: Final = 8  # characters; longer words are smaller, because a number broken across lines is misread
-_WHOLE: Final = 11  # characters; if all words together have fewer, they stay on one line
+_WHOLE: Final = 11  # characters; a text of at most so many stays on one line, in smaller letters
 
 
 class Html(str):

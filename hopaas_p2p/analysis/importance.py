@@ -27,7 +27,7 @@ _MOST: Final = 10_000
 _MOST_CHOICES: Final = 256
 """A parameter with more choices is left out, because Optuna creates a matrix of trials by choices."""
 _MOST_PARAMETERS: Final = 100
-"""The most parameters that are compared, because Optuna reads all trials for each. Those that most trials have are
+"""The most parameters that are compared, because Optuna reads all trials for each. The most frequent ones are
 taken."""
 _one_at_a_time: Final = threading.Lock()
 """A lock, because two threads that change the process's warning filters at once could leave them changed."""

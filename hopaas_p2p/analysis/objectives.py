@@ -17,9 +17,9 @@ def objectives(state: State) -> tuple[str, ...]:
 
 
 def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
-    """The names given to the objectives in the study's attributes; empty if they are not distinct.
+    """The names given to the objectives in the study's attributes; empty if there are none, or they are not distinct.
 
-    The names serve as column heads, sometimes in capitals, so they must also differ in capitals.
+    The names serve as column heads, sometimes in capitals, so they must differ in more than capitalization.
     """
     names = tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
     return names if len({name.casefold() for name in names} - {""}) == len(names) else ()

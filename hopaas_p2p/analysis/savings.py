@@ -28,7 +28,7 @@ class Savings(NamedTuple):
     steps: float = 0.0
     """The steps (epochs) that the pruned trials did not run."""
     made: int = 0
-    """The steps that all trials ran."""
+    """The steps that all trials reported."""
     hours: float = 0.0
     """The hours that the saved steps would have taken, for trials whose times are known."""
 

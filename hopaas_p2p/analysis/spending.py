@@ -40,7 +40,7 @@ class Spending(NamedTuple):
     """One row per site, person and state, with attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
     total: dict[str, Any]
     amounts: list[Amount]
-    """The resources with a limit, then all others whose amounts are known."""
+    """The resources with a limit, then the others that were used. Trials are always included."""
     until: list[str]
     """The other conditions that end the study, in words."""
     reached: str | None

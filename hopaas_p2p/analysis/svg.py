@@ -1,4 +1,4 @@
-"""Turns a chart into SVG, for report and notebook, without scripts, network or other packages.
+"""Turns a chart into SVG, for report and notebook, without scripts, network or a plotting package.
 
 Everything from the store is escaped where it is written. Text and lines take their colours from the page's style sheet,
 so a chart is dark on a dark page.
@@ -26,7 +26,7 @@ _SHAPES: Final = {
 
 
 def px(value: float) -> str:
-    """A coordinate as text, with one decimal place, and without it if it is zero."""
+    """A coordinate as text, with one decimal place unless that is zero."""
     return f"{value:.1f}".removesuffix(".0")
 
 

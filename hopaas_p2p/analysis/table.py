@@ -1,4 +1,4 @@
-"""The trials of a study as columns, read by all code that shows, lists, exports or models trials.
+"""The trials of a study as columns, for code that reads many trials: charts, rankings, the monitor and samplers.
 
 Finished trials never change, so each is read once, and those of a State are read in whole packed blocks. Only waiting,
 running and new trials are read again. Parameters are in Optuna's internal representation (for a choice, its index)
@@ -443,8 +443,8 @@ def distinct(numbers: Ints) -> Ints:
 
 
 def _alike(sets: Sequence[tuple[T, ...]], of: Sequence[int], rows: Ints) -> Iterator[tuple[tuple[T, ...], Ints, Ints]]:
-    """Each set of names that trials of a block share, the rows among these that have it, and where the values of each
-    row begin.
+    """Each set of names or steps that trials of a block share, which of these rows have it, and where the values of
+    each row begin.
     """
     which = np.asarray(of)
     starts = _starts(np.array([len(one) for one in sets] or [0])[which])

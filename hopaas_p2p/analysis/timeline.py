@@ -41,7 +41,7 @@ class Stretch(NamedTuple):
 
 
 def stretches(state: State) -> list[Stretch]:
-    """All stretches of the study, in the order of the trials."""
+    """All stretches of the study, in the order of the trials. A copied trial has none, because no peer here ran it."""
     newest = max((t.end for t in state.trials if t.end is not None), default=0)
     found = []
     for trial in state.trials:
@@ -56,12 +56,13 @@ def stretches(state: State) -> list[Stretch]:
 
 
 def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows: int = _ROWS) -> Chart | None:
-    """The newest stretches of the most recently busy peers; None if no trial has been started.
+    """The newest stretches of the most recently busy peers; None if no peer of the study has started a trial.
 
     Args:
         state: the study.
         now: the time, in seconds since 1970, up to which running trials are drawn. The axis then shows times of day. By
-            default, running trials are drawn to the last time in the log, and the axis counts from the first trial.
+            default, running trials are drawn to the last time in the log, and the axis counts from the first trial
+            drawn.
         most: the maximum number of stretches drawn.
         rows: the maximum number of peers drawn.
 
@@ -79,11 +80,13 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
         began = min(one.start for one in bars)
         units = [unit for unit in _UNITS if unit[1] * 4 <= bars[-1].end - began]
         unit, scale = units[0] if units else _UNITS[-1]
-        name = f"{unit} since the first trial"
+        name = f"{unit} since the first trial drawn"
     counts = Counter(one.kind for one in bars)
     notes = ["Each peer's times are by its own clock"]
     notes += [f"{count(len(owners) - len(row), 'more peer')} not drawn"] if len(owners) > len(row) else []
     notes += [f"{count(len(kept) - len(bars), 'earlier period')} not drawn"] if len(kept) > len(bars) else []
+    copied = sum(one.start is not None and one.owner is None and not one.history for one in state.trials)
+    notes += [f"{count(copied, 'copied trial')} not drawn"] if copied else []
     about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     return Chart(
         "Timeline by peer",

@@ -5,8 +5,9 @@
     for file in files.list(): files.get(file, Path(file.filename))
 
 A file's name and type are in an attribute in Optuna's own format, so that optuna-dashboard shows it;
-`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only for display. Keys are
-derived from an id, and a file is checked against the checksum that was taken when it was stored, if there is one.
+`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names serve only to show and find files.
+Keys are derived from an id, and a file is checked against the checksum that was taken when it was stored, if there is
+one.
 
 An attribute may name any id, including that of another study's file, and the user who fetches or removes it may have
 more rights than the author of the attribute. So every key begins with the uuid of the requesting study, and an id of
@@ -129,6 +130,7 @@ class StudyArtifacts:
             ConfigurationError: the store cannot keep the file (Postgres, one above 64 MiB); the message says what to
                 do.
             StoreUnreachable: the store does not answer.
+            StoreCorrupt: the file changed while it was sent to Postgres; nothing was stored.
             LeaseLost: another peer took over the trial, which ran here; the file was removed again.
             Denied: this user may not write to the study.
 
@@ -155,7 +157,7 @@ class StudyArtifacts:
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
         with removed_if_refused(self._files, key):
-            if trial is not None and self._runs_here(trial):  # otherwise in the study's attributes, always open
+            if trial is not None and self._runs_here(trial):  # otherwise the study's attributes describe it
                 handle.settle(trial, {SUM + one.id: checksum, _OPTUNA + one.id: description})
             else:
                 said = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
@@ -179,7 +181,7 @@ class StudyArtifacts:
         return listed(self._storage.state(self._study_id), self._study_id, number)
 
     def find(self, what: str) -> Artifact:
-        """The file with this id, or the only file with this name; a prefix of an id is enough.
+        """The file with this id, or the only file with this name; four or more characters that begin an id are enough.
 
         Raises:
             NoSuchFile: there is no such file.
@@ -211,9 +213,10 @@ class StudyArtifacts:
         return fetch(self._files, self._handle.uuid, one, target)
 
     def delete(self, what: Artifact | str) -> Artifact:
-        """Remove a file: its bytes, and its description.
+        """Remove a file's bytes and its description.
 
-        The attributes of a finished trial cannot change, so the study's attributes say that the file is gone.
+        The attributes of a finished trial cannot change, so the study's attributes say that the file is gone. The bytes
+        of another study's file stay.
 
         Raises:
             NoSuchFile: there is no such file.

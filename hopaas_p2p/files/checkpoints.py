@@ -37,7 +37,10 @@ def save(
     Raises:
         StoreUnreachable: the store did not answer in `within` seconds, by default `store_wait`.
         InvalidInput: the file does not exist, or the step is negative.
+        ConfigurationError: the store cannot keep the file; the message says what to do.
+        Denied: this user may not write to the study.
         LeaseLost: another peer runs the trial now; the file was removed again.
+
     """
     step = whole("a checkpoint's step", int(step) if isinstance(step, bool) else step, least=0)
     artifacts = artifacts_of(handle.peer.store)
@@ -64,9 +67,10 @@ def save(
 
 
 def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]) -> list[str]:
-    """Checkpoints that this trial no longer names and no other trial needs.
+    """The keys of checkpoints that this trial no longer names and no other trial needs.
 
-    In a population, another member may still copy a checkpoint, which is then checked again at this process's next one.
+    In a population, another member may still copy a checkpoint. Its key is kept, and checked again when this process
+    saves another checkpoint.
     """
     with handle.lock:
         state, uuid = handle.state, handle.uuid
@@ -92,7 +96,7 @@ def load(
 ) -> tuple[int, Path] | None:
     """(step, local file) of the newest intact checkpoint, in the study with this uuid, or None.
 
-    Blocks while the file is fetched.
+    Blocks while the file is fetched. Raises StoreUnreachable if the store does not answer.
     """
     for checkpoint in reversed(checkpoints):
         path, why = directory / f"checkpoint-{checkpoint.step}", "damaged"
@@ -140,8 +144,8 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
     return needed, others
 
 
-def collect(handle: StudyHandle) -> int:
-    """Remove the checkpoints that are no longer needed; return their number. Blocks for one request per checkpoint.
+def collect(handle: StudyHandle) -> None:
+    """Remove the checkpoints that are no longer needed. Blocks for one request per checkpoint.
 
     If this user may not remove one of them, the others are removed nevertheless.
     """
@@ -152,7 +156,6 @@ def collect(handle: StudyHandle) -> int:
         for key in keys:
             with contextlib.suppress(Denied):
                 artifacts.delete(key)
-    return len(keys)
 
 
 def _folder(uuid: str) -> str:

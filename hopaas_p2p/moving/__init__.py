@@ -91,12 +91,14 @@ def copy_study(
 def export_study(
     study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
 ) -> int:
-    """Write a study; returns the number of trials written. A file is written whole or not at all.
+    """Write a study; returns the number of trials written.
+
+    A file is written whole or not at all, unless the study is added to an existing Optuna storage.
 
     Args:
         study: from `open_study`.
-        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension says
-            the format: .study or none for the whole study, commit by commit, with its files, which `import_study`
+        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension
+            gives the format: .study or none for the whole study, commit by commit, with its files, which `import_study`
             reads; .csv for spreadsheets; .parquet for data frames; .journal or .log for Optuna's journal. Standard
             output gets CSV.
         form: "study", "csv", "parquet" or "optuna", whatever the path's extension is.
@@ -152,8 +154,8 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except from CSV. As
-    one commit holds many trials, 10,000 trials take seconds.
+    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except those of a CSV
+    file and Optuna's WAITING trials. As one commit holds many trials, 10,000 trials take seconds.
 
     Args:
         storage: from `open_storage`.
@@ -165,7 +167,10 @@ def import_study(
 
     Raises:
         InvalidInput: the source cannot be read, or does not fit the budget. Nothing was imported.
+        NoSuchStudy: the source has no study of that name, or several and none was named. Nothing was imported.
         DefinitionMismatch: the study exists with other directions. Nothing was imported.
+        StoreUnreachable: the source or the store does not answer; import again to add the missing trials.
+        Denied: this user may not write to the study.
 
     """
     place = os.fspath(source)

@@ -43,7 +43,7 @@ class Arrived(NamedTuple):
 def bring_in(
     storage: Storage, source: StudyRecords, *, name: str = "", fetch: Fetch | None = None, begins: bool = False
 ) -> Arrived:
-    """Add the trials to the study of that name, or of their own study's name; it is created if it does not exist.
+    """Add the trials to the study of that name (by default the source's), which is created if it does not exist.
 
     A trial of this source that is already there is not added again. A running trial becomes WAITING.
 

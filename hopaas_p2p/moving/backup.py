@@ -7,7 +7,7 @@ file is a zip archive:
     access               the commits of the list of users, tokens and grants, of a directory or bucket
     study/{uuid}         a study's commits
     base/{uuid}          the snapshot that replaces commits removed by `gc`, if any
-    files/{key}          files, and in a backup checkpoints
+    files/{key}          files and, in a backup of a store, checkpoints
     backup.json          the contents: names, last commits, digests of the replayed states
 
 The archive has a checksum of each member. A member with commits is a sequence of frames: four bytes with the length of
@@ -132,7 +132,7 @@ def back_up(
             grows = any(map(_grows, archive.infolist()))
         if grows:  # peers may write data that packs to a thousandth, which in somebody else's file would be a bomb
             manifest = _write(store, draft, only, files, lambda _: None, zipfile.ZIP_STORED)
-        read(draft).close()  # whole, and as it was written
+        read(draft).close()  # checks that it is complete and undamaged
     return manifest
 
 
@@ -362,7 +362,7 @@ def _check(archive: Backup, path: Path) -> None:
 
 
 def _grows(one: zipfile.ZipInfo) -> bool:
-    """Whether a part grows more than any that we write. We store files unpacked, and other parts within limits."""
+    """Whether a part inflates more than any that we write. Files are stored uncompressed, other parts within limits."""
     if one.filename.startswith(_FILES):
         return one.compress_type != zipfile.ZIP_STORED
     packed = one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -436,7 +436,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
 
 
 def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], None]) -> None:
-    """Watch the heartbeats of all peers in the backup for long enough to see one."""
+    """Watch the heartbeats of all peers in the backup. Raises ConfigurationError if one changes."""
     peers: dict[str, str] = {}
     ttl = 0.0
     for one in backup.manifest.studies:

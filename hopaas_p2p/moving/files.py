@@ -91,7 +91,7 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
 
 
 def save(source: StudyRecords, fetch: Fetch, directory: Path) -> list[str]:
-    """Copy all files of the study into a directory, under their ids; returns warnings about the others."""
+    """Copy all files of the study into a directory, under their ids; returns warnings about those that are missing."""
     directory.mkdir(parents=True, exist_ok=True)
     warnings = []
     with named_folder(directory) as folder:

@@ -43,7 +43,7 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""The most steps of SQLite's virtual machine to read a database. Optuna's need a fifth of a step per byte."""
+"""The most steps of SQLite's virtual machine to read a database. Optuna's databases need a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
 _LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _LONGEST_LINE: Final = 64 << 20
@@ -138,7 +138,7 @@ def _check_tables(file: str) -> None:
     except sqlite3.Error as error:
         raise StoreUnreachable(f"{file}: {error}") from None
     if computed is not None:
-        raise InvalidInput(f"{file}: {computed[0]!r} is not a table of Optuna's, because it computes its contents")
+        raise InvalidInput(f"{file}: {computed[0]!r} is not one of Optuna's tables, because its contents are computed")
 
 
 def dump_optuna(source: StudyRecords, url: str) -> None:
@@ -146,7 +146,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
 
     Raises:
         StudyExists: Optuna's storage already has a study of that name.
-        InvalidInput: an existing file is damaged.
+        InvalidInput: an existing file is damaged, or the database's driver is not installed.
         StoreUnreachable: the database does not answer.
 
     """
@@ -193,7 +193,7 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
     """The study of that name in Optuna's storage; without a name, the only one.
 
     Raises:
-        NoSuchStudy: the study does not exist, or there are several and no name was given.
+        NoSuchStudy: the study does not exist, or no name was given and there is not exactly one.
         InvalidInput: there is no such file, it is damaged, or it has a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 

@@ -1,8 +1,8 @@
 """A study as the records that would recreate it, which are the basis of every copy, export and import.
 
-A finished trial is the `TrialCreate` that creates it with its result. Its attribute `COPIED` holds who ran it, and its
-study, and shows whether the trial is already there, so a copy can be repeated. Numbers and ids of trials are
-those of the study that the records come from. Code that adds the records elsewhere, where other trials may be, maps
+A finished trial becomes the `TrialCreate` that creates it with its result. Its attribute `COPIED` has the study and the
+number of the trial, which show whether a copy is already there, and the site and host that ran it. Numbers and ids of
+trials are those of the study that the records come from. Code that adds the records to a study with other trials maps
 them with `linked` and `renamed`.
 """
 
@@ -101,7 +101,7 @@ def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
 def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
     """The `trial` and the `study` that this was copied from, as far as known.
 
-    The result also has the `site` and `host` that ran it, and the seconds it ran `earlier` than in its last lease.
+    The result also has the `site` and `host` that ran it, and `earlier`, the seconds that it ran before its last lease.
     """
     found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
     return found
@@ -111,7 +111,7 @@ def one_of(names: list[str], name: str | None, place: str) -> str:
     """The given name, or by default the only one of these names.
 
     Raises:
-        NoSuchStudy: the name is not among them, or there are several and none was given.
+        NoSuchStudy: the name is not among them, or none was given and there is not exactly one.
 
     """
     there = ", ".join(names[:20]) or "none"

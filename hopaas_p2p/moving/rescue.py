@@ -5,11 +5,11 @@ A log is damaged if an earlier commit is missing, or intact but not as written, 
 stop at the damage, because later commits may mean something else without an earlier one. (Trials are numbered in the
 order of the log, and a result names its trial by number.) A rescue reads on.
 
-All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
-and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
-the log has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the
-state that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
-a run of it by owner and start, so shared trials appear once, each with the most advanced of its versions.
+A peer that stops saves its last 1,000 acknowledged commits in its spool, and every commit is kept with its lsn and the
+sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which the log
+has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the state
+that its peers saw. The trials of all replays are merged. A trial is identified by the commit that created it, and
+a run of it by owner, start and parameters, so shared trials appear once, each with the most advanced of its versions.
 
 * A snapshot made after the damage replaces all commits before it. So does the state of a live peer, which the peer
   hands over on request (`ask_live_peers`). Nothing is lost then. Anyone who may write to the study may answer, so
@@ -71,7 +71,7 @@ _EFFORT: Final = (100, 500)
 _MOST_HISTORIES: Final = 100
 """The number of histories replayed from the root. Other histories' own commits follow those of the longest one."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
-_WATCH: Final = 1.0  # seconds between looks for answers of live peers
+_WATCH: Final = 1.0  # seconds between checks for answers of live peers
 _RANKS: Final = (TrialState.WAITING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
 _OVER: Final = _RANKS.index(TrialState.FAIL)  # the lowest rank of an ended trial
 
@@ -110,7 +110,7 @@ class _Guesses:
         self._left = left
 
     def allow(self, size: int) -> bool:
-        """Whether another `size` bytes may be replayed."""
+        """Whether another `size` commits and trials may be replayed, which then count against the allowance."""
         self._left -= size
         return self._left >= 0
 
@@ -141,7 +141,7 @@ def damage(store: Store, uuid: str) -> str | None:
     try:
         for _ in read_all(log, log.removed_up_to()):
             pass
-    except StoreCorrupt as error:  # only what is stored around the commits
+    except StoreCorrupt as error:  # the commits are intact, but not what is stored beside them
         return str(error)
     return None
 
@@ -153,10 +153,10 @@ def _contains(state: State, payload: bytes) -> bool:
 
 
 def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
-    """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
+    """Read all that can be read of a study, the states that live peers `handed_over` (keys of files), and the spool.
 
-    Without `unsent`, results that were never in the log do not count, because the spool may also have an intact
-    study's.
+    Without `unsent`, results that were never in the log do not count, because the spool may also have those of an
+    intact study.
     """
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
@@ -322,7 +322,7 @@ def _paths(start: _Node, nodes: Sequence[_Node]) -> list[list[_Node]]:
 
 
 def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
-    """Whether all of these commits are accepted after commits other than the ones they followed."""
+    """Whether all commits of `line` are accepted after those of `path`, which they did not follow originally."""
     state = snapshot.load(snapshot.dump(root))
     for node in path:
         _apply(state, node.entry)
@@ -584,7 +584,7 @@ HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
 def ask_live_peers(store: Store, uuid: str, *, within: float) -> set[str]:
     """Ask the peers of a study for their states; returns the keys of their answers. Blocks for up to `within` seconds.
 
-    An active peer looks for such a request once a minute. Raises Denied if this user is no owner of the study.
+    An active peer looks for such a request once a minute. Raises Denied if this user does not own the study.
     """
     artifacts = store.artifacts()
     prefix = handover_prefix(uuid)

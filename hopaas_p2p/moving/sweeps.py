@@ -30,11 +30,11 @@ _LARGEST: Final = 1 << 20
 """The largest file, in bytes; a megabyte takes seconds to read."""
 _MOST_VALUES: Final = 100_000
 _LONGEST_PLAIN: Final = 1000
-"""The longest value without quotes, or with a tag, in characters, because YAML parses it as a number."""
+"""The longest value without quotes, or with a tag, in characters, because YAML may parse it as a number."""
 
 
 class StudyDescription(NamedTuple):
-    """A study as a sweep describes it. A field that the file lacks is None or empty."""
+    """A study as a sweep describes it. A field that the file lacks is None, empty or W&B's default."""
 
     name: str | None = None
     directions: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class StudyDescription(NamedTuple):
     """The sampler and the pruner."""
     user_attrs: dict[str, Any] = {}
     command: str = ""
-    """The command of a trial, for `hopaas-p2p worker`."""
+    """The command to run once per trial, for `hopaas-p2p worker`."""
 
 
 def read(path: Path) -> StudyDescription:
@@ -89,7 +89,7 @@ def _yaml(path: Path) -> Any:
             return root
 
     def _size(node: yaml.Node, known: dict[int, int]) -> int:
-        """The number of values below this node; infinite for a node that contains itself."""
+        """The number of values from this node on; more than `_MOST_VALUES` for a node that contains itself."""
         found = known.get(id(node))
         if found is None:
             known[id(node)] = _MOST_VALUES + 1  # while it is being counted

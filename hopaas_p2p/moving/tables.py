@@ -1,8 +1,9 @@
 """Writes and reads CSV, for spreadsheets, and writes Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without intermediate values
-and distributions, and the last value of each metric (`metrics_NAME`), which imports ignore. At most 256 attributes and
-256 metrics have their own columns; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a
+CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without system attributes,
+and adds the reason, site, host and the last value of each metric (`metrics_NAME`). Imports ignore site, host and
+metrics. At most 256 attributes and 256 metrics have their own columns; the others are in one column, `user_attrs` or
+`metrics`, as JSON. Text that a
 spreadsheet could run as a formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics.
 Times are exact.
 """
@@ -47,8 +48,8 @@ _COLUMNS: Final = {
 }
 """Column -> its key in a trial's row."""
 _FORMULA: Final = r"^{}(?='*[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?='*\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
-"""Where an apostrophe is added, because a formula may begin there: at the start of a cell, also of one in a spreadsheet
-that splits at semicolons or tabs, and so at line breaks. One more is added before a text's own apostrophes."""
+"""Where an apostrophe is added, because a formula may begin there: at the start of a cell, and after a semicolon, a tab
+or a line break, where some spreadsheets split a cell. One more is added before a text's own apostrophes."""
 _QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
 _CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
 """Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
@@ -101,7 +102,7 @@ def load_csv(
     """The trials of a CSV file with our columns, or those of Optuna's `trials_dataframe().to_csv()`.
 
     Parameters outside `space` get the narrowest distribution that holds their values. The file does not contain the
-    directions; these are used if their number matches its values.
+    directions: `directions` are used if there is one per column of values; otherwise, all values are minimized.
 
     Raises:
         InvalidInput: a column or a cell cannot be read; the message names it.

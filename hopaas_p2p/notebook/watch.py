@@ -21,7 +21,7 @@ _JOIN: Final = 5.0  # seconds; longer than an exchange with a responsive store
 
 
 class Watching:
-    """A view that its own thread keeps up to date, until the study is over or `stop()` is called."""
+    """A view that its own thread keeps up to date until the study is over or cannot be read, or `stop()` is called."""
 
     def __init__(self, study: StudyLike, *, interval: float) -> None:
         if not interval > 0:
@@ -57,7 +57,7 @@ class Watching:
             self._thread.join(_JOIN)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block this cell until the study is over (or `stop` is called elsewhere); False after a timeout.
+        """Block this cell until the view is no longer updated. Returns False after a timeout or `stop`, otherwise True.
 
         Args:
             timeout: seconds; None waits forever.

@@ -25,7 +25,15 @@ from msgspec.structs import replace
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.names import ONLY_OWNERS, REQUEST
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreCorrupt,
+    StoreUnreachable,
+)
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
 from hopaas_p2p.remote.client import RemoteStore
@@ -230,7 +238,7 @@ class PostgresService(Service):
                 "owner of a study may grant with the same token. Users and tokens need an administrator's login"
             )
         if request.call == "put":
-            with contextlib.suppress(BrokenChain):  # of an upload that was never begun; user and size are judged first
+            with contextlib.suppress(StoreCorrupt):  # of an upload that was never begun; user and size are judged first
                 store.call("put_part", key=request.place, upload="", size=request.arguments[0], part=-1, data=b"")  # type: ignore[attr-defined]
         return super().call(token, request, store)
 

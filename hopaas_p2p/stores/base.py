@@ -43,8 +43,8 @@ EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange, after which the calle
 def snapshot_step(lsn: int) -> int:
     """The number of commits between two snapshots of a log of this length.
 
-    For a log that is not short, this is between 1/64 and 1/128 of its length. So a joiner has little to replay, and a
-    log of n commits has some 64 log(n) snapshots.
+    This is 256 up to 4,095 commits, 1,024 up to 65,535 and, from there, between 1/128 and 1/64 of the length. So a
+    joiner has little to replay, and each doubling of a long log adds only 64 snapshots.
     """
     if lsn < _SHORT:
         return SNAPSHOT_EVERY
@@ -162,11 +162,11 @@ class Log(ABC):
         return None
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
-        """(lsn, bytes) of the newest snapshot, or of the newest one before `before` if that one cannot be read.
+        """(lsn, bytes) of the newest complete snapshot, or of the newest one with an lsn below `before`.
 
-        None if there is none, or if an older one is not needed because the log can be replayed from its first commit.
-        In a store with users, snapshots that this user may not trust are passed over. A user may trust a snapshot that
-        the user or an owner wrote, or for which another author vouches.
+        None if there is none. With `before`, also None in a store that never removes commits, because the log can be
+        replayed from its first commit. In a store with users, snapshots that this user may not trust are passed over.
+        A user may trust a snapshot that the user or an owner wrote, or for which another author vouches.
         """
         while (found := self.snapshot_head(before)) is not None:
             before, head = found
@@ -176,7 +176,7 @@ class Log(ABC):
         return None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Store a snapshot, and keep the two before it. May fail, because a snapshot is only an optimization.
+        """Store a snapshot, and keep the two before it. Callers may ignore a failure, which only makes joining slower.
 
         Its settled pieces are written once, and shared by later snapshots (`snapshot.split`).
         If there are several for one lsn, any may be kept, because all peers have the same state at that lsn.
@@ -234,13 +234,14 @@ class Log(ABC):
         return not self.exchange(None, 0).entries
 
     def sum_at(self, lsn: int) -> int | None:
-        """The sum of the log up to this commit, which a caller claims to have read; None if the log does not hold it.
+        """The sum of the log up to this commit, which a caller claims to have read; None if it is no longer known.
 
         A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit
         are stored without a sum; the sum after them is computed from the last one that was stored.
 
         Raises:
             BrokenChain: there is no such commit.
+            BehindRetention: this commit and later ones were removed, because a snapshot replaces them.
 
         """
         back = 1
@@ -283,7 +284,10 @@ class Log(ABC):
         """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """Check that the store has this process's recent commits. Raises BrokenChain if any of them was lost."""
+        """Check that the store has this process's recent commits, and put missing ones back.
+
+        Raises like `exchange`, with BrokenChain if another commit took the place of one, or one cannot be put back.
+        """
 
     def unconfirmed(self) -> list[int]:
         """The lsns of commits that this process recently appended, and has not read back."""

@@ -35,12 +35,12 @@ _CURES: Final[dict[int | None, str]] = {
     errno.EPERM: _READ_ONLY,
     errno.EROFS: "this node can read studies, but not take part; mount the file system for writing",
 }
-"""Number of a system error -> what to do about the error."""
+"""Number of a system error -> what to do."""
 _SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell
 
 
 def examine(store: Store) -> Iterator[Finding]:
-    """All findings about an open store. Writes a scratch log, and removes it.
+    """All findings about an open store. Writes a scratch log, and removes it if this user may.
 
     Ends after the first check that finds the server unreachable, so that the failure is reported once.
     """
@@ -202,7 +202,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
 
 
 def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: str | None) -> Iterator[Finding]:
-    """The newest snapshot, and those that differ from the log according to other users' peers."""
+    """The findings about the newest snapshot, and about those that other users' peers found to differ from the log."""
     if found is not None:
         try:
             yield _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)

@@ -99,7 +99,7 @@ class Meeting:
             self._say(bye=True)
             if everybody and all(any(one.bye for one in said) for said in self._others.values()):
                 self._log.erase()
-        except StudyDeleted:  # a bucket remembers the end of a log
+        except StudyDeleted:  # in a bucket, the tombstone of an erased log remains
             cure = "use another word, the same on all nodes"
             yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
         except StoreCorrupt as error:

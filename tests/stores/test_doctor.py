@@ -325,7 +325,8 @@ def test_a_postgres_that_is_down_ends_the_examination_at_once(postgres_url: str)
 
 def test_a_socket_has_no_way_to_look_at(postgres: Server) -> None:
     store = PostgresStore("postgresql://u@/d?host=/var/run/postgresql")
-    assert store.address.servers == []
+    assert store.address.destinations == [("/var/run/postgresql", 0)]
+    assert list(checks.way_to(store)) == []
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_the_servers_of_a_url_are_those_that_libpq_tries(
     url: str, servers: list[tuple[str, int]], monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("PGPORT", raising=False)
-    assert PostgresStore(url).address.servers == servers
+    assert PostgresStore(url).address.destinations == servers
 
 
 def test_a_postgres_behind_tls_shows_its_certificate(authority: trustme.CA, tmp_path: Path) -> None:

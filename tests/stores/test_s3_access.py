@@ -72,7 +72,11 @@ def test_a_url_has_a_normal_form_that_needs_no_environment(url: str, env: dict[s
     ("url", "hint"),
     [
         ("s3://key:secret@b-1/x", "AWS_ACCESS_KEY_ID"),
+        ("s3://key:secret/x@b-1/x", "AWS_ACCESS_KEY_ID"),
         ("s3://b-1/x?endpoint=https://key:secret@host", "AWS_ACCESS_KEY_ID"),
+        ("s3://b-1/x?endpoint=https://key:secret/x@host", "AWS_ACCESS_KEY_ID"),
+        ("s3://b-1/x?endpoint=http:/key:secret@host:port", "AWS_ACCESS_KEY_ID"),
+        ("s3://b-1/x?endpoint=https://[key", "endpoint"),
         ("s3://B/x", "bucket name"),
         ("s3:///x", "bucket name"),
         ("s3://b-1/a/../b", "prefix"),
@@ -274,7 +278,7 @@ def test_keys_are_renewed_before_they_run_out_by_the_servers_clock(monkeypatch: 
     keys.clock = lambda: time.time() + 3500.0
     assert keys.retrieve().access_key == "key-2"
     keys.clock = time.time
-    assert keys.renew()
+    assert keys.renew(keys.retrieve())
     assert source.asked == 3
 
 

@@ -97,7 +97,7 @@ def test_where_a_listing_is_refused_all_commits_are_read(server: Imitation, stor
 def test_a_commit_that_is_anothers_now_is_found_among_few_and_many(store: S3Store, count: int, *, ending: bool) -> None:
     log = written(store, count)
     forge(store, 3)
-    with pytest.raises(BrokenChain, match="commit 3, which the store had taken"):
+    with pytest.raises(BrokenChain, match="commit 3, which the store had accepted"):
         if ending:
             log.confirm()
         else:
@@ -148,7 +148,7 @@ def test_a_commit_that_is_gone_and_was_too_large_to_be_kept_is_said(
     monkeypatch.setattr(confirmation, "_KEPT_BYTES", 0)
     log = written(store, 5)
     store.objects.delete([f"study/u/log/{6:020d}"])
-    with pytest.raises(BrokenChain, match="commit 6, which the store had taken from this process, is gone"):
+    with pytest.raises(BrokenChain, match="commit 6, which the store had accepted from this process, is gone"):
         log.confirm()
 
 
@@ -174,7 +174,7 @@ def test_a_commit_that_could_not_be_looked_at_is_looked_at_later(
     server.asked = lambda _: status
     asked(store, log, after=SELDOM)
     server.asked = None
-    with pytest.raises(BrokenChain, match="commit 3, which the store had taken"):
+    with pytest.raises(BrokenChain, match="commit 3, which the store had accepted"):
         asked(store, log, after=SELDOM + AFTER)
 
 
@@ -195,7 +195,7 @@ def test_nothing_is_appended_behind_a_loss_even_for_a_caller_that_tries_again(st
         asked(store, log, after=SELDOM)
     before = store.objects.listed("study/u/log/")
     for _ in range(2):
-        with pytest.raises(BrokenChain, match="commit 3, which the store had taken"):
+        with pytest.raises(BrokenChain, match="commit 3, which the store had accepted"):
             append(log, said("w", 6), 6)
     assert store.objects.listed("study/u/log/") == before
 

@@ -154,7 +154,7 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
     if not ending:
         audit = part.log.log._confirmation  # type: ignore[attr-defined]
         audit.clock = lambda: time.monotonic() + SELDOM
-        with pytest.raises(BrokenChain, match="another's now"):
+        with pytest.raises(BrokenChain, match="another writer's now"):
             study.ask()
     study.close()
     assert len(list(spool.histories(part.uuid))) == 1

@@ -17,14 +17,14 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis import charts, facts, svg
-from hopaas_p2p.analysis.chart import ChartAxis
+from hopaas_p2p.analysis.chart import MOST, ChartAxis
 from hopaas_p2p.analysis.failures import failures
 from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.analysis.timeline import stretches
+from hopaas_p2p.analysis.timeline import stretches, timeline
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
@@ -328,6 +328,37 @@ def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:
     assert "trial 0: taken over, " in page
     assert "trial 0 came back as trial 1" in page
     assert "its owner fell silent" in page
+
+
+def test_the_timeline_says_that_copied_trials_are_not_in_it() -> None:
+    writer = _Writer()
+    start = writer.now - 86_400_000_000
+    done = TrialCreate(TrialState.COMPLETE, values=(1.0,), start=start, end=start + 5_000_000)
+    writer.say("a", *[done] * 6)
+    writer.trial("a", (2.0,))
+
+    found = timeline(writer.state)
+
+    assert found is not None
+    assert [one.number for one in stretches(writer.state)] == [6]
+    assert found.x.name == "seconds since the first trial drawn"
+    assert "6 copied trials not drawn." in found.caption
+
+
+def test_a_sampled_pareto_chart_says_how_many_trials_it_draws() -> None:
+    many = MOST + 100
+    table = TrialTable(("minimize", "minimize"))
+    table.objectives = ("a", "b")
+    table.make_room(many, {})
+    table.state[:] = int(TrialState.COMPLETE)
+    table.values[:] = np.random.default_rng(1).random((many, 2))
+
+    found = charts.pareto(table)
+
+    assert found is not None
+    drawn = next(one.drawn for one in found.series if one.name == "complete")
+    assert MOST <= drawn < many
+    assert found.caption == f"{drawn:,} of {many:,} drawn"
 
 
 def test_the_report_says_one_time_for_what_was_trained() -> None:

@@ -11,11 +11,12 @@ Objects that may be replaced (packs, snapshots, artifacts) are regular files, wr
 then renamed. Beats are regular files too, except on NFS, where they are links, which nobody opens.
 
 A client of a network file system remembers for a minute that a name was missing, unless it opens the directory again,
-so every lookup opens the folder first. A name that was seen needs no second lookup, because it never changes.
+so a lookup that must be certain opens the folder first. A name that was seen needs no second lookup, because it never
+changes.
 
-Folders and files inherit the permissions of the store's directory, so its group has the same rights in all of them.
-Other users may therefore put anything there. No link to a file or folder is followed below the root, only regular files
-are read, and anything replaced or removed is named relative to a folder that was opened step by step.
+Folders and files inherit the permissions of the store's directory, so its group has the same rights in all of them. Its
+other members may therefore put anything there. No link to a file or folder is followed below the root, only regular
+files are read, and anything replaced or removed is named relative to a folder that was opened step by step.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ _ROOT, _META = "v1", "meta.json"
 BOX: Final = "box.json"
 """The description of a folder that carries requests; see `remote.box`."""
 DESCRIPTION: Final = 1 << 20
-"""Bytes that a store's description may have."""
+"""The most bytes of a store's description."""
 _MOST_CHECKED: Final = 1000
 _CHECKED: Final = 1.0
 """Seconds for which a folder that only this user may write to is trusted not to be a link."""
@@ -161,13 +162,10 @@ class Directory:
             if self._checked.get(folder, 0.0) >= 0.0:
                 self._check_links(folder)
             if self._checked.get(folder, 0.0) <= 0.0:
-                fd = os.open(folder, FOLDER | os.O_NOFOLLOW)
-                try:
+                with _open(folder, FOLDER | os.O_NOFOLLOW) as fd:
                     if _PLACES and not os.readlink(_PLACES % fd).endswith(folder[len(self.root) :]):
                         raise FileNotFoundError(errno.ENOENT, f"{folder} was moved away")
                     return self._create(data, name, fd)
-                finally:
-                    os.close(fd)
         if self._hard_links:
             try:
                 return _name_file(data, path, dir_fd, hard=True)
@@ -238,7 +236,9 @@ class Directory:
     def get_run(
         self, keys: Iterable[str], *, limit: int, certain: bool = True
     ) -> list[Found | StoreUnreachable | None]:
-        """Consecutive objects of one folder, up to the first missing one, whose absence is always certain.
+        """Consecutive objects of one folder, up to the first missing or unreadable one.
+
+        Unless `certain`, only the absence of the first object is certain.
 
         Raises:
             NoFolder: none of them exists, nor does their folder.
@@ -405,7 +405,7 @@ class Directory:
         with reaching(path):
             with contextlib.suppress(*_ABSENT):
                 there = os.stat(self._meta)
-            if not there or (there.st_dev, there.st_ino) != self._described:  # one call where a read takes three
+            if not there or (there.st_dev, there.st_ino) != self._described:  # one call, whereas a read takes three
                 self._check_mounted()
             draft = f".{name}.{secrets.token_hex(6)}"
             try:

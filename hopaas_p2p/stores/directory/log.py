@@ -32,7 +32,7 @@ class FolderLog(WriteOnceLog[Directory]):
     """A log in a directory; see the module. Used by one thread at a time."""
 
     names = "commits/{first:020d}/{lsn:020d}"
-    asleep = 60.0  # folders are kept for 300 beside their packs
+    asleep = 60.0  # a folder stays beside its pack for 300
     losses = 4
     looks_if_behind = True
 
@@ -216,7 +216,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return head
 
     def destroy(self) -> None:
-        """End the log with a tombstone, and remove everything in it."""
+        """End the log with a tombstone, and remove its commits and snapshots."""
         with contextlib.suppress(StoreCorrupt):  # a damaged log is removed like any other
             super().destroy()
         for folder in ("commits", "packs", "snapshot"):

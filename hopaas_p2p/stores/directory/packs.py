@@ -44,7 +44,10 @@ def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[
 
 
 def salvaged(data: bytes) -> dict[int, bytes]:
-    """Place -> bytes of the frames in a damaged pack, read from its beginning, and backwards from its end."""
+    """Place -> bytes of the frames before the first gap in a pack and after the last, whose places count from its end.
+
+    The bytes may be damaged, because only the frames' lengths are checked.
+    """
     first, position = frames(data, sound=False)
     last: list[bytes] = []
     while position < len(data):

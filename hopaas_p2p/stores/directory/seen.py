@@ -1,7 +1,7 @@
 """Remembers the stores that this user has seen on this machine, so that none is recreated while it is unmounted.
 
 A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`, says which store was in which directory, and on which mount.
-If the directory is now empty and on another mount, the store's file system is not mounted, and the store is
+If the directory is now empty and on another mount, the store's file system is not mounted, and the store counts as
 unreachable. If the mount is the same, somebody has removed the store, and a new one may be created.
 """
 

@@ -49,13 +49,15 @@ def _is_there(path: Path) -> bool:
 
 
 class DirectoryStore(ObjectBackedStore[Directory]):
-    """Logs, snapshots and beats under one directory, which it creates if its parent exists.
+    """Logs, snapshots and beats under one directory, which is created (with `create`) if its parent exists.
 
     Raises:
         ConfigurationError: there is a file at this path, or its parent is missing; it cannot be read or created,
             or its file system has no symbolic links.
         NewerFormat: a newer version of this program created the store.
         Denied: the store's permissions keep this user out.
+        NoStore: there is no store, and `create` is False.
+        StoreAway: there was a store, and its file system is not mounted or cannot be read now.
 
     """
 

@@ -6,9 +6,9 @@ In a bucket, the object of a commit may also hold the commits before it:
 
     tail: length of the commit (4 bytes) | crc32 of all before (4 bytes), both little-endian | MAGIC
 
-Copies are the commits as their writers encoded them, oldest first, without a gap up to the commit itself. Copies go
-back to the last commit of every writer seen among the last 32, because these writers are so far behind. In a log
-with one writer, objects carry no copies. An object without a tail is a single commit.
+Copies are the commits as their writers encoded them, oldest first, without a gap up to the commit itself. Each writer
+among the last 32 commits has read at least up to its own last commit, so the copies begin after the oldest of these.
+In a log with one writer, objects carry no copies. An object without a tail is a single commit.
 
 The object under a commit's own lsn remains authoritative. A copy is trusted because the sums of the copies lead from
 the sum that the reader knows to the one that the commit carries (`core.codec`). These sums do not protect against

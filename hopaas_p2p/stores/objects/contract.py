@@ -17,7 +17,7 @@ from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 
 LARGEST: Final = codec.MAX_BYTES + (64 << 10)
-"""Bytes of an object: the largest commit, with its stamp and framing."""
+"""The most bytes of an object: the largest commit, with its stamp and framing."""
 _DIGITS: Final = 20  # digits of an lsn, in a name
 
 
@@ -98,8 +98,8 @@ class ObjectStore(Protocol):
     def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
         """Create the object unless it exists; return whether this call created it. Durable when this returns True.
 
-        If keys are in folders that are removed entirely, a missing folder is not created again, and nothing is
-        written, if an object exists for a key in `unless`, or if `unless` is None.
+        Where keys are in folders, a missing folder is created, unless an object exists for a key in `unless`, or
+        `unless` is None. In these cases, the folder was removed, so nothing is written, and the result is False.
         """
 
     def secure(self, key: str) -> None:
@@ -121,7 +121,7 @@ class ObjectStore(Protocol):
         """Atomically write an object for which all writers have the same bytes; an existing one may stay."""
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
-        """The keys that begin with this folder, in order."""
+        """The keys that begin with this prefix and come after `after`, in order, and at most `at_most` of them."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these objects, if they exist. Raises NotRemoved after this if some may not be removed."""

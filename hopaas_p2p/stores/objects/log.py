@@ -50,10 +50,10 @@ from hopaas_p2p.stores.objects.store import ObjectBackedStore
 DELETED: Final = "deleted"
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
-"""Stands for an unknown lsn of the log's end: the next read starts with earlier commits."""
+"""Stands for an unknown lsn of the log's end."""
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
-"""Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
+"""Commits per range. A directory has one pack per range; the commits after a snapshot begin a new range."""
 TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; further ones are read again
@@ -83,7 +83,7 @@ class History:
     A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
     every write. A backup that was restored under running peers is then noticed before anything is written beside it.
-    On a file server, the check is made once per second. In a bucket, the next commit reveals a restored backup.
+    On a file server, a check is made at most once per second. In a bucket, the next commit reveals a restored backup.
 
     A free key is the end of the log only for a process that was awake. `gc` leaves everything in a bucket for a day,
     and a folder of a directory stays for minutes beside its pack. If a clock of the machine has advanced by more
@@ -92,7 +92,7 @@ class History:
 
     An exchange lasts from `begin` to `end`. During an exchange, the end of the log can be trusted unless this process
     slept. Commits that it has not read may be removed minutes after packing, and a network file system may then still
-    show their folder, half empty. So a process that has not seen the end of the log for a while reads the past first.
+    show their folder, half empty. So a process that has not seen the end of the log for a while reads packs first.
 
     Args:
         objects: where the log is.
@@ -131,7 +131,8 @@ class History:
     def begin(self, since: int, outgoing: Outgoing | None = None) -> bool:
         """Begin an exchange of a peer that has read up to `since`; return whether this process may have slept.
 
-        Before a write, check that the last commit that the peer has read is still there, unchanged.
+        Before a write, but at most once in `every` seconds, check that the last commit that the peer has read is still
+        there, unchanged.
 
         Raises:
             BehindRetention: some later commits have been removed.
@@ -225,7 +226,7 @@ class History:
 
     @staticmethod
     def gone(lsn: int) -> NoReturn:
-        """Raise because this commit is missing, although a peer's state depends on it."""
+        """Raise BrokenChain, because this commit is missing, although a peer's state depends on it."""
         raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log. {_ADVICE}")
 
 
@@ -387,10 +388,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     # --- reading ---
 
     def _look(self, since: int, deadline: float, *, certain: bool) -> tuple[list[Entry], bool]:
-        """The commits after `since`, and whether there are more.
-
-        Raises like `exchange`, but not before the deadline.
-        """
+        """The commits after `since`, and whether there are more. Raises like `exchange`."""
         entries: list[Entry] = []
         counted = max(since, self._seen)
         if self._read_on(since, entries, deadline, certain=certain):
@@ -404,10 +402,10 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _get(
         self, lsn: int, deadline: float, *, suspect: Found | StoreUnreachable | None = None, certain: bool = True
     ) -> Found | None:
-        """The object at this lsn. Tries at least once, and until the deadline.
+        """The object at this lsn. Tries again until the deadline while the store does not answer.
 
         An object that is not a commit was either truncated in transit or is like that in the store, so it is read a
-        second time. A result of an earlier read may be passed as `suspect`.
+        second time. A result of an earlier read may be passed as `suspect`. Raises StoreCorrupt for a damaged commit.
         """
         backoff = Backoff(*_PAUSES)
         settled = time.monotonic() + self.objects.settles
@@ -462,7 +460,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             raise StudyDeleted
 
     def _check_tombstone(self, data: bytes) -> None:
-        """A tombstone counts only if the boundary confirms it, which a key that may only add commits cannot write."""
+        """Raise StudyDeleted for a tombstone, if the boundary confirms it, which a worker's key cannot write."""
         if data == TOMBSTONE:
             self._check_deleted()
 

@@ -65,7 +65,7 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
 
     def put(racer: tuple[str, int]) -> bool | HopaasError:
         name, number = racer
-        if number < writers and threading.get_ident() != here:  # out of threads, racers run one by one
+        if number < writers and threading.get_ident() != here:  # if no thread can be started, racers run one by one
             with contextlib.suppress(threading.BrokenBarrierError):
                 gates[name].wait(_START_TIMEOUT)
         try:

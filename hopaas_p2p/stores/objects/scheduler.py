@@ -1,4 +1,4 @@
-"""Decides when a peer writes to a log on a server, how much it reads first, and how long reports wait.
+"""Decides when a peer writes to a log on a server, whether it reads first, and how long reports wait.
 
 A peer knows the other writers only from their commits. Its estimates affect the cost of a commit, never whether the
 commit counts.
@@ -7,7 +7,7 @@ commit counts.
 committed pauses for as long as the others need for one commit each; a peer whose write lost writes again at once. So a
 peer that has lost is ahead of one that has just won, without any communication.
 
-`TurnScheduler` (see `s3.scheduler`) is for a bucket, where peers take turns when the log has no room left.
+`TurnScheduler` (see `s3.scheduler`) is for a bucket, where peers take turns while the log is busy.
 
 A peer that writes without a break would always be first and never see the others, so both schedulers let it pause from
 time to time.
@@ -24,7 +24,8 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.stores.objects.log import WriteScheduler
 
 GAP: Final = 5.0
-"""Slots for which a peer pauses. A peer with slow reads finds the end in two or three slots, and then writes."""
+"""Slots for which a peer pauses after a run of commits. A peer with slow reads finds the end in two or three slots, and
+then writes."""
 ME: Final = None
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
 _LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory also counts as waiting
@@ -88,11 +89,11 @@ class CrowdScheduler(WriteScheduler):
 
     @property
     def _slot(self) -> float:
-        """Seconds that a commit takes a peer that has seen the others: a write, or a read if that is slower."""
+        """Seconds to plan per commit: those of a write, or of a read if that is slower."""
         return max(self._write, self._look)
 
     def expected(self, now: float) -> float:
-        """Expected number of other peers' commits by now."""
+        """Expected number of other peers' commits since the end of the log was last seen; 1 if it never was."""
         if self._head_at is None:
             return 1.0
         return self._others / max(self._seconds, 1.0) * (now - self._head_at)

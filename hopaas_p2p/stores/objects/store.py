@@ -1,4 +1,4 @@
-"""A store of objects, as a bucket and a directory have it in common.
+"""What a store in a bucket and a store in a directory have in common: the keys, beats and artifacts.
 
 v1/meta.json                     format and uuid of the store
 v1/studies/…                     the catalog's log

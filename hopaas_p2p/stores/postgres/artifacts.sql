@@ -60,13 +60,13 @@ BEGIN
     SELECT * INTO v_file FROM hopaas.artifacts
     WHERE upload = p_upload AND author = v.username AND key = p_key AND size = p_size FOR UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'this upload was given up' USING ERRCODE = 'ZH409';
+        RAISE EXCEPTION 'this upload was given up' USING ERRCODE = 'ZH406';
     END IF;
     IF v_file.whole THEN
         RETURN;
     END IF;
     IF p_part::bigint * 1048576 >= greatest(p_size, 1) THEN
-        RAISE EXCEPTION 'this upload has no part %', p_part USING ERRCODE = 'ZH409';
+        RAISE EXCEPTION 'this upload has no part %', p_part USING ERRCODE = 'ZH406';
     END IF;
     INSERT INTO hopaas.artifact_parts (artifact, part, data) VALUES (v_file.id, p_part, p_data)
     ON CONFLICT (artifact, part) DO UPDATE SET data = excluded.data;
@@ -76,7 +76,7 @@ BEGIN
     SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
     IF v_there <> p_size THEN
         RAISE EXCEPTION '% of % bytes arrived: the file changed while it was sent', v_there, p_size
-            USING ERRCODE = 'ZH409';
+            USING ERRCODE = 'ZH406';
     END IF;
     LOOP
         BEGIN

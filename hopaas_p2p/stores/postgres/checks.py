@@ -27,8 +27,9 @@ def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     """The findings about the route; returns whether at least one server in the URL can be reached."""
     address = store.address
     context = address.client_context()
-    reached = not address.servers  # a Unix socket has no route to check
-    for host, port in address.servers:
+    servers = [(host, port) for host, port in address.destinations if port]  # a Unix socket has no route to check
+    reached = not servers
+    for host, port in servers:
         found = net_checks.checks(ServerAddress(host, port), context, request_tls=_request_tls)
         reached = (yield from found) or reached
     return reached

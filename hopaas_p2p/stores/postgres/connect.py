@@ -1,11 +1,12 @@
 """Turns a postgresql:// URL into a connection: the driver, TLS, and the secret.
 
-A connection to another machine is encrypted, and the server's certificate is verified, including its name; only a Unix
-socket or this machine's loopback may be unencrypted. The secret is looked up again at every connect, so that a token
-can be renewed while a program runs. It is the first found of the URL's password, HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, and
-what libpq knows (PGPASSWORD, PGPASSFILE). The secret is never sent in clear: a server that asks for less than SCRAM is
-refused, and channel binding is used if the server supports it. `credentials` checks whether the secret may be sent to
-the server. No setting of the session is changed, so a pooler may give it to another client between two statements.
+A connection to another machine is encrypted, and the server's certificate is verified, including its name (unless
+sslmode is verify-ca); only a Unix socket or this machine's loopback may be unencrypted. The secret is looked up again
+at every connect, so that a token can be renewed while a program runs. It is the first found of the URL's password,
+HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, and what libpq knows (PGPASSWORD, PGPASSFILE). Unless the URL's require_auth allows it,
+the secret is not sent in clear: with libpq 16 or newer, a server that asks for less than SCRAM is refused. Channel
+binding is used if the server supports it. `credentials` checks whether the secret may be sent to the server. No setting
+of the session is changed, so a pooler may give it to another client between two statements.
 """
 
 from __future__ import annotations
@@ -95,11 +96,6 @@ class PostgresAddress:
         self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _url_passwords[self.url] = Secret(str(url.password))
-
-    @property
-    def servers(self) -> list[tuple[str, int]]:
-        """(host, port) of each server that is reached by TCP."""
-        return [(host, port) for host, port in self.destinations if port]
 
     @property
     def destinations(self) -> list[tuple[str, int]]:

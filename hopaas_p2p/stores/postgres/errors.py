@@ -16,6 +16,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     NewerFormat,
+    StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
 )
@@ -51,6 +52,7 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
     LOGIN_ENDED: (Denied, ASK_FOR_ANOTHER),
     "ZH404": (ConfigurationError, "An administrator can list the users: hopaas-p2p admin user list"),
     "ZH405": (Denied, "Set HOPAAS_ARTIFACTS to a directory or a bucket: a database keeps the files of its own studies"),
+    "ZH406": (StoreCorrupt, "Nothing was stored. Upload the file again"),
     "ZH409": (BrokenChain, _OLDER),
     "ZH410": (StudyDeleted, "Its peers may stop."),
     "ZH412": (ConfigurationError, _DURABLE),
@@ -59,7 +61,7 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
 """Code of schema.sql -> our error, and what to do."""
 
 _PASSING: Final = {
-    "53100": "the server's disk is full; nothing was stored, and it will be sent again",
+    "53100": "the server's disk is full, so nothing was stored; commits are sent again",
     _LOCKED: "another session holds the lock; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
 }
 _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
@@ -84,7 +86,8 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
             "the server's certificate is not trusted; see hopaas-p2p doctor URL, or set HOPAAS_CA_FILE"
         ),
         r"server does not support SSL": (
-            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https"
+            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or run hopaas-p2p serve "
+            "https there"
         ),
     },
     StoreUnreachable: {

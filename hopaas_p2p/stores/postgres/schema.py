@@ -246,7 +246,7 @@ def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
         if not nonce or (nonce, author) in seen:  # a directory may contain one twice
             nonce = f"restored:{entry.lsn}"
         seen.add((nonce, author))
-        before = total if entry.before is None else entry.before  # some stores keep none for bytes that are no commit
+        before = total if entry.before is None else entry.before  # unknown for bytes that are not a commit
         total = codec.following(before, entry.payload)
         values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": before}
         query(connection, _RESTORE_COMMIT, values | msgspec.structs.asdict(entry.stamp))

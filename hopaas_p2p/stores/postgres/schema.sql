@@ -7,8 +7,8 @@
 --
 -- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
---   ZH404 no such thing   ZH405 a file of no study   ZH409 the log contradicts the peer   ZH410 deleted
---   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
+--   ZH404 no such thing   ZH405 a file of no study   ZH406 an upload failed   ZH409 the log contradicts the peer
+--   ZH410 deleted   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
 -- == migration 10 ==
 
@@ -127,9 +127,10 @@ CREATE TABLE hopaas.peers (
 CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
 LANGUAGE sql STABLE AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- The user of this session: the one that its token belongs to, or the login itself. Every call runs this function first,
--- so a call fails before it writes anything that could be lost, or that others would not see. Postgres checks an expiry
--- only at the login, and a peer's session may last for weeks. (now() does not change within a transaction.)
+-- The user of this session: the one that its token belongs to, or the login itself. Every call but version_v1 runs this
+-- function first, so a call fails before it writes anything that could be lost, or that others would not see. Postgres
+-- checks an expiry only at the login, and a peer's session may last for weeks. (now() does not change within a
+-- transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE v_token hopaas.tokens;
 BEGIN
@@ -243,16 +244,16 @@ CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log bigint, p_lsn bigint) RETURNS b
 $$;
 
 -- The one call to a log: append a commit (p_payload, unless NULL), renew a beat (unless NULL), and return the commits
--- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit or a beat 128 KiB); `head` is the log's last lsn.
--- p_about is the uuid of the study that a commit to the catalog concerns; if the user owns that study, the commit is
--- stamped owner:<uuid>. p_chain is the sum of the log up to p_since as the peer has read it, or NULL; if the log has
--- another sum, nothing is appended. `before` is the sum before a commit. Bytes that go to a client are in base64, which
+-- after p_since: at most 10,000, and up to about p_limit bytes (at most 8 MiB, with a commit or a beat 128 KiB). `head` is
+-- the log's last lsn. p_about is the uuid of the study that a commit to the catalog concerns; if the user owns that study,
+-- the commit is stamped owner:<uuid>. p_chain is the sum of the log up to p_since as the peer has read it, or NULL; if the
+-- log has another sum, the call fails. `before` is the sum before a commit. Bytes that go to a client are in base64, which
 -- adds a third; Postgres' own text form would double them.
 --
--- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
--- to stop studies of others. The lock is held until the reply has been sent, so with a commit or a beat a reply is short
--- beyond its first entry; the rest takes another call, without a lock. Otherwise, one peer far behind on a slow link would
--- block all others, or `unlock_v1` would end its session.
+-- An append locks the row of the log, so lsn order is commit order. An advisory lock would not do, because any login could
+-- take it to stop the studies of others. The lock is held until the reply has been sent, so with a commit or a beat a reply
+-- is short beyond its first entry; the rest takes another call, without a lock. Otherwise, one peer far behind on a slow
+-- link would block all others, or `unlock_v1` would end its session.
 CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
     p_chain bigint DEFAULT NULL
@@ -349,7 +350,7 @@ BEGIN
 END $$;
 
 -- Keep a snapshot, and remove beats that are a month old. Of the snapshots that everybody trusts, the newest p_kept (at
--- most three) stay, and as many of each author's doubtful ones, so that no author displaces another's. All users may write
+-- most three) stay, and as many of each author's doubtful ones, so that no author displaces another's. Workers may write
 -- to the catalog, but only an owner may write its snapshot, because a forged one could give a known name to another study.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -494,7 +495,7 @@ LANGUAGE sql AS $$
             a.xact_start <= clock_timestamp() - p_age AS long
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND pg_has_role(a.usesysid, 'USAGE')
-          AND EXISTS (  -- nobody waits for a token's row, which whoever reads a snapshot for minutes may hold
+          AND EXISTS (  -- a session that reads a snapshot for minutes may hold its token's row, but nobody waits for that
               SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
                   JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
               WHERE l.pid = a.pid AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
@@ -518,8 +519,8 @@ BEGIN
         CASE v.role WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
 END $$;
 
--- Remove a user's grant for a study. Only the study's owners may call this. It waits for open transactions only if the
--- grant is another owner's. It ends no sessions, because anybody can own a study, grant it to others, and revoke that.
+-- Remove a user's grant for a study. Only the study's owners may call this. It waits for the log's lock only if the grant
+-- is an owner's. It ends no sessions, because anybody can own a study, grant it to others, and revoke the grant.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered(p_log, 'owner');

@@ -165,15 +165,17 @@ class PostgresStore(Store):
 
         Args:
             function: its name without its version.
-            arguments: by their names without `p_`. Bytes are in base64, both in arguments and in results.
+            arguments: by their names without `p_`. Bytes are sent in base64; in results, base64 is not decoded.
             copied: whether the rows are returned by COPY instead, as bytes.
 
         Raises:
             StoreUnreachable: the outcome is not known, or the server cannot serve this now.
             Denied: the secret is wrong, or this user may not do that.
             StudyDeleted: the study is gone.
-            StoreCorrupt: the server has lost commits that a peer has seen.
-            ConfigurationError: the schema is missing or of another version, or server settings would lose data.
+            BrokenChain: the log does not match what a peer has read, for example because the server has lost commits.
+            StoreCorrupt: an upload failed, or a reply cannot be read.
+            ConfigurationError: the schema is missing or of another version, server settings would lose data, or the
+                server rejects the arguments.
 
         """
         import psycopg2

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.proxies import is_loopback
@@ -67,8 +67,11 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
         ConfigurationError: the URL is not understood, or holds a key; the message says what to write.
 
     """
-    parts = _split(url, "this s3:// URL", _EXAMPLE)
-    if parts.username is not None or parts.password is not None:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket that does not close; a message with the URL could show a key
+        raise ConfigurationError(f"this s3:// URL cannot be parsed; write one such as {_EXAMPLE}") from None
+    if "@" in parts.netloc or (":" in parts.netloc and "@" in url):  # a secret key may contain a slash
         raise ConfigurationError(
             "keys do not belong in an s3:// URL, because every process list would show them. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -112,34 +115,20 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")
 
 
-def _split(url: str, what: str, example: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:  # a bracket that does not close; a message with the URL could show a key
-        raise ConfigurationError(f"{what} cannot be parsed; write one such as {example}") from None
-
-
 def _endpoint(given: str | None, region: str) -> str:
     if not given:
         return f"https://s3.{region}.amazonaws.com"
-    parts = _split(given if "://" in given else f"https://{given}", "the endpoint", "https://s3.example.org:9000")
-    if parts.username is not None or parts.password is not None:
+    if "@" in given:  # even after a slash, which a secret key may contain
         raise ConfigurationError("keys do not belong in an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    host = parts.hostname or ""
     try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if (
-        parts.scheme not in ("http", "https")
-        or not _HOST.fullmatch(host)
-        or parts.path.strip("/")
-        or parts.query
-        or port == -1
-    ):
+        parts = urlsplit(given if "://" in given else f"https://{given}")
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or parts.path.strip("/") or parts.query:
+            raise ValueError
+    except ValueError:  # raised also for an open bracket and a port that is not a number
         raise ConfigurationError(
             f"the endpoint {given!r} cannot be parsed; write one such as https://s3.example.org:9000"
-        )
+        ) from None
     default = {"http": 80, "https": 443}[parts.scheme]
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}" + (f":{port}" if port not in (None, default) else "")

@@ -38,11 +38,11 @@ from hopaas_p2p.stores.s3.search import WIDEST
 
 _TYPE: Final = {"Content-Type": "application/octet-stream"}
 PAGE: Final = 1000
-"""The keys that one listing shows."""
+"""The most keys in one answer to a LIST."""
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _PARTS_AT_ONCE: Final = 3
 _CHUNK: Final = 1 << 20
-_ATTEMPTS: Final = 5  # at reading one file
+_ATTEMPTS: Final = 5  # to read one file
 
 _DONE: Final = (200, 204, 206)
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,100})</Code>")  # bounded, because it is shown
@@ -245,7 +245,7 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        room = self._room if len(keys) > WIDEST else contextlib.nullcontext()  # few keys wait for nobody
+        room = self._room if len(keys) > WIDEST else contextlib.nullcontext()  # a call for few keys does not wait
 
         def one(key: str) -> Found | StoreUnreachable | None:
             with room:
@@ -291,7 +291,10 @@ class Bucket:
             keys = [_text(one, "Key") or _text(one, "Prefix") for one in listed]
             if any(key <= root + after for key in keys):
                 raise StoreUnreachable(f"{self.address.endpoint} lists objects before those that it was asked for")
-            found += [one for one, key in zip(listed, keys, strict=True) if _is_below(root + prefix, key)]
+            for one, key in zip(listed, keys, strict=True):
+                # HTTP removes dots between slashes, so a request for such a key would go to another one
+                if key.startswith(root + prefix) and {".", ".."}.isdisjoint(key.split("/")):
+                    found.append(one)
             token, query["continuation-token"] = query.get("continuation-token"), _text(page, "NextContinuationToken")
             if _text(page, "IsTruncated") != "true" or (at_most is not None and len(found) >= at_most):
                 return found[:at_most]
@@ -342,7 +345,7 @@ class Bucket:
                     listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
-                self._xml(done.data, "CompleteMultipartUploadResult")  # otherwise an error with a success status
+                self._xml(done.data, "CompleteMultipartUploadResult")  # the body may be an error in spite of the status
             except BaseException:
                 with contextlib.suppress(HopaasError):
                     self._ask("DELETE", key, what, query=upload, bulk=True)
@@ -400,11 +403,6 @@ class _Builder(ElementTree.TreeBuilder):
 
     def doctype(self, *_: object) -> NoReturn:
         raise ElementTree.ParseError
-
-
-def _is_below(prefix: str, key: str) -> bool:
-    """Whether this key begins so, and a request for it goes to no other key: HTTP removes dots between slashes."""
-    return key.startswith(prefix) and {".", ".."}.isdisjoint(key.split("/"))
 
 
 def _text(element: Any, name: str) -> str:

@@ -30,7 +30,7 @@ def checks(store: S3Store) -> Generator[Finding, None, bool]:
     """The findings about the bucket, and whether further checks are worthwhile."""
     try:
         store.objects.get(f"{SCRATCH}none", limit=64)
-    except Denied:  # a free key must be found free by a user who may list, or a log has no end
+    except Denied:  # without a 404 for a free key, readers cannot find the end of a log
         store.objects.listed(SCRATCH, at_most=1)
         detail = "for a free key the server answers 403, as for a key that this user may not read"
         cure = (

@@ -73,13 +73,15 @@ class Confirmation:
         return [one.lsn for one in self._written]
 
     def check(self, *, ending: bool = False) -> bool:
-        """Check some of the due commits, or all of them if `ending`, and put missing ones back.
+        """Once a commit is due, check those older than `AFTER` or, if `ending`, all of them; put missing ones back.
 
-        Returns whether more remain when `ending`. Commits for which there was no answer stay due.
+        A call checks the commits of at most 1,000 lsns. Returns whether more remain when `ending`. Commits for which
+        there was no answer stay due.
 
         Raises:
-            BrokenChain: another commit has taken the place of one. Every later call raises this error, too.
-            StoreUnreachable: when `ending`, one check got no answer.
+            BrokenChain: another commit has taken the place of one, or this process has no copy of a missing one. Every
+                later call raises this error, too.
+            StoreUnreachable: when `ending`, some commits could not be read or put back.
             Denied: when `ending`, the commits may not be read.
 
         """
@@ -109,7 +111,7 @@ class Confirmation:
             self._written.extendleft(one._replace(due=now + AFTER) for one in reversed(unanswered + due))
         if unanswered and ending:
             raise StoreUnreachable(
-                f"the bucket accepted {len(self._written)} of this process's commits, which could not be checked again"
+                f"the bucket accepted {len(self._written)} of this process's commits, but they could not be read again"
             )
         return bool(self._written) and ending
 
@@ -142,12 +144,12 @@ class Confirmation:
                     found[place] = error
         for one, there in zip(due, found, strict=True):
             if isinstance(there, Found) and zlib.crc32(opened(there.data).stored) != one.checksum:
-                self._break(one, "another's now: the store accepted two commits under one number")
+                self._break(one, "another writer's now: the store accepted two commits under one number")
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
 
     def _break(self, one: _Written, how: str) -> NoReturn:
         self._broken = (
-            f"This log has two histories: commit {one.lsn}, which the store had taken from this process, is {how}. "
+            f"This log has two histories: commit {one.lsn}, which the store had accepted from this process, is {how}. "
             "This process writes nothing more to the study. Run: hopaas-p2p doctor URL"
         )
         raise BrokenChain(self._broken)

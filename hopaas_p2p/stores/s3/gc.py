@@ -43,7 +43,7 @@ _Removing = Generator[Removal, None, dict[str, Denied]]
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove objects that are no longer needed; yield them, log by log.
+    """Remove objects that are no longer needed; yield what was removed, log by log.
 
     Args:
         store: the store.
@@ -144,7 +144,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> _Remov
 def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> _Removing:
     """Remove these objects, and report that; returns those that may not be removed, and why."""
     stay: dict[str, Denied] = {}
-    for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # of many requests one is lost now and then
+    for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # one of many requests may be lost
         keys = [one.key for one in found[at : at + _AT_ONCE]]
         try:
             persistently(functools.partial(store.objects.delete, keys))

@@ -20,7 +20,7 @@ from hopaas_p2p.runtime import credentials
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
 READ: Final = 4.0
-"""Seconds of silence after which a small request counts as lost; the log finds out what happened to it."""
+"""Seconds of silence after which a small request counts as lost; its caller then reads the key to learn the outcome."""
 _LARGEST_ANSWER: Final = 16 << 20  # bytes of a completely read answer; a page of a listing has at most 4 MB
 _LAST_DATE: Final = 1 << 32  # seconds since 1970; in the year 2106
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
@@ -39,7 +39,7 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 def _prompt(connection: Any) -> Any:
-    """Connections of this kind that acknowledge data at once, and do not accept an answer that drips.
+    """Connections of this kind that acknowledge data at once, and end an answer that arrives too slowly.
 
     A server may send an answer's head and body separately, and wait for an acknowledgement of the first before it sends
     the second (Nagle's algorithm, as in Ceph RGW by default). The kernel here acknowledges only 40 ms later, to combine

@@ -38,8 +38,8 @@ from hopaas_p2p.stores.s3.address import Address, is_aws
 _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
 _LINK_LOCAL: Final = ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
-"""Addresses of the services of EC2, ECS and EKS, which Amazon's own tools, too, use without TLS."""
-_LARGEST_ANSWER: Final = 64 << 10  # bytes of an answer; keys take two thousand
+"""Addresses of the services of EC2, ECS and EKS, which Amazon's own tools also use without TLS."""
+_LARGEST_ANSWER: Final = 64 << 10  # bytes of an answer; one with keys has about two thousand
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or does not exist
 _ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
@@ -90,12 +90,12 @@ class Chain:
                 self._keys = self._find()
             return self._keys
 
-    def renew(self, refused: Keys | None = None) -> bool:
-        """Look again, because the server refused the keys; return whether there are different ones now."""
+    def renew(self, refused: Keys) -> bool:
+        """Look again, because the server refused these keys; return whether there are different ones now."""
         with self._lock:
-            before, self._keys = refused or self._keys, self._find()
+            self._keys = self._find()
             now = self._keys.access_key, self._keys.session_token
-            return before is None or now != (before.access_key, before.session_token)
+            return now != (refused.access_key, refused.session_token)
 
     def _find(self) -> Keys:
         bucket, env = [server_of(self._address.endpoint)], self._env

@@ -3,8 +3,8 @@
     study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of those before it; see `carried`
 
 A PUT is slow and costs as much as twelve GETs. So peers pace themselves (`TurnScheduler`), read before they write if
-others have probably written, and read only some of the objects (`search`). Each process checks its own
-commits again later (`confirmation`).
+others have probably written, and read only some of the objects (`search`). Each process checks its own commits again
+later (`confirmation`).
 """
 
 from __future__ import annotations
@@ -175,11 +175,11 @@ class BucketLog(WriteOnceLog[Bucket]):
         self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
     def _read_up_to_hole(self, lsn: int) -> None:
-        """Warn that there is no commit at this lsn, but objects after it. The log continues at this lsn.
+        """Warn once that there is no commit at this lsn, but objects after it. The log continues at this lsn.
 
         A user whose key may only add objects can put one further ahead, which must not end the study. The next commit
         fills the hole, and the objects after it are judged like any commit. If a commit was removed, peers that had
-        read it find that the sums of the commits disagree.
+        read it find that the sums of the commits disagree. Raises StoreCorrupt if commit 1 is missing.
         """
         if lsn == 1:
             self._missing(lsn)

@@ -1,7 +1,8 @@
 """The minimal rights that a key needs, as a policy for the S3 server.
 
-On Amazon's servers, a worker may write only where nothing exists, so it cannot change history. Other servers cannot
-enforce that condition, so a hostile worker could overwrite commits there; enable versioning of the bucket.
+On Amazon's servers, a worker may write commits and snapshots only where nothing exists, so it cannot change history.
+Other servers cannot enforce that condition, so a hostile worker could overwrite commits there; enable versioning of the
+bucket.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
 
     Args:
         address: the store.
-        role: a viewer reads, a worker runs trials, an owner may do everything.
+        role: a viewer reads, a worker runs trials, and an owner may also remove anything.
         uuid: the one study to which a worker may write; None for every study.
         by_prefix: whether listing is allowed only under the store's prefix. Some servers then answer 403 for a free
             key, where a log needs 404. If False, keys of the whole bucket may be listed.

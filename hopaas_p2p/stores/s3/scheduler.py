@@ -1,10 +1,9 @@
 """Lets peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
 
 While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a busy log,
-every other PUT would lose. Then the peers take turns: the one that has waited longest since its
-last commit goes next, as all can see from the log. A turn that nobody takes passes by itself. A turn is as long as a
-PUT, or a GET if that is slower; otherwise a peer that has just written, and need not read, would be first for seconds
-on end.
+half of the PUTs would lose. Then the peers take turns: the one that has waited longest since its last commit goes next,
+as all can see from the log. A turn that nobody takes passes by itself. A turn is as long as a PUT, or a GET if that is
+slower; otherwise a peer that has just written, and need not read, would be first for seconds on end.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Final
 from hopaas_p2p.stores.objects.scheduler import GAP, ME, CrowdScheduler, Sight
 from hopaas_p2p.stores.s3.search import EndSearch
 
-_RECENT: Final = 1.5  # seconds, by the server's clock, which shows whole ones
+_RECENT: Final = 1.5  # seconds, by the server's clock, whose times are in whole seconds
 _LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are counted
 _FULL: Final = 0.4  # share of the time with a PUT under way: no room for peers to write at will
 _TURN: Final = 1.5  # slots for which a turn is left to its owner
@@ -65,7 +64,7 @@ class TurnScheduler(CrowdScheduler):
             return EndSearch(None)
         known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
         expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
-        hurried = self._busy >= _FULL  # commits that others write during a search come before ours
+        hurried = self._full  # commits that others write during a search come before ours
         return EndSearch(expected, behind=behind, hurried=hurried)
 
     # --- whose turn it is ---
@@ -90,16 +89,12 @@ class TurnScheduler(CrowdScheduler):
         if self._alone >= self._run and waited < GAP * self._slot:
             return GAP * self._slot - waited
         self._lets_go()
-        ahead = self._ahead()
+        line = self._line()
+        mine = line.pop(ME, -1)
+        ahead = sum(place < mine for place in line.values())  # writers in line that have waited longer
         if not ahead or waited >= ahead * _TURN * self._slot:
             return 0.0
         return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
-
-    def _ahead(self) -> int:
-        """How many of the writers in line have waited longer than this peer."""
-        last = self._line()
-        mine = last.pop(ME, -1)
-        return sum(place < mine for place in last.values())
 
     def _line(self) -> dict[str | None, int]:
         """The writers in line, with the place of each one's last commit among those seen.

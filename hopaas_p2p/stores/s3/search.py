@@ -1,9 +1,9 @@
 """Chooses where to look for the end of a log whose objects also show earlier commits.
 
-A reader expects some number of new commits, and requests one object at a time, where the end is as likely before it as
-after it. Each answer halves the possibilities, so fifteen new commits take three or four GETs instead of sixteen. The
-last answer must not be old, because a write follows it. If one place is left, the free place after it is therefore
-requested again in the same round. A wrong guess costs one more GET, and nothing else.
+A reader expects some number of new commits, and requests one object at a time: the one that is as likely to be before
+the end of the log as after it. Each answer halves the possibilities, so fifteen new commits take three or four GETs
+instead of sixteen. The last answer must not be old, because a write follows it. If one place is left, the free place
+after it is therefore requested again in the same round. A wrong guess costs one more GET, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ WIDEST: Final = 16
 """The maximum number of concurrent GETs."""
 _FAR: Final = 2.0 * MOST  # expected commits beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds of such reads, after which it reads windows, the last with the end
-_LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen; a log may outgrow a distant peer
+_RUSH: Final = 8  # rounds of such reads, after which it reads windows, of which the last includes the end
+_LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen; a log may grow faster than one reads
 _SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; from test_write_scheduler.py
 _SHARE: Final = 0.5  # probability that the end lies beyond the offset that is read; from the same test
 _SURE: Final = 0.98  # probability that the expectation is of any use; from the same test

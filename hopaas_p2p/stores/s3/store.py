@@ -1,6 +1,6 @@
 """A store in an S3 bucket, without a server of ours, on any S3 server whose `If-None-Match: *` is atomic.
 
-Names in the bucket are in `stores.objects.store` and `stores.objects.log`.
+`stores.objects.store` and `stores.objects.log` define the names in the bucket.
 
 Everything depends on that condition, and servers break it in ways that one PUT does not show; see `objects.race`. So
 the condition is tested with fresh keys before a store is created, and before a process writes for the first time. It is
@@ -30,7 +30,7 @@ from hopaas_p2p.stores.s3.log import BucketLog
 SCRATCH: Final = "study/doctor-proof/snapshot/"
 RENEW: Final = 300.0
 """Seconds after which a process that writes proves the condition again."""
-_SETTLED: Final = 5.0  # seconds after a proof in which no new one is needed after the server was away
+_SETTLED: Final = 5.0  # seconds for which a proof stays valid even if the server is unavailable meanwhile
 _FEW: Final = 2  # keys, and writers per key, if the server was proved before
 CAUSES: Final = (
     "Most likely, in this order: (1) MinIO or RustFS with more than one server pool: use a server with one pool, and "
@@ -79,7 +79,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         self.objects.close()
 
     def find(self) -> None:
-        """Check, once per process, that this is a store, and make it one if allowed.
+        """Check, until that has succeeded, that this is a store, and make it one if allowed.
 
         Raises:
             ConfigurationError: this is not a store and may not become one, or the bucket cannot be used.
@@ -117,9 +117,9 @@ class S3Store(ObjectBackedStore[Bucket]):
         return False
 
     def _prove_condition(self, root: str, *, thoroughly: bool = False) -> None:
-        """Prove the condition unless the last proof is fresh; `thoroughly`, with the right to write, for a new store.
+        """Prove the condition unless the last proof is fresh; for a new store, do so `thoroughly`.
 
-        Credentials that may not write anywhere need no proof.
+        Credentials that may not write anywhere need no proof; if `thoroughly`, Denied is raised instead.
         """
         if self._refusal is not None:
             raise type(self._refusal)(str(self._refusal))
