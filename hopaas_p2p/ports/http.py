@@ -43,7 +43,7 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         key: the key that requests must carry.
 
     Raises:
-        ConfigurationError: the address is in use.
+        ConfigurationError: the address is in use, or cannot be used.
 
     """
 

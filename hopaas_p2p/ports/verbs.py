@@ -51,7 +51,7 @@ def parsed(body: bytes) -> Reply:
     """A request in JSON.
 
     Raises:
-        ValueError: it is not a JSON object.
+        InvalidInput: it is not a JSON object.
 
     """
     try:
@@ -169,7 +169,7 @@ class TrialVerbs:
                 if asked is not None:
                     trial.handle.acknowledge_stop(trial.number)
             elif trial.should_prune():
-                pruner = AT_RUNG if trial.at_rung else f"{type(self.study.pruner).__name__} says so"
+                pruner = AT_RUNG if trial.at_rung else f"requested by {type(self.study.pruner).__name__}"
                 self.pruned = asked or pruner if trial.lease_held else trial.handle.how_lost(trial.number)
         return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
 

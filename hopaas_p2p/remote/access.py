@@ -1,4 +1,4 @@
-"""The rights of users in a directory or bucket that is served: users, tokens, grants, and one function that judges.
+"""The rights of users in a directory or bucket that is served: users, tokens, grants, and the check of each request.
 
 Users, tokens and grants are kept in a separate log of the store, which is also the audit log. Only servers, and people
 who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights;
@@ -35,6 +35,7 @@ from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
 LOG: Final = "access"
 ROLES: Final = ("viewer", "worker", "owner")
 _YEAR_9999: Final = 253_370_764_800
+_LIST: Final = "list them with: hopaas-p2p admin"
 _Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
 
 
@@ -131,11 +132,12 @@ class Roles:
             self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
             for grants in self.grants.values():
                 grants.pop(change.name, None)
-            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
+            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}; {_LIST} user list"
         if isinstance(change, TokenSet) and change.gone:
-            return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
+            found = self.tokens.pop(change.name, None)
+            return None if found else f"there is no token {change.name!r}; {_LIST} token list"
         if change.user not in self.users:
-            return f"there is no user {change.user!r}"
+            return f"there is no user {change.user!r}; {_LIST} user list"
         if isinstance(change, TokenSet):
             self.tokens[change.name] = Known(change, at, by)
             return None
@@ -278,7 +280,7 @@ class AccessList:
             return self._log.sum_at(lsn)
 
     def token(self, name: str, secret: Secret) -> TokenSet | None:
-        """The token of this name and secret, unless it has expired."""
+        """The token of this name and secret, as last read; None if there is none, or if it has expired."""
         found = self.roles.token(name, secret.reveal())
         return None if found is None or found.expires <= self._now() else found
 
@@ -286,7 +288,7 @@ class AccessList:
         """Write these changes in one commit.
 
         Raises:
-            InvalidInput: one of the changes is refused; the message gives the reason.
+            InvalidInput: one of the changes is refused; the message gives the reason. The others are in effect.
 
         """
         writer = secrets.token_urlsafe(12)

@@ -354,7 +354,7 @@ def _call(name: str) -> Any:
 
 
 class RemoteLog(Log):
-    """A log of a store that is served. If the store has turns, the server waits for them."""
+    """A log of a store that is served. The server, not this process, waits for its turn in a store that needs turns."""
 
     rate_limited = True
     flush_interval = 0.0
@@ -401,7 +401,7 @@ class RemoteLog(Log):
 
 
 class RemoteStore(Store):
-    """A store that a server offers. Connects at the first call."""
+    """A store that is reached through a server, over HTTPS or a folder. Over HTTPS, connects at the first call."""
 
     freshness = _FRESHNESS
 

@@ -46,8 +46,8 @@ _SIDE_BY_SIDE: Final = 8
 """Concurrent calls per token, each on its own connection to Postgres; also per log and kind of call, since Postgres may
 lock a log."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits to be looked at once more
-_LOOK_EVERY: Final = 1.0  # seconds between looks, for a waiting caller, for commits that came another way
+_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits
+_LOOK_EVERY: Final = 1.0  # seconds between reads for a waiting caller, since commits may come through other servers
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
@@ -99,7 +99,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        """The store, exclusively for this request."""
+        """The store for this request: its own connection, or the shared handle, with exclusive use of its log."""
         if isinstance(self.store, PostgresStore | RemoteStore):
             log = request.log or token, request.kind.of
             async with self.turn(token, _SIDE_BY_SIDE), self.turn(log, _SIDE_BY_SIDE):

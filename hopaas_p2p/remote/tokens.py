@@ -35,7 +35,7 @@ _ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
 
 
 class TokenStatus(NamedTuple):
-    """The status of a token according to Postgres."""
+    """Whether a token is valid, according to Postgres or to the list of a directory or bucket."""
 
     valid: bool
     expires: float | None = None

@@ -238,7 +238,7 @@ def _names(server: Server) -> set[str]:
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
-    """Check that a credential may be sent to these servers; `by` is who named them, empty for the user.
+    """Check that a credential may be sent to these servers; `by` says who named them, and is empty for the user.
 
     Raises:
         ConfigurationError: the credential may not be sent to one of them.
@@ -346,10 +346,11 @@ def check_says_where(store: str, *, by: str) -> None:
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The user's own token, from `HOPAAS_TOKEN_FILE`, else from `HOPAAS_TOKEN`, else None; not yet bound to a host.
 
-        The file is read at every call, so the token may be renewed.
+    The file is read at every call, so the token may be renewed.
 
     Raises:
-        ConfigurationError: the file cannot be read, or is empty.
+        ConfigurationError: the file cannot be read or is empty, or the token is not one line of text.
+        StoreUnreachable: a file that this process has read before cannot be read at the moment.
 
     """
     return _secret("HOPAAS_TOKEN", "token", env)
@@ -460,7 +461,12 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, 
 
 
 def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; raises like `may_sign`."""
+    """The key in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; None if there is none.
+
+    Raises:
+        ConfigurationError: only one of the first two is set; or as in `may_sign`.
+
+    """
     key, secret = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
     if not key and not secret:
         return None
@@ -472,7 +478,14 @@ def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -
 
 
 def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key in a section of ~/.aws/credentials, or of ~/.aws/config; raises like `may_sign`."""
+    """The key in a section of ~/.aws/credentials, or of ~/.aws/config; None if there is none.
+
+    AWS_PROFILE names the section, and other variables of AWS name other files.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or has no key for AWS_PROFILE; or as in `may_sign`.
+
+    """
     wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
     try:
         home = Path(env.get("HOME") or Path.home()) / ".aws"
@@ -512,7 +525,7 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
 def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
     """The URL of the container platform's service that provides keys, and the authorization that it requires.
 
-    The environment names the host, in AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI.
+    The environment names the host, in AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI. None if neither is set.
     """
     relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     url = f"http://169.254.170.2{relative}" if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")

@@ -123,7 +123,7 @@ def _git_commit() -> str | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a file in whose place somebody may have put a pipe, or one without an end."""
+    """The text of a file in whose place somebody may have put a pipe, or an endless file."""
     return read_regular(path, limit=_LARGEST, named=True).decode()
 
 

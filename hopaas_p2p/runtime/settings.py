@@ -33,8 +33,7 @@ from hopaas_p2p.runtime.redaction import redacted
 HERE: Final = "./hopaas.toml"
 """The origin of settings from this directory's file."""
 _LARGEST: Final = 1 << 14
-"""Bytes of a file. The time to read TOML, even from an untrusted file, grows with the square of a dotted key's length.
-"""
+"""Bytes of a file, which may be untrusted. The time to parse TOML grows with the square of a dotted key's length."""
 _LONGEST: Final = 4096
 """Characters of a value in a file."""
 _LINE: Final = 300

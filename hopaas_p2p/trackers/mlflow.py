@@ -100,7 +100,6 @@ class MLflow:
     Raises:
         ConfigurationError: no URI is given or set.
 
-
     """
 
     name = "mlflow"
