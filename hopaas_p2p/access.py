@@ -378,12 +378,15 @@ def revoke_token(url: str, name: str) -> None:
 
     """
     if (listed := _listed(url)) is not None:
-        listed.change(TokenSet(name, gone=True))
-        return
-    with _administration(url) as connection:
-        found = query(connection, "SELECT username FROM hopaas.tokens WHERE role = %s", (name,))
+        found: Any = name in listed.read().tokens
+    else:
+        with _administration(url) as connection:
+            found = query(connection, "SELECT username FROM hopaas.tokens WHERE role = %s", (name,))
     if not found:
         raise InvalidInput(f"there is no token {name!r}; list them with: hopaas-p2p admin token list")
+    if listed is not None:
+        listed.change(TokenSet(name, gone=True))
+        return
 
     def forget(connection: Any) -> None:
         query(connection, "DELETE FROM hopaas.tokens WHERE role = %s", (name,))

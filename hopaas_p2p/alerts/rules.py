@@ -16,11 +16,11 @@ from hopaas_p2p.core.state import State
 
 NEW_BEST: Final = "new-best"
 FAILURES: Final = 5
-"""Consecutive failures caused by the objective, from which on there is an alert."""
+"""Consecutive failures caused by the objective that trigger an alert."""
 STAGNATION: Final = 100
-"""COMPLETE trials since the best one, from which on there is an alert."""
+"""COMPLETE trials since the best one that trigger an alert."""
 _BUDGET: Final = 0.8
-"""The used fraction of the budget from which on there is an alert."""
+"""The fraction of the budget whose use triggers an alert."""
 
 
 def conditions(state: State, silent: Collection[str], *, over: bool = False) -> dict[str, str]:

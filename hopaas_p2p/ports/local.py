@@ -63,7 +63,7 @@ class LocalPeer:
         self, storage: Storage, *, actions: bool, silence: float = SILENCE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.storage = storage
-        self._actions, self._silence, self._clock = actions, silence, clock
+        self.actions, self._silence, self._clock = actions, silence, clock
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], TrialVerbs] = {}
         """Trials by study and number. Threads use only single, atomic operations on it."""
@@ -277,7 +277,7 @@ class LocalPeer:
         return {"study": study, "trial": trial, "requested": "stop"}
 
     def _check_allowed(self) -> None:
-        if not self._actions:
+        if not self.actions:
             raise Denied("this server is read-only: start `hopaas-p2p serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:

@@ -1,9 +1,9 @@
 """The rights of users in a directory or bucket that is served: users, tokens, grants, and the check of each request.
 
 Users, tokens and grants are kept in a separate log of the store, which is also the audit log. Only servers, and people
-who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights;
-both pass the same table of test cases. **These rights bind users who connect through a server, not those who can write
-to the store itself.**
+who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights,
+and the same table of test cases checks both. **These rights bind users who connect through a server, not those who can
+write to the store itself.**
 
 A user may own, work in or view a study. A guest was invited to one study, and gets a grant for no other. An owner of
 the catalog is an administrator. A token is a name and a secret of 256 bits; the log holds only a hash of the secret.
@@ -35,7 +35,7 @@ from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
 LOG: Final = "access"
 ROLES: Final = ("viewer", "worker", "owner")
 _YEAR_9999: Final = 253_370_764_800
-_LIST: Final = "list them with: hopaas-p2p admin"
+_LIST: Final = "list them with: hopaas-p2p admin user list"
 _Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
 
 
@@ -132,12 +132,11 @@ class Roles:
             self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
             for grants in self.grants.values():
                 grants.pop(change.name, None)
-            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}; {_LIST} user list"
+            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}; {_LIST}"
         if isinstance(change, TokenSet) and change.gone:
-            found = self.tokens.pop(change.name, None)
-            return None if found else f"there is no token {change.name!r}; {_LIST} token list"
+            return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
         if change.user not in self.users:
-            return f"there is no user {change.user!r}; {_LIST} user list"
+            return f"there is no user {change.user!r}; {_LIST}"
         if isinstance(change, TokenSet):
             self.tokens[change.name] = Known(change, at, by)
             return None

@@ -320,7 +320,7 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
             raise StoreUnreachable(f"the answer of {server} has no length; check whether a proxy changes it")
         return
     answered = f"the server {server} answered {status} {answer.reason}"
-    if status in (429, 500, 502, 503, 504):  # also a proxy in front of it
+    if status in (429, 500, 502, 503, 504):  # from the server, or from a proxy in front of it
         with contextlib.suppress(ValueError):
             rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
             _busy_until[server] = time.monotonic() + rest

@@ -81,7 +81,7 @@ class Service:
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
         self._places: Sequence[str] = ()
-        """The texts by which messages name the store's place, if callers must not read these; the longest first."""
+        """Texts in messages that show where the store is, if callers must not see that; the longest first."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
@@ -335,7 +335,7 @@ def _failed(error: Exception, what: str) -> StoreUnreachable:
 
 
 def _places(url: str) -> list[str]:
-    """The texts by which messages name the place of a directory or bucket: URL, path or endpoint; the longest first."""
+    """Texts in messages that show where a directory or bucket is: its URL, path or endpoint; the longest first."""
     parts = urlsplit(url)
     endpoints = parse_qs(parts.query).get("endpoint", [])
     found = [url, *endpoints, *(f"{one}, bucket {parts.netloc!r}" for one in endpoints)]

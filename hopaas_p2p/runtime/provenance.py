@@ -52,7 +52,10 @@ def _domain() -> str:
 
 
 def describe(*, on_behalf_of: str = "") -> dict[str, str]:
-    """What `peer.join` announces about this process. Starts no subprocess; unknown facts are left out."""
+    """What `peer.join` announces about this process. Starts no subprocess; unknown facts are left out.
+
+    Raises like `metering.devices`.
+    """
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
     if on_behalf_of:
         info["on_behalf_of"] = on_behalf_of
@@ -92,7 +95,7 @@ def _machine() -> dict[str, str]:
 
 
 def _gpus() -> str:
-    """Models of the GPUs that this process may use, from the driver's own files."""
+    """The models of this node's GPUs, from the driver's own files, and which of them this process may use, if known."""
     models = []
     with contextlib.suppress(OSError):
         for path in sorted(_NVIDIA.glob("*/information")):

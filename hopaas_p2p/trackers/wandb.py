@@ -241,7 +241,7 @@ def _has_key() -> bool:
 
     """
     for folder in (Path.cwd(), Path(os.environ.get("WANDB_DIR", "")).absolute()):
-        for name in ("wandb", ".wandb"):  # check both, because one file's settings can hide that it was read
+        for name in ("wandb", ".wandb"):  # both, because W&B's settings need not show which file it has read
             credentials.check_wandb(folder / name / "settings")
     settings = _module().setup().settings
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)
