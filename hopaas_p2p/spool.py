@@ -2,9 +2,9 @@
 
 There is one file per batch of commits, and one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
 `~/.local/state/hopaas-p2p/spool`. If that is not writable (a full quota, a read-only home), the directory is under the
-temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so the
-log counts it once, whoever sends it, and however often. A file is removed when the store has acknowledged everything
-in it.
+temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
+counts once in the log, whichever process sends it, and however often. A file is removed when the store has acknowledged
+everything in it.
 
 A file is a sequence of frames, each after four bytes with its length: the description of a batch, then its commits. An
 exported file holds several batches. Files are read frame by frame, so that a false length is found at the first frame.

@@ -54,7 +54,7 @@ def shell_word(text: str) -> str:
 quiet = False
 """Whether the running command has --quiet. All threads of the command read this."""
 warned = ""
-"""The last warning of the library that Python printed for want of a handler, so that no error repeats it."""
+"""The last warning of the library that Python printed because logging has no handler, so that no error repeats it."""
 
 
 def _remember(record: logging.LogRecord) -> bool:
@@ -63,7 +63,7 @@ def _remember(record: logging.LogRecord) -> bool:
     return True
 
 
-logging.lastResort.addFilter(_remember)  # type: ignore[union-attr]  # nobody has removed it
+logging.lastResort.addFilter(_remember)  # type: ignore[union-attr]  # it is None only if a program removes it
 
 
 def say(message: str, *, always: bool = False) -> None:

@@ -128,7 +128,7 @@ def _look(study: Study) -> dict[str, Any]:
 
 
 def sentence(look: dict[str, Any]) -> str:
-    """The state of the study when it was read, and why nothing happens in it, on one line."""
+    """The state of the study when it was read and, if no trial is running, what the study waits for, on one line."""
     words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
     counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"

@@ -104,7 +104,7 @@ class TrialVerbs:
         self.pruned: str | None = None
         """Why a reply asked the program to end the trial, if one did."""
         self.released: str | None = None
-        """Why the program wants the trial returned; the carrier does so when the program has ended."""
+        """The program's reason for returning the trial, which its carrier does when the program has ended."""
         self.preempted = False
         """Whether the program should save its state; included in replies."""
         self.heard_at = 0.0

@@ -222,7 +222,7 @@ class Worker:
         if not self._received:  # this process is not about to be ended
             with contextlib.suppress(HopaasError):  # leftover checkpoints do no harm
                 checkpoints.collect(self.study.handle)
-        code = codes[-1]  # the last thread to stop knows most
+        code = codes[-1]  # the last thread to stop saw the latest state
         return FAILED if code == DONE and self._only_failures() else code
 
     def _run_trials(self, share: metering.Share, codes: list[int]) -> None:
@@ -273,7 +273,7 @@ class Worker:
                 said = f"{every} that ran here failed, so this worker stops. The last one: {why}"
                 self._say_each_minute("hopeless", said)
                 return FAILED
-            # where the study starts no trial, `ask` decides whether another job is needed
+            # if the study starts no trial, `_leave` chooses the exit code
             if next_start(state).why is None and not self._has_its_trials() and not self._fits():
                 return AGAIN
             with self._lock:

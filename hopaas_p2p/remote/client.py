@@ -170,7 +170,7 @@ class _Line:
 
 
 class Connections:
-    """Connections to the servers of one store. Any thread may make requests; each uses its own connection meanwhile."""
+    """Connections to the servers of one store. Any thread may make requests; each uses one connection alone."""
 
     def __init__(self, address: RemoteAddress) -> None:
         self.address, self.url = address, str(address)
@@ -232,8 +232,9 @@ class Connections:
         """Make one request, optionally with a file's bytes. Yields the answer, to be read within the block.
 
         Raises:
-            Denied: the server does not let us in with this token.
-            ConfigurationError: this is not a trusted server, or not our server at all; the message says what to change.
+            Denied: the server does not accept this token.
+            ConfigurationError: the server is not trusted, or is not a hopaas-p2p server of this version; the message
+                says what to change.
             StoreUnreachable: no server can be reached now.
 
         """

@@ -127,7 +127,7 @@ class Copy:
 
 
 def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:
-    """The entries in these bytes up to the first incomplete one, and where each ends."""
+    """The entries in these bytes up to the first incomplete or damaged one, and where each ends."""
     position = 0
     while position + _HEAD <= len(data):
         end = position + _HEAD + int.from_bytes(data[position : position + 4], "big")

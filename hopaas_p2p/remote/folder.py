@@ -369,7 +369,7 @@ class FolderServer:
             raise StoreUnreachable(message)
         place.backoff.reset()
         place.retry_at, place.trouble = 0.0, None
-        if self._away and not self._troubles():  # about other logs, too, which no caller may request again
+        if self._away and not self._troubles():  # for any log, since a log that failed may not be requested again
             self._away = False
             _log.info("the store answers again")
         return found

@@ -50,7 +50,7 @@ _FRAME: Final = 1 << 16  # bytes
 _HEAD: Final = 16 << 10  # bytes
 _HELD: Final = 512 << 20  # bytes of requests and answers of all callers at a time; a quarter of that per token
 _SLOWEST: Final = 16 << 10  # bytes per second of a body, after the first ten seconds
-_STALLED: Final = 60.0  # seconds for which a caller may read nothing of its answer
+_STALLED: Final = 60.0  # seconds after which a caller that reads nothing of its answer is disconnected
 _LAST_WORDS: Final = 5.0  # seconds for a caller to read a last answer
 _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # rejected addresses logged per second
@@ -341,7 +341,7 @@ class HttpsSession:
         return False
 
     async def _answer(self, request: h11.Request) -> None:
-        """Answer a request whose head has arrived, if the store can and the caller may."""
+        """Answer a request whose head has arrived. Raises RequestRefused if the caller may not make it, or not now."""
         headers: dict[bytes, list[str]] = {}
         for name, value in request.headers:
             headers.setdefault(name, []).append(value.decode("latin-1"))

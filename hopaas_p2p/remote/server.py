@@ -57,7 +57,7 @@ _ADDRESS: Final = re.compile(r'connection to server (at "[^"]*"( \([^)]*\))?, po
 
 
 class Service:
-    """One store for callers with tokens. This class lets in everyone, with the login of this process.
+    """One store for callers with tokens. This class accepts every caller, and uses the login of this process.
 
     All methods are called in one event loop; stores work in threads.
 
@@ -123,7 +123,7 @@ class Service:
     async def answer(
         self, token: Token, request: StoreRequest, status: TokenStatus, gone: Callable[[], bool] = bool
     ) -> bytes:
-        """The answer to the request; `gone` tells whether its caller no longer waits for it."""
+        """The answer to the request. `gone` returns whether the caller has stopped waiting for it."""
         if request.call == "news":
             return await self._when_there_is_news(token, request, gone)
         found = await self.carry_out(token, request)

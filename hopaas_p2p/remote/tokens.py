@@ -43,7 +43,7 @@ class TokenStatus(NamedTuple):
 
 
 class TokenCache:
-    """The tokens that one server knows. Used from its event loop only.
+    """The tokens that one server has checked. Used from its event loop only.
 
     Args:
         url: the database, without a login.

@@ -179,7 +179,8 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = (), limit
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file cannot be read, is too large, or is not a regular file.
-        PermissionError: somebody else may have written the file; the message says who or how.
+        PermissionError: somebody else may have written the file, or it is a link that is not allowed; the message says
+            who or how.
         UnicodeDecodeError: the file is not text.
 
     """

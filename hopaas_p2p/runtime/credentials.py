@@ -162,7 +162,7 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     except ConfigurationError:  # no home directory, so nothing in it
         names = []
     found = []
-    for name in sorted({*names, *([chosen] if chosen else [])}):  # nothing is guessed about an unknown study
+    for name in sorted({*names, *([chosen] if chosen else [])}):  # an unknown study is an error
         values = settings.joined(name, env)
         hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
@@ -386,7 +386,7 @@ def login(
 
 
 def certificate(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What libpq is told about a certificate of the user: a joined study's host sees none, even if it asks for one."""
+    """Options for libpq about the client certificate. A joined study's host gets none, even if it requests one."""
     return {"sslcert": f"{os.devnull}/none"} if is_joined(servers, env) else {}
 
 

@@ -117,7 +117,7 @@ def _git_commit() -> str | None:
         start = Path.cwd()
         for directory in (start, *start.parents):
             found = directory / ".git"
-            if found.is_file():  # a worktree or a submodule: it says where its files are
+            if found.is_file():  # in a worktree or a submodule, a file with the path of the folder
                 found = directory / _text(found).partition(": ")[2].strip()
             if (found / "HEAD").is_file():
                 commit = _head(found) or ""

@@ -19,7 +19,7 @@ _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
 
-_LONGEST: Final = 2000  # characters of what a server says
+_LONGEST: Final = 2000  # characters of a server's message
 
 
 def redacted(url: str) -> str:

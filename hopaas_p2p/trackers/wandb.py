@@ -93,8 +93,8 @@ class WandB:
         other = self._ledger.get(STUDY, {}).get("project", self._project)
         if other != self._project:
             raise ConfigurationError(
-                f"{self._directory} holds this study's runs of the project {other}, and would not export them again. "
-                f"For {self._project}, set WANDB_DIR to another directory"
+                f"according to {self._directory}, this study's runs were already exported, to the project {other}. "
+                f"To export them to {self._project}, set WANDB_DIR to another directory"
             )
         if not self._ledger and not self.offline:
             with self._translated():
