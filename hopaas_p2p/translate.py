@@ -73,7 +73,7 @@ def checked_choices(choices: tuple[Any, ...]) -> records.Categorical:
 
 
 def _plain(choice: Any) -> bool | int | float | str | None:
-    """A choice as its plain type (numpy's float64 is a float)."""
+    """A choice as its plain type (numpy's float64 is a float); None for None."""
     return next((kind(choice) for kind in (bool, int, float, str) if isinstance(choice, kind)), None)
 
 
@@ -132,7 +132,7 @@ def to_json(key: object, value: object) -> str:
 
 
 def as_python(value: object) -> object:
-    """A scalar or array of numpy, PyTorch or pandas as a number or a list."""
+    """A scalar or array of numpy, PyTorch or pandas as a number or a list; raises TypeError for other objects."""
     to_list = getattr(value, "tolist", None)
     if not callable(to_list):
         raise TypeError(f"{type(value).__name__} is not JSON serializable")
@@ -178,7 +178,7 @@ def _check_name(what: str, name: str) -> None:
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:
-    """A naive local time (or an aware one) in the log's form."""
+    """A naive local time (or an aware one) in the log's form; None for None."""
     if when is None:
         return None
     return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond

@@ -83,7 +83,14 @@ class Ticket(NamedTuple):
 
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
-    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
+    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns.
+
+    Raises:
+        NotYourTrial: this process does not run the trial.
+        LeaseLost: another peer took the trial over.
+        StoreUnreachable: the store did not answer; reports and attributes stay queued.
+
+    """
     study.storage.peer.copies_made += 1
     handle = study.handle
     with handle.lock:

@@ -160,7 +160,7 @@ class Roles:
         return "" if found is None else found.what.guest_of
 
     def role(self, user: str, log: str) -> str | None:
-        """The user's role in a log by its grants alone."""
+        """The user's role in a log by its grants alone; None without a grant."""
         found = self.grants.get(log, {}).get(user)
         return None if found is None else found.what.role
 
@@ -274,7 +274,7 @@ class AccessList:
             return self._log.exchange(outgoing, since)
 
     def sum_at(self, lsn: int) -> int | None:
-        """The sum of this log up to a commit; raises like `Log.sum_at`."""
+        """The sum of this log up to a commit, or None; see `Log.sum_at`."""
         with self._lock:
             return self._log.sum_at(lsn)
 

@@ -154,7 +154,10 @@ class Box:
             self._result_of(request, name, there=True)
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
-        """Write the data stored under the key to this file; raises KeyError if there are none."""
+        """Write the data stored under the key to this file.
+
+        Raises KeyError if there are none, StoreUnreachable if the data were lost in the folder, and like `ask`.
+        """
         request = StoreRequest("get", key)
         name = self._name(request)
         self._result_of(request, name)

@@ -182,7 +182,10 @@ class Connections:
         """The token as last read; it is read again when a server refuses it."""
 
     def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
-        """The result of a request, which the server may hold if `held`; raises the server's error, and like `send`."""
+        """The result of a request, which the server may hold if `held`.
+
+        Raises the server's error, InvalidInput if the request is too large, and like `send`.
+        """
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")

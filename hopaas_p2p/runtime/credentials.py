@@ -172,6 +172,8 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
 def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | None:
     """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
 
+    None if no study was joined there, or if the user has named all of these hosts.
+
     Raises:
         ConfigurationError: several joined studies are at these hosts, or one is at only some of them, so that no token
             is for all. Or the user has left the study there, or the certificate authority of a study that is not there
@@ -514,7 +516,7 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 
 
 def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The token of a web identity, for this STS; raises ConfigurationError if only a joined study names the STS."""
+    """The token in AWS_WEB_IDENTITY_TOKEN_FILE, for this STS; None if that is not set. Raises like `may_sign`."""
     path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     if not path:
         return None
@@ -594,8 +596,8 @@ _OF_THE_MONITOR: Final = {
 def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
     """The contents of the file for this part of the monitor (see `_OF_THE_MONITOR`); raises like `token`.
 
-    There are three parts: the token that a metrics scraper must present, the key that a browser must present, and the
-    settings for the sign-in provider, with the monitor's secret.
+    None if its variable is not set. There are three parts: the token that a metrics scraper must present, the key that
+    a browser must present, and the settings for the sign-in provider, with the monitor's secret.
     """
     name, what = _OF_THE_MONITOR[part]
     path = env.get(name)

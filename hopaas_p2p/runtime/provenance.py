@@ -108,7 +108,7 @@ def _gpus() -> str:
 
 
 def _git_commit() -> str | None:
-    """The current commit of the working directory's checkout, read from git's files.
+    """The first 12 digits of the current commit of the working directory's checkout, from git's files; None if unknown.
 
     Somebody else may have created these files, and the result is public. A link or a name in them may lead to any file,
     so only a valid commit id is returned.
