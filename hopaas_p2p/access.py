@@ -59,10 +59,11 @@ class Token(NamedTuple):
     created: datetime.datetime
     expires: datetime.datetime | None
     last_used: datetime.datetime | None
+    """None if the token has not been used, and always outside of Postgres, where uses are not recorded."""
     connections: int
-    """The number of processes that may use the token at once."""
+    """The number of processes that may use the token at once; 0 outside of Postgres, where there is no such limit."""
     sessions: int
-    """The number of processes that are connected now."""
+    """The number of processes that are connected now; 0 outside of Postgres, where they are not counted."""
 
 
 class NewToken(NamedTuple):
@@ -155,7 +156,8 @@ def add_user(url: str, name: str, *, guest_of: str | None = None, administrator:
     made with rights on the server instead.
 
     Raises:
-        InvalidInput: the name is malformed or taken.
+        InvalidInput: the name is malformed or taken, or an `administrator` is to be made in a database.
+        ConfigurationError: the database has no store, or one that cannot have users.
         Denied: you are not an administrator.
 
     """
@@ -301,8 +303,8 @@ def create_token(url: str, user: str, *, label: str = "", days: int = 30, connec
         user: the user to whom the token belongs.
         label: a note for people, such as where the token is used.
         days: how many days the token is valid.
-        connections: the number of processes that may use the token at once. By default a quarter of the server's limit,
-            so that no token shuts others out, and at most 256.
+        connections: the number of processes that may use the token at once, in Postgres only. By default a quarter of
+            the server's limit, so that no token shuts others out, and at most 256.
 
     Raises:
         InvalidInput: there is no such user, or a number is out of range.
@@ -400,10 +402,10 @@ def grant(url: str, study: str, user: str, role: str) -> None:
     """Let a user view a study, work in it, or own it. For the study's owners.
 
     Raises:
-        InvalidInput: there is no such role.
+        InvalidInput: there is no such role; or, outside of Postgres, the change is refused for a reason below.
         NoSuchStudy: there is no such study.
         ConfigurationError: there is no such user.
-        Denied: you do not own the study.
+        Denied: you do not own the study, the study would have no owner, or the user is another study's guest.
 
     """
     if role not in ROLES:
@@ -412,7 +414,7 @@ def grant(url: str, study: str, user: str, role: str) -> None:
 
 
 def revoke(url: str, study: str, user: str) -> None:
-    """Revoke a user's grant for a study. For the study's owners; raises like `grant`."""
+    """Revoke a user's grant for a study. For the study's owners. Raises like `grant`, also if there is none."""
     _set_role(url, study, user)
 
 
@@ -436,6 +438,7 @@ def unlock(url: str, study: str | None = None) -> list[tuple[str, int, bool]]:
         been open, and whether the session was ended.
 
     Raises:
+        ConfigurationError: the store is not in Postgres.
         NoSuchStudy: there is no such study.
         Denied: you may not work in the study.
 

@@ -25,7 +25,7 @@ ASK_FOR_ANOTHER: Final = (
 _UNSAFE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _SELECTORS: Final = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
 _INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, _SELECTORS))
-"""Letters and marks that have no shape."""
+"""Letters and marks that are invisible, although their categories are those of visible characters."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -46,7 +46,7 @@ def escaped(character: str) -> str:
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
-    """Keep what a server, a proxy or another peer says from looking like another entry of the log."""
+    """Put a message on one line, so that text from a server, a proxy or a peer cannot look like another message."""
     record.msg, record.args = visible(" ".join(record.getMessage().splitlines())), ()
     if record.exc_info:
         lines = logging.Formatter().formatException(record.exc_info).splitlines()
@@ -72,7 +72,7 @@ class HopaasError(Exception):
             self.__cause__ = beneath(handled)
 
     def raised_here(self) -> Self:
-        """This error of another thread, raised as if it arose from the exception that this thread is handling."""
+        """This error of another thread, to be raised here, with the error handled here as its cause if it has none."""
         self.__cause__ = self.__cause__ or beneath(sys.exception())
         return self
 
@@ -82,10 +82,10 @@ class HopaasError(Exception):
 
 
 def beneath(error: BaseException | None) -> BaseException | None:
-    """The first cause of our error that is not one of our errors.
+    """The first cause of our error that is not one of our errors; None if there is none.
 
-    A traceback then shows the last error and the caller's exception that it arose from. Each attempt to send queued
-    records may raise the same error again, and all of them would fill several screens.
+    With it, a traceback shows the last error and the exception that it arose from. Each attempt to send queued records
+    may raise the same error again, and all of them would fill several screens.
     """
     while isinstance(error, HopaasError):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

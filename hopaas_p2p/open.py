@@ -44,7 +44,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
     except (TypeError, UnicodeError):
         raise ConfigurationError(f"a store must be a path or a URL, got {url!r}") from None
     if not url or "\0" in url:
-        raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
+        raise ConfigurationError(f"{url!r} is not a store; give a path such as ./campaign, or a URL")
     scheme = _scheme(url)
     if not scheme:
         if _NO_SLASHES.match(url) or redacted(url) != url:
@@ -88,8 +88,9 @@ def open_beside(url: str, *, create: bool = True) -> Store:
 
 
 def servers_of(url: str) -> list[tuple[str, int]]:
-    """The (host, port) pairs contacted when the store at this URL is opened; port 0 for a Unix socket; none for a
-    directory.
+    """The (host, port) pairs contacted when the store at this URL is opened; port 0 for a Unix socket.
+
+    The list is empty for a directory, a folder through which a store is served, and a store in memory.
 
     Raises:
         ConfigurationError: the URL cannot be parsed, or no store has such a URL.
@@ -150,7 +151,7 @@ def no_such_study(name: str, url: str, names: Iterable[str]) -> NoSuchStudy:
 
 
 def _directory(path: Path, *, create: bool) -> Store:
-    if os.path.isfile(path / _BOX):  # noqa: PTH113  # false, too, if this user may not look
+    if os.path.isfile(path / _BOX):  # noqa: PTH113  # also false if this user may not enter the folder
         return open_store(f"folder{path.absolute().as_uri().removeprefix('file')}")
     from hopaas_p2p.stores.directory.store import DirectoryStore
 

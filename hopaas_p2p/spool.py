@@ -2,9 +2,9 @@
 
 There is one file per batch of commits, and one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
 `~/.local/state/hopaas-p2p/spool`. If that is not writable (a full quota, a read-only home), the directory is under the
-temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so the
-log counts it once, whoever sends it, and however often. A file is removed when the store has acknowledged everything
-in it.
+temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
+counts once in the log, whichever process sends it, and however often. A file is removed when the store has acknowledged
+everything in it.
 
 A file is a sequence of frames, each after four bytes with its length: the description of a batch, then its commits. An
 exported file holds several batches. Files are read frame by frame, so that a false length is found at the first frame.
@@ -44,7 +44,7 @@ _KEPT: Final = 30 * 86_400  # seconds for which a file is kept that was sent to 
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
-_LARGEST_HEAD: Final = 2 << 20  # bytes, for 100,000 commits; a false description of each takes 20 times as much memory
+_LARGEST_HEAD: Final = 2 << 20  # bytes, enough for 100,000 commits; a forged head can take 20 times as much memory
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
 
@@ -114,7 +114,9 @@ def write(spooled: Spooled) -> tuple[Path | None, str]:
 
 @contextlib.contextmanager
 def alone(study: str) -> Iterator[None]:
-    """Hold a lock for this study against this user's other processes and threads on this machine.
+    """Hold the lock of this study, which excludes this user's other processes and threads on this machine.
+
+    If no directory of the spool accepts a file, there is no lock.
 
     Raises:
         StoreUnreachable: another process or thread has held the lock for a minute.
@@ -128,7 +130,7 @@ def alone(study: str) -> Iterator[None]:
                 try:
                     stack.enter_context(locked(folder / f"{name}.lock", patience=_PATIENCE))
                 except TimeoutError:
-                    why = "another process is sending this user's spooled results of the study."
+                    why = f"For {_PATIENCE:.0f} s, another process has been sending this user's results of the study."
                     raise StoreUnreachable(why) from None
                 break
         yield
@@ -154,9 +156,10 @@ def set_aside(path: Path, suffix: str = ASIDE) -> Path:
 
 
 def sent(path: Path, spooled: Spooled, store: str) -> None:
-    """Record that the store at this URL has this file's content. Another URL in the file gets the content later.
+    """Record that the store at this URL has this file's content. A file that names another URL is kept for 30 days.
 
-    The store at this URL may be somebody's copy, in a folder that was cloned or under an invitation.
+    The store at this URL may be a copy of the one that the file names, in a folder that was cloned or under an
+    invitation.
     """
     if is_for(spooled, store):
         remove(path)
@@ -228,6 +231,8 @@ def _part(file: BinaryIO, size: bytes, limit: int) -> bytes:
 def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[tuple[Path, Spooled]]:
     """The batches to send, oldest first: those for the store at this URL or with these studies, or all of them.
 
+    The file of a batch that was sent to its store under another URL is removed here after 30 days.
+
     A store is identified by its studies, whose uuids are 128 random bits, and not by the URL that the result's peer
     used. Others may reach the store through a server, a mount point or a folder, or with another login.
     """
@@ -295,11 +300,12 @@ def take_in(spooled: Spooled) -> None:
 def exported(source: Path) -> list[Spooled]:
     """The content of an exported or a single spool file, without records that a file may not contain.
 
-    The log attributes every record to its sender. So somebody else's file may contain only records that any worker may
-    write, such as results, but no record that requires an owner, or that acts for another person by name.
+    The log attributes every record to its sender. Therefore, somebody else's file may contain only records that any
+    worker may write, such as results, but no record that requires an owner, or that acts for another person by name.
 
     Raises:
         InvalidInput: this is neither kind of file, or it is damaged.
+        OSError: the file cannot be read, or is not a regular file.
 
     """
     try:

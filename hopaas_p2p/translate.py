@@ -73,7 +73,7 @@ def checked_choices(choices: tuple[Any, ...]) -> records.Categorical:
 
 
 def _plain(choice: Any) -> bool | int | float | str | None:
-    """A choice as its plain type (numpy's float64 is a float)."""
+    """A choice as its plain type (numpy's float64 is a float); None for None."""
     return next((kind(choice) for kind in (bool, int, float, str) if isinstance(choice, kind)), None)
 
 
@@ -107,11 +107,11 @@ def fits(value: object, distribution: records.Distribution) -> bool:
 
 
 def to_json(key: object, value: object) -> str:
-    """An attribute's value in the log's form; its key becomes `str(key)`.
+    """An attribute's value in the log's form, for the key `str(key)`. Unpaired surrogates in it become question marks.
 
     Raises:
-        InvalidInput: the value is not JSON serialisable, nested too deeply or too large; or the name is too long, or
-            has half a surrogate pair.
+        InvalidInput: the value is not JSON serializable, is nested too deeply, or is too large; or the key is too long,
+            or contains an unpaired surrogate or a null character.
     """
     key = str(key)
     try:
@@ -119,7 +119,7 @@ def to_json(key: object, value: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
     _check_name("an attribute", key)
-    if not _encodable(text):  # such as a file name in Latin-1: invalid characters become question marks
+    if not _encodable(text):  # such as a file name in Latin-1
         text = text.encode(errors="replace").decode()
     if not possible_attributes({key: text}):
         raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
@@ -132,7 +132,7 @@ def to_json(key: object, value: object) -> str:
 
 
 def as_python(value: object) -> object:
-    """A scalar or array of numpy, PyTorch or pandas as a number or a list."""
+    """A scalar or array of numpy, PyTorch or pandas as a number or a list; raises TypeError for other objects."""
     to_list = getattr(value, "tolist", None)
     if not callable(to_list):
         raise TypeError(f"{type(value).__name__} is not JSON serializable")
@@ -162,7 +162,7 @@ def checked_parameter(name: str) -> str:
     """The name of a parameter, if the log can hold it.
 
     Raises:
-        InvalidInput: the name is not text, is too long, or is not valid Unicode.
+        InvalidInput: the name is not text, is too long, or contains an unpaired surrogate or a null character.
     """
     if not isinstance(name, str):
         raise InvalidInput(f"a parameter's name must be a string, got {name!r}")
@@ -178,7 +178,7 @@ def _check_name(what: str, name: str) -> None:
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:
-    """A naive local time (or an aware one) in the log's form."""
+    """A naive local time (or an aware one) in the log's form; None for None."""
     if when is None:
         return None
     return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond

@@ -16,11 +16,11 @@ from hopaas_p2p.core.state import State
 
 NEW_BEST: Final = "new-best"
 FAILURES: Final = 5
-"""Consecutive failures caused by the objective."""
+"""Consecutive failures caused by the objective that trigger an alert."""
 STAGNATION: Final = 100
-"""COMPLETE trials since the best one."""
+"""COMPLETE trials since the best one that trigger an alert."""
 _BUDGET: Final = 0.8
-"""Fraction of the budget that is used."""
+"""The fraction of the budget whose use triggers an alert."""
 
 
 def conditions(state: State, silent: Collection[str], *, over: bool = False) -> dict[str, str]:

@@ -56,13 +56,13 @@ class AlertSender:
         """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
         self.owes = False
-        """Whether an alert is due that the receiver has not accepted yet, or whether this is unknown."""
+        """True if an alert is due that the receiver has not accepted yet, or if this is unknown."""
 
     def look(self) -> list[str]:
         """Post due alerts; returns the keys of the posted ones.
 
         Raises:
-            StoreUnreachable: the store did not answer, so nothing more was posted.
+            StoreUnreachable: the store did not answer, so nothing was posted.
 
         """
         if time.monotonic() < self._retry_at:
@@ -114,8 +114,9 @@ class AlertSender:
 
 
 def webhook(url: Secret) -> Send:
-    """Delivers messages by POST, as JSON. The URL is a secret, because most services accept posts from anyone who knows
-    it.
+    """A function that delivers messages by POST, as JSON, each within 10 s.
+
+    The URL is a secret, because most services accept posts from anyone who knows it.
 
     Raises:
         ConfigurationError: this is not an http or https URL, or HOPAAS_CA_FILE cannot be used.

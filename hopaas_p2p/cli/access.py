@@ -22,7 +22,8 @@ def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 
     URL is the database's URL with its owner's login, such as postgresql://owner@db.example.org/tuning. You can give it
-    with --store instead. Repeating the command does no harm.
+    with --store instead. Repeating the command does no harm. It also prepares an empty directory or bucket, which
+    `study create` does as well.
     """
     chosen = (CliSession(store=url) if url else session).store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
@@ -75,7 +76,7 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which the token is valid.")
 @click.option("--label", help="A note, such as where the token is used.")
-@click.option("--connections", type=int, help="Connections that the token may open at once. [default: 256, or fewer]")
+@click.option("--connections", type=int, help="Connections at once, in a database. [default: 256, or fewer]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. The token is shown only once.
 
@@ -96,11 +97,13 @@ def token_create(session: CliSession, user: str, days: int, label: str | None, c
 @token.command("list", study="none")
 @click.option("--user", help="List the tokens of this user only.")
 def token_list(session: CliSession, user: str | None) -> None:
-    """List tokens. Each has a user, a label, and the times of its creation, expiry and last use."""
+    """List tokens. Each has a user, a label, and the times of its creation, expiry and, in a database, last use."""
     rows = [one._asdict() for one in access.tokens(session.store_url, user=user)]
-    times: Columns = {name.replace("_", " "): output.time_in(name) for name in ("created", "expires", "last_used")}
+    times: Columns = {name: output.time_in(name) for name in ("created", "expires")}
     in_use: Columns = {"in use": lambda row: f"{row['sessions']}/{row['connections']}"}
-    session.show_table(rows, {"token": "name", "user": "user", "label": "label", **times, **in_use}, right=("in use",))
+    in_database = session.store_url.startswith("postgresql")  # elsewhere, the use of tokens is not recorded
+    used = {"last used": output.time_in("last_used"), **in_use} if in_database else {}
+    session.show_table(rows, {"token": "name", "user": "user", "label": "label", **times, **used}, right=("in use",))
 
 
 @token.command("revoke", study="none")

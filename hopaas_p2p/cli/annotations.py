@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -34,12 +35,15 @@ def add_annotations(group: Group, whose: str, target: Callable[..., Any] | None 
         shown = output.printable(text, lines=True)
         session.show({"note": text}, lambda: click.echo(shown) if text else output.say("There is no note."))
 
-    @group.command(help=f"Print {whose} tags, or change them.", **named)
+    @group.command(help=f"Print {whose} tags, or change them.", context_settings={"allow_extra_args": True}, **named)
     @target
     @click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
     @click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag; repeat for more.")
     def tag(session: CliSession, add: tuple[str, ...], remove: tuple[str, ...], number: int | None = None) -> None:
         from hopaas_p2p import notes
 
+        if words := click.get_current_context().args:
+            options = " ".join(f"--add {shlex.quote(one)}" for one in words)
+            raise click.UsageError(f"Got unexpected extra arguments ({' '.join(words)}). To add tags: {options}")
         tags = notes.change_tags(session.study(), number, add=add, remove=remove)
         session.show({"tags": tags}, lambda: output.print_lines(tags) if tags else output.say("There are no tags."))

@@ -63,7 +63,7 @@ def mcp(session: CliSession, allow_actions: bool, silence: float) -> None:
     from hopaas_p2p.ports.mcp import server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
-        server(peer, actions=allow_actions).run("stdio")
+        server(peer).run("stdio")
 
 
 @contextlib.contextmanager

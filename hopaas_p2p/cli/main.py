@@ -141,7 +141,11 @@ def _explain(error: BaseException) -> int:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             message += f" (see: {error.ctx.command_path} --help)"
     elif isinstance(error, HopaasError):
+        from hopaas_p2p.cli import output
+
         code, message = error.exit_code, str(error)
+        if message == output.warned:  # a thread of this process met the same error, and logged it
+            return code
     elif isinstance(error, OSError):
         message = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
     _complain(message)

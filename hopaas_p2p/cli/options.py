@@ -242,7 +242,7 @@ def command(
         ) -> Any:
             if name is not None and study is not None and name != study:
                 raise click.UsageError(f"Name only one study: {name!r} or --study {study!r}.")
-            output.quiet = quiet
+            output.quiet, output.warned = quiet, ""
             warnings.simplefilter("ignore")  # warnings are for programmers, not for users
             named = name if name is not None else study
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -52,6 +53,17 @@ def shell_word(text: str) -> str:
 
 quiet = False
 """Whether the running command has --quiet. All threads of the command read this."""
+warned = ""
+"""The last warning of the library that Python printed because logging has no handler, so that no error repeats it."""
+
+
+def _remember(record: logging.LogRecord) -> bool:
+    global warned
+    warned = record.getMessage()
+    return True
+
+
+logging.lastResort.addFilter(_remember)  # type: ignore[union-attr]  # it is None only if a program removes it
 
 
 def say(message: str, *, always: bool = False) -> None:

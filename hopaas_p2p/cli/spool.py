@@ -18,7 +18,6 @@ from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreac
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.times import to_iso
-from hopaas_p2p.spool import is_for, take_in
 
 if TYPE_CHECKING:
     from hopaas_p2p.spool import Spooled
@@ -92,7 +91,7 @@ def send(session: CliSession, source: Path | None) -> int:
     kept, code = 0, 0
     for path, spooled in waiting.waiting() if source is None else ((None, one) for one in waiting.exported(source)):
         if spooled.why == "history":
-            take_in(spooled)
+            waiting.take_in(spooled)
             kept += 1
         else:
             batches.append((path, spooled))
@@ -155,8 +154,8 @@ def _told(
     why: HopaasError | None = None
     for url, store in stores:
         if isinstance(store, HopaasError):
-            why = store if is_for(spooled, url) else why
-        elif is_for(spooled, store.peer.store.url, store.peer.studies()):
+            why = store if waiting.is_for(spooled, url) else why
+        elif waiting.is_for(spooled, store.peer.store.url, store.peer.studies()):
             try:
                 uncounted = store.peer.spool.send(spooled, store.peer.logs, writer=store.peer.uuid)
                 if path is not None:

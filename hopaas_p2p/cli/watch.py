@@ -128,7 +128,7 @@ def _look(study: Study) -> dict[str, Any]:
 
 
 def sentence(look: dict[str, Any]) -> str:
-    """The state of the study when it was read, on one line."""
+    """The state of the study when it was read and, if no trial is running, what the study waits for, on one line."""
     words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
     counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"
@@ -138,7 +138,8 @@ def sentence(look: dict[str, Any]) -> str:
         said = f"{output.count(len(best), 'trial')} on the Pareto front"
     else:
         said = f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
-    return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {said}{outage}"
+    waits = "" if look["done"] or look["running"] else "; waiting until a peer runs a trial"
+    return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {said}{waits}{outage}"
 
 
 def table(look: dict[str, Any]) -> list[str]:

@@ -82,7 +82,7 @@ def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     code, ran = work(session, command, max_trials=1, **others)
     if not ran:
         return code or 3
-    return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN}.get(ran[0][1], 0)
+    return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN, "RUNNING": code or _AGAIN}.get(ran[0][1], 0)
 
 
 def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[int, list[tuple[int, str]]]:

@@ -65,7 +65,7 @@ required."""
 
 
 def parse(text: str) -> records.Distribution:
-    """The suggestion of a text such as `optuna#float(0,1)`.
+    """The suggestion in a text such as `optuna#float(0,1)`.
 
     Raises:
         InvalidInput: the text is not a suggestion.

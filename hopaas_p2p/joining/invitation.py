@@ -49,7 +49,7 @@ class Invitation(msgspec.Struct, frozen=True):
     token: Secret | None
     """The content of a token file; None if the store has no tokens."""
     expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
-    """Seconds since 1970. The server ends the token by its own clock; elsewhere only this time ends the invitation."""
+    """Seconds since 1970. A server ends the token by its own clock; without a token, readers check this time only."""
     site: str = ""
     """The name of the site that the invitation is for."""
     authority: str = ""
@@ -126,8 +126,8 @@ def invite(
     Raises:
         InvalidInput: there is no such role, or the number of days is not from 1 to 366.
         NoSuchStudy: there is no such study.
-        Denied: on Postgres, you are not an administrator.
-        ConfigurationError: the address holds a password, or leads to this machine only.
+        Denied: on Postgres, or through a server, you are not an administrator.
+        ConfigurationError: the address contains a password or another option, or does not name the store's server.
 
     """
     if role not in ROLES:

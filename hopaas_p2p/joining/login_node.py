@@ -35,7 +35,8 @@ def start(
 ) -> tuple[int | None, Path]:
     """Make sure that a relay to the store, or a server of the membership's box, runs here.
 
-    Returns the pid of the process (None if it was already running) and its log.
+    Returns the pid of the process (None if it was already running) and its log. Blocks for up to a minute, until the
+    process works.
 
     Raises:
         ConfigurationError: the process did not start; the message shows why.

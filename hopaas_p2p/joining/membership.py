@@ -2,8 +2,7 @@
 
 `~/.config/hopaas-p2p/joined/NAME.toml` holds settings, as any settings file does: store, study, site, and the names of
 the files that hold the token, the authority and the proxy. Batch jobs name the study in HOPAAS_JOINED, so that no
-script and no job description holds a secret. `token_host` lists the store's hosts, which get this token
-only.
+script and no job description holds a secret. `token_host` lists the store's hosts, to which only this token is sent.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy
 
 
 def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, Membership]:
-    """The first route that leads to the store, which this process uses from now on, and the membership that records it.
+    """The kind of the first route that leads to the store, and the membership that records it. Call `enter` first.
 
-    The route is direct, proxy or relay. `say` gets every finding of the route that works, or of all routes if none
-    does. Call `enter` first.
+    The kinds are direct, proxy and relay. This process uses the route from now on. `say` gets every finding of the
+    route that works, or of all routes if none does.
 
     Raises:
         ConfigurationError: no route works; the findings show why.

@@ -59,15 +59,15 @@ class AnswerBytes(io.RawIOBase):
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> int:
-    """POST this body to an http or https URL, and return the answer's status. No log and no error shows the URL.
+    """POST this body to an http or https URL, and return the answer's status.
 
-    Redirects are not followed. The whole request takes at most `seconds`.
+    No log and no error shows more of the URL than its host and port. Redirects are not followed.
 
     Args:
         url: where to send it.
         body: what to send.
         headers: the headers to send with the body.
-        seconds: when to give up.
+        seconds: the most that the whole request may take.
 
     Raises:
         HopaasError: there is no connection to the server.

@@ -49,7 +49,7 @@ class Backoff:
 
 
 def persistently(attempt: Callable[[], _T]) -> _T:
-    """The result of `attempt`, which is repeated several times while the store cannot be reached."""
+    """The result of `attempt`, which is made up to five times, within about 3 s, while the store cannot be reached."""
     backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
     for _ in range(_ATTEMPTS - 1):
         try:

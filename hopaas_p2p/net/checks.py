@@ -1,4 +1,4 @@
-"""The checks of `hopaas-p2p doctor` on the way to a server: its name, the site's proxy, the certificate.
+"""The checks of `hopaas-p2p doctor` on the route to a server: its name, the site's proxy, the certificate.
 
 Each step is tried just as a store does it, with the same trust, and the first step that fails is named.
 A certificate that expires soon counts as a failure while there is still time to renew it.

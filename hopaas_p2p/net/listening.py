@@ -1,4 +1,6 @@
-"""What the servers of this program share: a limit on idle strangers, and the error for an address in use."""
+"""What the servers of this program share: a limit on connections without a request, and the error for an address that
+is in use.
+"""
 
 from __future__ import annotations
 

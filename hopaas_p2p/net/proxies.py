@@ -103,7 +103,7 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
         kinds: the kinds of proxies that the caller can use.
 
     Raises:
-        ConfigurationError: the value of HTTPS_PROXY cannot be parsed.
+        ConfigurationError: the value of HTTPS_PROXY, or of the variable used instead, cannot be parsed.
 
     """
     proxies = getproxies_environment()

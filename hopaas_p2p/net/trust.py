@@ -25,7 +25,7 @@ def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = 
 
     Args:
         given: the file that a URL names.
-        aws: whether to consider AWS_CA_BUNDLE, too.
+        aws: whether AWS_CA_BUNDLE counts, too, before SSL_CERT_FILE.
         env: the environment.
 
     Raises:

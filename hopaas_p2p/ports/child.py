@@ -83,7 +83,7 @@ class Child(subprocess.Popen[bytes]):
             if before:
                 os.sched_setaffinity(0, before)
         assert self._guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody ended it
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed
             os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)
         self._tails = (bytearray(), bytearray())
         self._output = bytearray()

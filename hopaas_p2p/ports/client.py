@@ -1,7 +1,7 @@
 """The child's side of `hopaas-p2p worker`. It needs only the standard library, and may be copied into a project.
 
-In another language, connect to the Unix socket that HOPAAS_TICKET names, write one JSON object per line, and read one
-JSON object per line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
+In another language, connect to the Unix socket that HOPAAS_TICKET names after `unix:`, write one JSON object per line,
+and read one JSON object per line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
 """
 
 import json

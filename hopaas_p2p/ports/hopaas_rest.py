@@ -32,7 +32,7 @@ Reply = tuple[int, bytes, str]
 
 
 class HopaasRest:
-    """Answers requests of Hopaas scripts. Thread-safe."""
+    """Answers requests of scripts for Hopaas. Thread-safe."""
 
     def __init__(self, peer: LocalPeer) -> None:
         self._peer = peer

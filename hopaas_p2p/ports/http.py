@@ -43,7 +43,7 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         key: the key that requests must carry.
 
     Raises:
-        ConfigurationError: the address is in use.
+        ConfigurationError: the address is in use, or cannot be used.
 
     """
 
@@ -54,7 +54,7 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         self.peer, self.key = peer, key
         self.rest = HopaasRest(peer)
         self.due: dict[socket.socket, float] = {}
-        """Deadlines for the requests being read, however steadily their bytes arrive."""
+        """Connection -> the deadline for reading its request, which bytes that keep arriving do not extend."""
         with listening_on(*address):
             super().__init__(address, _Handler)
 

@@ -63,7 +63,7 @@ class LocalPeer:
         self, storage: Storage, *, actions: bool, silence: float = SILENCE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.storage = storage
-        self._actions, self._silence, self._clock = actions, silence, clock
+        self.actions, self._silence, self._clock = actions, silence, clock
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], TrialVerbs] = {}
         """Trials by study and number. Threads use only single, atomic operations on it."""
@@ -71,7 +71,10 @@ class LocalPeer:
         """The latest tables, from which the next ones are built."""
 
     def answer(self, verb: str, body: dict[str, Any]) -> Reply:
-        """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments."""
+        """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments.
+
+        Raises InvalidInput for an unknown name or argument, KeyError for a missing argument, and like `request`.
+        """
         if verb in VERBS:
             return self.request(body.pop("study"), body.pop("trial"), verb, **body)
         if verb not in (*READS, *ACTS):
@@ -113,7 +116,8 @@ class LocalPeer:
     ) -> Reply:
         """List trials.
 
-        state is one of running, complete, pruned, fail, waiting. order is number, newest or best. limit is at most 50.
+        state is one of running, complete, pruned, fail, waiting. order is number, newest or best; best lists complete
+        trials only, whatever state is. limit is at most 50.
         """
         opened = self._study(study)
         whole = opened.state
@@ -186,8 +190,9 @@ class LocalPeer:
         """Carry out one of VERBS about a trial that was started here.
 
         Raises:
-            NotYourTrial: the trial was not started here, or was returned meanwhile.
-            HopaasError: the store refused the request.
+            NotYourTrial: the trial was not started here, was returned meanwhile, or is over.
+            HopaasError: the store refused the request, or this server is read-only.
+            KeyError, TypeError, ValueError: the request is malformed.
 
         """
         self._check_allowed()
@@ -272,7 +277,7 @@ class LocalPeer:
         return {"study": study, "trial": trial, "requested": "stop"}
 
     def _check_allowed(self) -> None:
-        if not self._actions:
+        if not self.actions:
             raise Denied("this server is read-only: start `hopaas-p2p serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:
@@ -304,9 +309,10 @@ def is_gone(study: Study) -> bool:
 
 
 def fitted(answer: dict[str, Any], *names: str, most: int = LARGEST_ANSWER) -> dict[str, Any]:
-    """The answer with only so much of these lists, dictionaries and texts that it has at most `most` characters.
+    """The answer, with these lists, dictionaries and texts shortened until it has at most `most` characters.
 
     They are shortened in this order, at their ends. `left_out` counts the entries, or characters, that are missing.
+    The other fields are kept whole, even if they alone are longer.
     """
     for name in names:
         while len(json.dumps(answer)) > most and (there := answer.get(name)):

@@ -24,8 +24,8 @@ _INSTRUCTIONS: Final = (
 _LONGEST_ERROR: Final = 1000  # characters
 
 
-def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
-    """The server, with the tools that change something only if `actions` is true.
+def server(peer: LocalPeer) -> MCPServer:
+    """The server, with the tools that change something only if the peer allows `actions`.
 
     Raises:
         ConfigurationError: the package `mcp` is not installed.
@@ -46,7 +46,7 @@ def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
                 raise type(error)(visible(str(error)[:_LONGEST_ERROR], keep="\n")) from error.__cause__
 
     made = Server("hopaas-p2p", version=hopaas_p2p.__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
-    for tool in (getattr(peer, name) for name in (*READS, *((*ACTS, *TRIAL_TOOLS) if actions else ()))):
+    for tool in (getattr(peer, name) for name in (*READS, *((*ACTS, *TRIAL_TOOLS) if peer.actions else ()))):
         hints = ToolAnnotations(read_only_hint=tool.__name__ in READS, destructive_hint=False, open_world_hint=False)
         made.add_tool(as_data(tool), annotations=hints, structured_output=False)
     return made

@@ -83,7 +83,14 @@ class Ticket(NamedTuple):
 
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
-    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
+    """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns.
+
+    Raises:
+        NotYourTrial: this process does not run the trial.
+        LeaseLost: another peer took the trial over.
+        StoreUnreachable: the store did not answer; reports and attributes stay queued.
+
+    """
     study.storage.peer.copies_made += 1
     handle = study.handle
     with handle.lock:
@@ -115,11 +122,13 @@ def carry(
         ticket: the result of `ticket_of`.
         store: the store's path or URL here, if it differs.
         patience: how many seconds to retry a store that does not answer.
-        end: the coming end of the trial. If the store cannot be opened, it is kept on disk and sent at the next
-            contact.
+        end: the record that will end the trial (see `ending`). If the store cannot be opened, the record is kept on
+            disk and sent at the next contact, and the error says so.
 
     Raises:
-        ConfigurationError: the ticket is not this user's, and the user has not named its store.
+        ConfigurationError: the ticket is not this user's, and the user has not named its store; or `end` can be kept
+            nowhere.
+        Denied: the store does not let this user in.
         NoSuchStudy: the ticket's study was deleted, even if another one has its name now.
         LeaseLost: another peer took the trial over; a complete `end` is kept as a separate trial.
         NotYourTrial: the trial is finished already.

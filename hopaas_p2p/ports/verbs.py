@@ -51,7 +51,7 @@ def parsed(body: bytes) -> Reply:
     """A request in JSON.
 
     Raises:
-        ValueError: it is not a JSON object.
+        InvalidInput: it is not a JSON object.
 
     """
     try:
@@ -104,7 +104,7 @@ class TrialVerbs:
         self.pruned: str | None = None
         """Why a reply asked the program to end the trial, if one did."""
         self.released: str | None = None
-        """Why the program wants the trial returned; the carrier does so when the program has ended."""
+        """The program's reason for returning the trial, which its carrier does when the program has ended."""
         self.preempted = False
         """Whether the program should save its state; included in replies."""
         self.heard_at = 0.0
@@ -169,7 +169,7 @@ class TrialVerbs:
                 if asked is not None:
                     trial.handle.acknowledge_stop(trial.number)
             elif trial.should_prune():
-                pruner = AT_RUNG if trial.at_rung else f"{type(self.study.pruner).__name__} says so"
+                pruner = AT_RUNG if trial.at_rung else f"requested by {type(self.study.pruner).__name__}"
                 self.pruned = asked or pruner if trial.lease_held else trial.handle.how_lost(trial.number)
         return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
 

@@ -4,7 +4,7 @@
 
 A job that is pre-empted, or that nears its time limit, returns its trial with the last checkpoint; nothing failed, so
 no attempt is used up. A trial that would not fit into the rest of the job is not started. The exit code informs the
-batch system: 0 the study needs no more work from here, 75 run this job again.
+batch system: 0 the study needs no more work from here, 75 run this job again, 1 too many trials failed, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Worker:
     """One process that runs commands as trials, one after another, or several at a time.
 
     Use it in the main thread, because it handles signals. The outcome of a trial is its state, or WAITING if it was
-    returned, or LOST if it was taken over.
+    returned, LOST if it was taken over, or RUNNING if the store could not be told that it is returned.
 
     Args:
         study: opened, with the sampler and pruner to use; it must have a search space.
@@ -114,6 +114,7 @@ class Worker:
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
         logs: directory for the commands' output, one file per trial; it is made private to this user.
+        passed: the names of the credentials in the environment that the command gets.
         keep_output: whether the last 64 KiB of a failed command's output go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
         no_wait: exit when no trial can start now, even if one may later.
@@ -221,7 +222,7 @@ class Worker:
         if not self._received:  # this process is not about to be ended
             with contextlib.suppress(HopaasError):  # leftover checkpoints do no harm
                 checkpoints.collect(self.study.handle)
-        code = codes[-1]  # the last thread to stop knows most
+        code = codes[-1]  # the last thread to stop saw the latest state
         return FAILED if code == DONE and self._only_failures() else code
 
     def _run_trials(self, share: metering.Share, codes: list[int]) -> None:
@@ -272,7 +273,7 @@ class Worker:
                 said = f"{every} that ran here failed, so this worker stops. The last one: {why}"
                 self._say_each_minute("hopeless", said)
                 return FAILED
-            # where the study starts no trial, `ask` decides whether another job is needed
+            # if the study starts no trial, `_leave` chooses the exit code
             if next_start(state).why is None and not self._has_its_trials() and not self._fits():
                 return AGAIN
             with self._lock:
@@ -409,7 +410,7 @@ class Worker:
         return self._conclude(verbs, child, end)
 
     def _attend(self, child: Child, verbs: TrialVerbs) -> _Ending | None:
-        """Wait for the command to end, passing on signals and requests. Returns why it was made to end, if it was."""
+        """Wait for the command to end, passing on signals. Returns why it was made to end early, if it was."""
         passed_on = killed = 0
         end: _Ending | None = None
         asked: _Ending | None = None  # how a trial that was asked to stop ends after the grace

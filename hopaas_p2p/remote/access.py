@@ -1,9 +1,9 @@
-"""The rights of users in a directory or bucket that is served: users, tokens, grants, and one function that judges.
+"""The rights of users in a directory or bucket that is served: users, tokens, grants, and the check of each request.
 
 Users, tokens and grants are kept in a separate log of the store, which is also the audit log. Only servers, and people
-who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights;
-both pass the same table of test cases. **These rights bind users who connect through a server, not those who can write
-to the store itself.**
+who may access the store itself, read and write that log. In Postgres, the database keeps and enforces the same rights,
+and the same table of test cases checks both. **These rights bind users who connect through a server, not those who can
+write to the store itself.**
 
 A user may own, work in or view a study. A guest was invited to one study, and gets a grant for no other. An owner of
 the catalog is an administrator. A token is a name and a secret of 256 bits; the log holds only a hash of the secret.
@@ -35,6 +35,7 @@ from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
 LOG: Final = "access"
 ROLES: Final = ("viewer", "worker", "owner")
 _YEAR_9999: Final = 253_370_764_800
+_LIST: Final = "list them with: hopaas-p2p admin user list"
 _Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
 
 
@@ -131,11 +132,11 @@ class Roles:
             self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
             for grants in self.grants.values():
                 grants.pop(change.name, None)
-            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
+            return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}; {_LIST}"
         if isinstance(change, TokenSet) and change.gone:
             return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
         if change.user not in self.users:
-            return f"there is no user {change.user!r}"
+            return f"there is no user {change.user!r}; {_LIST}"
         if isinstance(change, TokenSet):
             self.tokens[change.name] = Known(change, at, by)
             return None
@@ -159,7 +160,7 @@ class Roles:
         return "" if found is None else found.what.guest_of
 
     def role(self, user: str, log: str) -> str | None:
-        """The user's role in a log by its grants alone."""
+        """The user's role in a log by its grants alone; None without a grant."""
         found = self.grants.get(log, {}).get(user)
         return None if found is None else found.what.role
 
@@ -273,12 +274,12 @@ class AccessList:
             return self._log.exchange(outgoing, since)
 
     def sum_at(self, lsn: int) -> int | None:
-        """The sum of this log up to a commit; raises like `Log.sum_at`."""
+        """The sum of this log up to a commit, or None; see `Log.sum_at`."""
         with self._lock:
             return self._log.sum_at(lsn)
 
     def token(self, name: str, secret: Secret) -> TokenSet | None:
-        """The token of this name and secret, unless it has expired."""
+        """The token of this name and secret, as last read; None if there is none, or if it has expired."""
         found = self.roles.token(name, secret.reveal())
         return None if found is None or found.expires <= self._now() else found
 
@@ -286,7 +287,7 @@ class AccessList:
         """Write these changes in one commit.
 
         Raises:
-            InvalidInput: one of the changes is refused; the message gives the reason.
+            InvalidInput: one of the changes is refused; the message gives the reason. The others are in effect.
 
         """
         writer = secrets.token_urlsafe(12)

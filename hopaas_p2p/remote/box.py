@@ -154,7 +154,10 @@ class Box:
             self._result_of(request, name, there=True)
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
-        """Write the data stored under the key to this file; raises KeyError if there are none."""
+        """Write the data stored under the key to this file.
+
+        Raises KeyError if there are none, StoreUnreachable if the data were lost in the folder, and like `ask`.
+        """
         request = StoreRequest("get", key)
         name = self._name(request)
         self._result_of(request, name)
@@ -238,13 +241,16 @@ class Box:
         self.objects.put_new(f"answers/{name}", data)
 
     def beats(self) -> dict[str, bytes]:
-        """The heartbeats of the servers, up to a limit, because anyone who may write there can create any number."""
+        """The heartbeats of at most 64 servers, because anyone who may write there can create any number of them."""
         names = self.objects.names_in("beats")[:_SERVERS]
         found = {name: self.objects.get(f"beats/{name}", limit=64) for name in names}
         return {name: one.data for name, one in found.items() if one is not None}
 
     def sweep(self, beat: str) -> None:
-        """Remove answers and files that nobody fetches; a fresh heartbeat shows the file system's time."""
+        """Remove answers, files and heartbeats that are an hour old, by the file system's time, which `beat` shows.
+
+        `beat` is the key of a heartbeat that was just written. Files of waiting requests stay.
+        """
         now = self.objects.modified(beat) or 0.0
         waiting = set(self.requests())
         for folder in ("answers", "files", "beats"):

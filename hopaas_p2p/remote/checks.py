@@ -1,4 +1,4 @@
-"""The checks of `hopaas-p2p doctor` on the way to a store that is served, up to the server's answer to our token."""
+"""The checks of `hopaas-p2p doctor` on the route to a store that is served, up to the server's answer to our token."""
 
 from __future__ import annotations
 

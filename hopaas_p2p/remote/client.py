@@ -170,7 +170,7 @@ class _Line:
 
 
 class Connections:
-    """Connections to the servers of one store. Any thread may make requests; each uses its own connection meanwhile."""
+    """Connections to the servers of one store. Any thread may make requests; each uses one connection alone."""
 
     def __init__(self, address: RemoteAddress) -> None:
         self.address, self.url = address, str(address)
@@ -182,7 +182,10 @@ class Connections:
         """The token as last read; it is read again when a server refuses it."""
 
     def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
-        """The result of a request, which the server may hold if `held`; raises the server's error, and like `send`."""
+        """The result of a request, which the server may hold if `held`.
+
+        Raises the server's error, InvalidInput if the request is too large, and like `send`.
+        """
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
@@ -232,8 +235,9 @@ class Connections:
         """Make one request, optionally with a file's bytes. Yields the answer, to be read within the block.
 
         Raises:
-            Denied: the server does not let us in with this token.
-            ConfigurationError: this is not a trusted server, or not our server at all; the message says what to change.
+            Denied: the server does not accept this token.
+            ConfigurationError: the server is not trusted, or is not a hopaas-p2p server of this version; the message
+                says what to change.
             StoreUnreachable: no server can be reached now.
 
         """
@@ -320,7 +324,7 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
             raise StoreUnreachable(f"the answer of {server} has no length; check whether a proxy changes it")
         return
     answered = f"the server {server} answered {status} {answer.reason}"
-    if status in (429, 500, 502, 503, 504):  # also a proxy in front of it
+    if status in (429, 500, 502, 503, 504):  # from the server, or from a proxy in front of it
         with contextlib.suppress(ValueError):
             rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
             _busy_until[server] = time.monotonic() + rest
@@ -354,7 +358,7 @@ def _call(name: str) -> Any:
 
 
 class RemoteLog(Log):
-    """A log of a store that is served. If the store has turns, the server waits for them."""
+    """A log of a store that is served. The server, not this process, waits for its turn in a store that needs turns."""
 
     rate_limited = True
     flush_interval = 0.0
@@ -401,7 +405,7 @@ class RemoteLog(Log):
 
 
 class RemoteStore(Store):
-    """A store that a server offers. Connects at the first call."""
+    """A store that is reached through a server, over HTTPS or a folder. Over HTTPS, connects at the first call."""
 
     freshness = _FRESHNESS
 

@@ -35,7 +35,10 @@ _decode: Final = msgspec.msgpack.Decoder(Entry).decode
 
 @contextlib.contextmanager
 def folder_of_copies(box: str) -> Iterator[Path]:
-    """A folder for the copies of a server of this box, exclusive to this process, and kept for the next server."""
+    """A folder for the copies of a server of this box, exclusive to this process, and kept for the next server.
+
+    If no such folder is free or can be created, it is a temporary one.
+    """
     name = hashlib.blake2b(box.encode(errors="surrogateescape"), digest_size=12).hexdigest()
     with contextlib.ExitStack() as stack:
         for number in range(_MOST):
@@ -58,8 +61,6 @@ class Copy:
         self.base = self.head = 0
         self._sum: int | None = None
         """The sum of the log up to `head`."""
-        self.begun = False
-        """Whether this server, or an earlier one, has read this log from the store."""
         for entry, end in _entries(file.read_bytes() if file.exists() else b""):
             if self.head != self.base and entry.lsn != self.head + 1:
                 break
@@ -67,6 +68,7 @@ class Copy:
         with contextlib.suppress(FileNotFoundError):
             os.truncate(file, self._ends[-1])
         self.begun = self.head > 0
+        """Whether this server, or an earlier one, has read this log from the store."""
 
     def _follow(self, entry: Entry, end: int) -> None:
         if self.head == self.base:
@@ -76,7 +78,13 @@ class Copy:
         self._ends.append(end)
 
     def after(self, since: int) -> ExchangeResult:
-        """The commits after `since`, in the form of an exchange; raises BehindRetention if the copy begins later."""
+        """The commits after `since`, in the form of an exchange.
+
+        Raises:
+            BehindRetention: the copy begins later.
+            StoreUnreachable: the file is damaged; the copy is emptied, and will be read again.
+
+        """
         if since < self.base:
             raise BehindRetention
         if since >= self.head:
@@ -113,13 +121,13 @@ class Copy:
         return True
 
     def drop(self, base: int = 0) -> None:
-        """Forget the whole copy, and start over after the commit `base`, up to which the copy then has no commits."""
+        """Empty the copy, which then begins after the commit `base`."""
         self.file.unlink(missing_ok=True)
         self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), base, base, None, False
 
 
 def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:
-    """The entries in these bytes up to the first incomplete one, and where each ends."""
+    """The entries in these bytes up to the first incomplete or damaged one, and where each ends."""
     position = 0
     while position + _HEAD <= len(data):
         end = position + _HEAD + int.from_bytes(data[position : position + 4], "big")

@@ -82,7 +82,7 @@ class FolderServer:
     Args:
         box: the folder.
         service: the store.
-        pace: seconds between two reads of a log.
+        pace: seconds between two reads of a log; 0 for the default of 0.05 s.
 
     """
 
@@ -149,7 +149,7 @@ class FolderServer:
             self._copies.close()
 
     def _take(self, names: list[str], now: float) -> bool:
-        """Start on new requests in this server's share, or not taken for a while. Returns whether there were any."""
+        """Start on new requests of this server's share, or of any share after a second. Returns whether any came."""
         self._there = {name: self._there.get(name, now) for name in names}
         alive = sorted({self._id, *(name for name, (_, at) in self._others.items() if now - at < _ALIVE)})
         begun = False
@@ -300,7 +300,7 @@ class FolderServer:
         place.copy.begun, place.read_at = True, began
 
     async def _look(self, peers: list[str]) -> bytes:
-        """The heartbeats of these peers. The store is asked once per pace, for all peers that are of interest."""
+        """The heartbeats of these peers. Those of all peers requested lately are read from the store once per pace."""
         asked = [peer for peer in peers if valid_name(peer)]
         async with self._beats_turn:
             now = time.monotonic()
@@ -317,7 +317,7 @@ class FolderServer:
         return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
 
     async def _move(self, name: str, request: StoreRequest) -> bytes:
-        """Carry a file, through a copy on this machine."""
+        """Move a file between the box and the store, through a copy on this machine."""
         objects, key = self.box.objects, f"files/{name}"
         if request.call == "put" and await asyncio.to_thread(is_mostly_holes, self.box.path / key):
             await asyncio.to_thread(objects.delete, [key])
@@ -369,7 +369,7 @@ class FolderServer:
             raise StoreUnreachable(message)
         place.backoff.reset()
         place.retry_at, place.trouble = 0.0, None
-        if self._away and not self._troubles():  # about other logs, too, which no caller may request again
+        if self._away and not self._troubles():  # for any log, since a log that failed may not be requested again
             self._away = False
             _log.info("the store answers again")
         return found

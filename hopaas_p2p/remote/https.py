@@ -50,12 +50,12 @@ _FRAME: Final = 1 << 16  # bytes
 _HEAD: Final = 16 << 10  # bytes
 _HELD: Final = 512 << 20  # bytes of requests and answers of all callers at a time; a quarter of that per token
 _SLOWEST: Final = 16 << 10  # bytes per second of a body, after the first ten seconds
-_STALLED: Final = 60.0  # seconds for which a caller may read nothing of its answer
+_STALLED: Final = 60.0  # seconds after which a caller that reads nothing of its answer is disconnected
 _LAST_WORDS: Final = 5.0  # seconds for a caller to read a last answer
 _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # rejected addresses logged per second
 _WHERE: Final = re.compile(rf"(?:(?!{PATH}/files/)/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
-"""Strangers choose what it is matched with, so no part of a path matches in two ways."""
+"""Anyone can send a path, so no part of one matches in two ways, which could make a match take very long."""
 _TEXT: Final = "text/plain; charset=utf-8"
 
 SSLProtocol.max_size = 1 << 14  # one TLS record; the default receive buffer takes 256 KiB per connection
@@ -77,7 +77,7 @@ class HttpsLimits(NamedTuple):
     per_token: int = 256
     """Connections."""
     head: float = 10.0
-    """Seconds from the first byte of a connection, or of a request, to the end of its head."""
+    """Seconds for TLS and the head of a connection's first request, and for each later head from its first byte."""
     idle: float = 300.0
     """Seconds that a connection stays open without a request."""
     drain: float = 30.0
@@ -176,7 +176,7 @@ class HttpsServer:
     # --- called by the sessions ---
 
     def let_in(self, session: HttpsSession) -> None:
-        """Check that a client that has connected may do so, and that there is room for it."""
+        """Register a new connection. Ends it if only proxies may connect, or ends another if too many have no token."""
         self.sessions.add(session)
         self.empty.clear()
         if self.certificate is None and not is_within(session.address, self.behind):
@@ -341,7 +341,7 @@ class HttpsSession:
         return False
 
     async def _answer(self, request: h11.Request) -> None:
-        """Answer a request whose head has arrived, if the store can and the caller may."""
+        """Answer a request whose head has arrived. Raises RequestRefused if the caller may not make it, or not now."""
         headers: dict[bytes, list[str]] = {}
         for name, value in request.headers:
             headers.setdefault(name, []).append(value.decode("latin-1"))
@@ -459,8 +459,8 @@ class HttpsSession:
             await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
 
     def _keep(self, size: int, folder: Path) -> None:
-        """Let this connection keep a file there, if its token's files take a quarter of the room or this is the only
-        one.
+        """Reserve room for a file of this connection. Raises RequestRefused if the files of its token would take more
+        than a quarter of the room, unless this is the only one.
         """
         self.on_disk = size
         sessions = self._server.sessions
@@ -504,7 +504,7 @@ class HttpsSession:
                 raise ConnectionError
 
     def _hold(self, size: int) -> None:
-        """Let this connection hold `size` bytes in memory, if its token's limit allows it."""
+        """Reserve `size` bytes of memory for this connection; raises RequestRefused if a limit would be exceeded."""
         if self.token is not None:
             held = self._server.held
             before, self._held = self._held, size

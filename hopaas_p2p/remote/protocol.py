@@ -110,7 +110,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
     @property
     def commit(self) -> Outgoing | None:
-        """The commit to append, if this request is an exchange that appends one."""
+        """The commit to append, if this request is an exchange that appends one, or None."""
         outgoing: Outgoing | None = self.arguments[0] if self.call == "exchange" else None
         return outgoing
 
@@ -121,7 +121,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
         return {"store": None, "log": self.place, "files": folder.partition("/")[0]}[self.kind.of]
 
     def on(self, store: Store) -> Any:
-        """Carry this request out on a store, except for a file's bytes."""
+        """Carry this request out on a store, except for a file's bytes; raises the store's errors."""
         if self.call == "hello":
             return store.shared()  # a database answers this only for a token that is still valid
         if self.call in ("put", "get"):
@@ -212,7 +212,7 @@ def refused(error: Exception) -> bytes:
 
 
 def refusal(answer: bytes) -> tuple[str, str] | None:
-    """(name of the error, message) of an answer with an error."""
+    """(name of the error, message) of an answer with an error; None for an answer with a result."""
     found = _decode_answer(answer)
     return (found.error, foreign(found.message)) if found.error else None
 

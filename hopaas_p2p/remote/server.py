@@ -54,8 +54,8 @@ _SIDE_BY_SIDE: Final = 8
 """Concurrent calls per token, each on its own connection to Postgres; also per log and kind of call, since Postgres may
 lock a log."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits to be looked at once more
-_LOOK_EVERY: Final = 1.0  # seconds between looks, for a waiting caller, for commits that came another way
+_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits
+_LOOK_EVERY: Final = 1.0  # seconds between reads for a waiting caller, since commits may come through other servers
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
@@ -65,7 +65,7 @@ _ADDRESS: Final = re.compile(r'connection to server (at "[^"]*"( \([^)]*\))?, po
 
 
 class Service:
-    """One store for callers with tokens. This class lets in everyone, with the login of this process.
+    """One store for callers with tokens. This class accepts every caller, and uses the login of this process.
 
     All methods are called in one event loop; stores work in threads.
 
@@ -89,7 +89,7 @@ class Service:
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
         self._places: Sequence[str] = ()
-        """The texts by which messages name the store's place, if callers must not read these; the longest first."""
+        """Texts in messages that show where the store is, if callers must not see that; the longest first."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
@@ -107,7 +107,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        """The store, exclusively for this request."""
+        """The store for this request: its own connection, or the shared handle, with exclusive use of its log."""
         if isinstance(self.store, PostgresStore | RemoteStore):
             log = request.log or token, request.kind.of
             async with self.turn(token, _SIDE_BY_SIDE), self.turn(log, _SIDE_BY_SIDE):
@@ -131,7 +131,7 @@ class Service:
     async def answer(
         self, token: Token, request: StoreRequest, status: TokenStatus, gone: Callable[[], bool] = bool
     ) -> bytes:
-        """The answer to the request; `gone` tells whether its caller no longer waits for it."""
+        """The answer to the request. `gone` returns whether the caller has stopped waiting for it."""
         if request.call == "news":
             return await self._when_there_is_news(token, request, gone)
         found = await self.carry_out(token, request)
@@ -343,7 +343,7 @@ def _failed(error: Exception, what: str) -> StoreUnreachable:
 
 
 def _places(url: str) -> list[str]:
-    """The texts by which messages name the place of a directory or bucket: URL, path or endpoint; the longest first."""
+    """Texts in messages that show where a directory or bucket is: its URL, path or endpoint; the longest first."""
     parts = urlsplit(url)
     endpoints = parse_qs(parts.query).get("endpoint", [])
     found = [url, *endpoints, *(f"{one}, bucket {parts.netloc!r}" for one in endpoints)]

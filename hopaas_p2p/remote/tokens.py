@@ -35,7 +35,7 @@ _ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
 
 
 class TokenStatus(NamedTuple):
-    """The status of a token according to Postgres."""
+    """Whether a token is valid, according to Postgres or to the list of a directory or bucket."""
 
     valid: bool
     expires: float | None = None
@@ -43,7 +43,7 @@ class TokenStatus(NamedTuple):
 
 
 class TokenCache:
-    """The tokens that one server knows. Used from its event loop only.
+    """The tokens that one server has checked. Used from its event loop only.
 
     Args:
         url: the database, without a login.

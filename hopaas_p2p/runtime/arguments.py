@@ -34,7 +34,7 @@ def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole
 
 
 def trial_number(value: Any) -> int:
-    """The number of a trial, given as a number or as the trial. Raises InvalidInput."""
+    """The number of a trial, given as a number or as the trial; raises InvalidType."""
     number = _index(getattr(value, "number", value))
     if number is None or abs(number) > _LARGEST:
         raise InvalidType(f"expected a trial or its number, got {shown(value)}")
@@ -57,7 +57,7 @@ def seconds(what: str, value: Any, *, least: float | None = None, most: float = 
 
 
 def exceptions(what: str, value: Any) -> tuple[type[Exception], ...]:
-    """An exception, or several, as `except` takes them. Raises InvalidInput."""
+    """An exception class, or several, as `except` takes them; raises InvalidType."""
     given = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(one, type) and issubclass(one, Exception) for one in given):
         raise InvalidType(f"{what} takes classes of exceptions, such as ValueError, got {shown(value)}")
@@ -65,7 +65,7 @@ def exceptions(what: str, value: Any) -> tuple[type[Exception], ...]:
 
 
 def functions(what: str, value: Any) -> tuple[Callable[..., Any], ...]:
-    """A list of functions. Raises InvalidInput."""
+    """The functions in this list; raises InvalidType."""
     given = tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(map(callable, given)):
         raise InvalidType(f"{what} takes a list of functions, got {shown(value)}")
@@ -73,7 +73,7 @@ def functions(what: str, value: Any) -> tuple[Callable[..., Any], ...]:
 
 
 def mapping(what: str, value: Any) -> Mapping[Any, Any]:
-    """A mapping. Raises InvalidInput."""
+    """The value, if it is a mapping; raises InvalidType."""
     if not isinstance(value, Mapping):
         raise InvalidType(f"{what} must be a dictionary, got {shown(value)}")
     return value

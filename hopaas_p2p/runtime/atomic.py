@@ -120,7 +120,8 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
     one name.
 
     Raises:
-        OSError: the file does not exist, or is not a regular file.
+        OSError: the file does not exist, is not a regular file, or is a link that is not followed; or a file to be
+            written belongs to somebody else or has another name.
 
     """
     try:
@@ -171,14 +172,15 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = (), limit
 
     Args:
         path: the file.
-        link: whether it may be a link. Even a planted link leads to a file that the user wrote.
+        link: whether it may be a link. A planted link does no harm, because the file that it leads to is checked.
         owners: the users who may have written it; by default this user.
         limit: the most bytes that it may have.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: the file cannot be read, is too large, or is not a regular file.
-        PermissionError: somebody else may have written the file; the message says who or how.
+        PermissionError: somebody else may have written the file, or it is a link that is not allowed; the message says
+            who or how.
         UnicodeDecodeError: the file is not text.
 
     """

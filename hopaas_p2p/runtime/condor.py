@@ -1,4 +1,4 @@
-"""Reads what HTCondor tells a job about itself, in a file of attributes that any user's submit file may extend."""
+"""Reads the attributes that HTCondor gives a job, in a file that any user's submit file may extend."""
 
 from __future__ import annotations
 

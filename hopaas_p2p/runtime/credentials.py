@@ -162,7 +162,7 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     except ConfigurationError:  # no home directory, so nothing in it
         names = []
     found = []
-    for name in sorted({*names, *([chosen] if chosen else [])}):  # nothing is guessed about an unknown study
+    for name in sorted({*names, *([chosen] if chosen else [])}):  # an unknown study is an error
         values = settings.joined(name, env)
         hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
@@ -171,6 +171,8 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
 
 def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | None:
     """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
+
+    None if no study was joined there, or if the user has named all of these hosts.
 
     Raises:
         ConfigurationError: several joined studies are at these hosts, or one is at only some of them, so that no token
@@ -238,7 +240,7 @@ def _names(server: Server) -> set[str]:
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
-    """Check that a credential may be sent to these servers; `by` is who named them, empty for the user.
+    """Check that a credential may be sent to these servers; `by` says who named them, and is empty for the user.
 
     Raises:
         ConfigurationError: the credential may not be sent to one of them.
@@ -346,10 +348,11 @@ def check_says_where(store: str, *, by: str) -> None:
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The user's own token, from `HOPAAS_TOKEN_FILE`, else from `HOPAAS_TOKEN`, else None; not yet bound to a host.
 
-        The file is read at every call, so the token may be renewed.
+    The file is read at every call, so the token may be renewed.
 
     Raises:
-        ConfigurationError: the file cannot be read, or is empty.
+        ConfigurationError: the file cannot be read or is empty, or the token is not one line of text.
+        StoreUnreachable: a file that this process has read before cannot be read at the moment.
 
     """
     return _secret("HOPAAS_TOKEN", "token", env)
@@ -385,7 +388,7 @@ def login(
 
 
 def certificate(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What libpq is told about a certificate of the user: a joined study's host sees none, even if it asks for one."""
+    """Options for libpq about the client certificate. A joined study's host gets none, even if it requests one."""
     return {"sslcert": f"{os.devnull}/none"} if is_joined(servers, env) else {}
 
 
@@ -460,7 +463,12 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, 
 
 
 def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; raises like `may_sign`."""
+    """The key in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; None if there is none.
+
+    Raises:
+        ConfigurationError: only one of the first two is set; or as in `may_sign`.
+
+    """
     key, secret = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
     if not key and not secret:
         return None
@@ -472,7 +480,14 @@ def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -
 
 
 def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key in a section of ~/.aws/credentials, or of ~/.aws/config; raises like `may_sign`."""
+    """The key in a section of ~/.aws/credentials, or of ~/.aws/config; None if there is none.
+
+    AWS_PROFILE names the section, and other variables of AWS name other files.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or has no key for AWS_PROFILE; or as in `may_sign`.
+
+    """
     wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
     try:
         home = Path(env.get("HOME") or Path.home()) / ".aws"
@@ -501,7 +516,7 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 
 
 def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The token of a web identity, for this STS; raises ConfigurationError if only a joined study names the STS."""
+    """The token in AWS_WEB_IDENTITY_TOKEN_FILE, for this STS; None if that is not set. Raises like `may_sign`."""
     path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     if not path:
         return None
@@ -512,7 +527,7 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
 def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
     """The URL of the container platform's service that provides keys, and the authorization that it requires.
 
-    The environment names the host, in AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI.
+    The environment names the host, in AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI. None if neither is set.
     """
     relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     url = f"http://169.254.170.2{relative}" if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
@@ -581,8 +596,8 @@ _OF_THE_MONITOR: Final = {
 def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
     """The contents of the file for this part of the monitor (see `_OF_THE_MONITOR`); raises like `token`.
 
-    There are three parts: the token that a metrics scraper must present, the key that a browser must present, and the
-    settings for the sign-in provider, with the monitor's secret.
+    None if its variable is not set. There are three parts: the token that a metrics scraper must present, the key that
+    a browser must present, and the settings for the sign-in provider, with the monitor's secret.
     """
     name, what = _OF_THE_MONITOR[part]
     path = env.get(name)

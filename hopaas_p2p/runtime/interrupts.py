@@ -1,4 +1,4 @@
-"""Handles the ends of a trial's code other than a return: exceptions, which are described, and signals."""
+"""Handles how a trial's code can end other than by returning: by exceptions, which it describes, and by signals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object
 
 
 def raise_again() -> None:
-    """Raise again if SIGTERM arrived, since a callback from C, or a bare `except`, may have swallowed the exception."""
+    """Raise SystemExit again if SIGTERM arrived, since a callback from C, or a bare `except`, may have swallowed it."""
     if terminated and _in_main_thread():
         raise SystemExit(128 + signal.SIGTERM)
 

@@ -34,7 +34,12 @@ _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """This process's GPUs and cores, and the watts that its user states, for `peer.join`."""
+    """This process's GPUs and cores, and the watts that its user states, for `peer.join`.
+
+    Raises:
+        ConfigurationError: HOPAAS_GPUS, HOPAAS_CORES or HOPAAS_WATTS is not a number.
+
+    """
     gpus, watts = _stated(env, "HOPAAS_GPUS") or _gpus(env), _stated(env, "HOPAAS_WATTS")
     found = {"cores": _stated(env, "HOPAAS_CORES") or _cores(env)}
     return found | ({"gpus": gpus} if gpus != "0" else {}) | ({"watts": watts} if watts else {})
@@ -130,7 +135,7 @@ def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] 
 
     Args:
         nvml: a module like `pynvml`.
-        gpus: this process's GPUs; None for all. GPUs measure their energy since Volta.
+        gpus: this process's GPUs; None for all. NVIDIA's GPUs older than Volta do not measure their energy.
 
     """
     handles = []

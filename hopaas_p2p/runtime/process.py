@@ -1,6 +1,6 @@
 """Which process this is, and what happens when it forks and when it ends.
 
-This is the one module that tells Python what to do at a fork. The locks of all logs are held during the fork, so that
+Only this module registers what Python does at a fork. The locks of all logs are held during the fork, so that
 the child finds every state consistent. These locks are taken in one order, before any other lock, because a thread that
 reports holds its log's lock and may then need others. Peers send or spool their records when the process ends, even in
 a child of `multiprocessing`, which does not run `atexit`.

@@ -52,7 +52,10 @@ def _domain() -> str:
 
 
 def describe(*, on_behalf_of: str = "") -> dict[str, str]:
-    """What `peer.join` announces about this process. Starts no subprocess; unknown facts are left out."""
+    """What `peer.join` announces about this process. Starts no subprocess; unknown facts are left out.
+
+    Raises like `metering.devices`.
+    """
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
     if on_behalf_of:
         info["on_behalf_of"] = on_behalf_of
@@ -92,7 +95,7 @@ def _machine() -> dict[str, str]:
 
 
 def _gpus() -> str:
-    """Models of the GPUs that this process may use, from the driver's own files."""
+    """The models of this node's GPUs, from the driver's own files, and which of them this process may use, if known."""
     models = []
     with contextlib.suppress(OSError):
         for path in sorted(_NVIDIA.glob("*/information")):
@@ -105,7 +108,7 @@ def _gpus() -> str:
 
 
 def _git_commit() -> str | None:
-    """The current commit of the working directory's checkout, read from git's files.
+    """The first 12 digits of the current commit of the working directory's checkout, from git's files; None if unknown.
 
     Somebody else may have created these files, and the result is public. A link or a name in them may lead to any file,
     so only a valid commit id is returned.
@@ -114,7 +117,7 @@ def _git_commit() -> str | None:
         start = Path.cwd()
         for directory in (start, *start.parents):
             found = directory / ".git"
-            if found.is_file():  # a worktree or a submodule: it says where its files are
+            if found.is_file():  # in a worktree or a submodule, a file with the path of the folder
                 found = directory / _text(found).partition(": ")[2].strip()
             if (found / "HEAD").is_file():
                 commit = _head(found) or ""
@@ -123,7 +126,7 @@ def _git_commit() -> str | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a file in whose place somebody may have put a pipe, or one without an end."""
+    """The text of a file in whose place somebody may have put a pipe, or an endless file."""
     return read_regular(path, limit=_LARGEST, named=True).decode()
 
 

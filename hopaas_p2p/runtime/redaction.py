@@ -19,7 +19,7 @@ _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
 
-_LONGEST: Final = 2000  # characters of what a server says
+_LONGEST: Final = 2000  # characters of a server's message
 
 
 def redacted(url: str) -> str:
@@ -36,7 +36,7 @@ def without_passwords(text: str) -> str:
 
 
 def path_of(url: str) -> Path:
-    """The path that a `file:` or `folder:` URL names. Raises ConfigurationError."""
+    """The path that a `file:` or `folder:` URL names; raises ConfigurationError if it is malformed or names a host."""
     try:
         parts = urlsplit(url)
     except ValueError:  # a bracket that does not close
@@ -47,5 +47,5 @@ def path_of(url: str) -> Path:
 
 
 def foreign(text: str) -> str:
-    """What a server said, for a message: not too long, and without characters that a terminal would obey."""
+    """What a server said, for a message: not too long, and without characters that a terminal would interpret."""
     return visible(text[:_LONGEST], keep="\n")

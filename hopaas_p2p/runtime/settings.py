@@ -33,8 +33,7 @@ from hopaas_p2p.runtime.redaction import redacted
 HERE: Final = "./hopaas.toml"
 """The origin of settings from this directory's file."""
 _LARGEST: Final = 1 << 14
-"""Bytes of a file. The time to read TOML, even from an untrusted file, grows with the square of a dotted key's length.
-"""
+"""Bytes of a file, which may be untrusted. The time to parse TOML grows with the square of a dotted key's length."""
 _LONGEST: Final = 4096
 """Characters of a value in a file."""
 _LINE: Final = 300
@@ -78,12 +77,12 @@ class Secret:
 
 
 def ca_file(env: Mapping[str, str] = os.environ) -> str | None:
-    """The file of certificate authorities to trust instead of certifi's: `HOPAAS_CA_FILE`."""
+    """The file of authorities to trust instead of certifi's, from `HOPAAS_CA_FILE`; None if it is not set."""
     return env.get("HOPAAS_CA_FILE") or None
 
 
 def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
-    """The directory or URL of files that are not kept in the store itself: `HOPAAS_ARTIFACTS`."""
+    """Where files are that are not kept in the store itself, from `HOPAAS_ARTIFACTS`; None if it is not set."""
     return env.get("HOPAAS_ARTIFACTS") or None
 
 
@@ -323,7 +322,7 @@ class Settings:
         return found
 
     def get(self, name: str, given: str | None = None) -> str | None:
-        """The winning value; raises like `find`."""
+        """The winning value, or None; raises like `find`."""
         return self.find(name, given).value
 
     def seconds(self, name: str) -> float:
@@ -354,7 +353,7 @@ class Settings:
             self._env["HTTPS_PROXY"] = read_proxy(Path(proxy)).reveal()
 
     def own(self, name: str) -> str | None:
-        """The user's own setting, independent of the directory and of joined studies; raises like `look`."""
+        """The user's own setting, or None. Untrusted files and joined studies do not count. Raises like `look`."""
         if self._env.get(variable(name)):
             return self._env[variable(name)]
         files = [file for file in self._read_files() if file.origin != self._joined_origin and file.trusted]

@@ -9,7 +9,7 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def to_utc(microseconds: int | None) -> datetime.datetime | None:
-    """The moment of a time of the log; None for None, and for a time outside the calendar, from a broken peer."""
+    """A time of the log in UTC; None for None, and for a time outside the calendar, which a broken peer may write."""
     if microseconds is None:
         return None
     try:

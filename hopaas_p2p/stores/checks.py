@@ -30,9 +30,10 @@ from hopaas_p2p.stores.base import Beat, Log, Outgoing, Store, read_all
 
 _EXCHANGES: Final = 5
 _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
+_NO_PERMISSION: Final = "read access is not enough to take part; ask the directory's owner for write permission"
 _CURES: Final[dict[int | None, str]] = {
-    errno.EACCES: _READ_ONLY,
-    errno.EPERM: _READ_ONLY,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
     errno.EROFS: "this node can read studies, but not take part; mount the file system for writing",
 }
 """Number of a system error -> what to do."""
@@ -78,7 +79,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         number = getattr(error.__cause__, "errno", None)
         said, cure = str(error), "try again when the store can be reached" if error.retry else AGAIN
         if isinstance(error, Denied):
-            cure, number = _READ_ONLY, None
+            cure, number = _CURES.get(number, _READ_ONLY), None
         elif isinstance(error, BrokenChain | StoreCorrupt):
             cure = "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
         cure, goes_on = _CURES.get(number, cure), number in _CURES

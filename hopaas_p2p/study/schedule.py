@@ -12,7 +12,7 @@ from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import FROM_START, TrialState
 from hopaas_p2p.core.state import State, Trial
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 from hopaas_p2p.study_like import StudyLike
 
 
@@ -88,7 +88,7 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
         top = best(state)
         number = _furthest(state) if top is None else top.number
         if number is None:
-            raise InvalidInput("no trial has reported anything")
+            raise NoSuchTrial(f"no trial of {study.name!r} has reported anything yet, so there is no schedule")
     trial, zero = study.handle.existing(number), first_id(study.study_id)
     entries = []
     for one in segments(state.trials, trial.number):

@@ -1141,8 +1141,8 @@ class Study(optuna.Study):
             trial: its number. By default, the best one or, before any is complete, the best of those that ran longest.
 
         Raises:
-            NoSuchTrial: there is no such trial.
-            InvalidInput: none has reported anything.
+            NoSuchTrial: there is no such trial, or none has reported anything.
+            InvalidInput: there are several objectives, and no number is given.
 
         """
         return schedule_of(self, trial)

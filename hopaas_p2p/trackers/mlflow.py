@@ -45,7 +45,7 @@ _STATUS: Final = {
     "FAIL": "FAILED",
 }
 _SILENCE: Final = 5.0  # seconds, for the request that checks whether the server is up
-_HEALTH: Final = 10.0  # seconds for the whole of that request, of whose answer only the head is read
+_HEALTH: Final = 10.0  # seconds for that request as a whole; only the head of its answer is read
 _LONGEST: Final = 300.0  # seconds for any other call
 _PAGE: Final = 1000
 _MOST_PAGES: Final = 1000
@@ -99,7 +99,6 @@ class MLflow:
 
     Raises:
         ConfigurationError: no URI is given or set.
-
 
     """
 

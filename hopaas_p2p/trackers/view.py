@@ -69,7 +69,8 @@ class RunView(NamedTuple):
     @property
     def mark(self) -> str:
         """A digest of all data of the run."""
-        facts = [[*self[:-3], self.start, self.end], [one.id for one in self.files]]  # as in every tracker's ledger
+        # in an order that must stay, because trackers keep marks
+        facts = [[*self[:-3], self.start, self.end], [one.id for one in self.files]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

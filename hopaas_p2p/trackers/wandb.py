@@ -93,8 +93,8 @@ class WandB:
         other = self._ledger.get(STUDY, {}).get("project", self._project)
         if other != self._project:
             raise ConfigurationError(
-                f"{self._directory} holds this study's runs of the project {other}, and would not export them again. "
-                f"For {self._project}, set WANDB_DIR to another directory"
+                f"according to {self._directory}, this study's runs were already exported, to the project {other}. "
+                f"To export them to {self._project}, set WANDB_DIR to another directory"
             )
         if not self._ledger and not self.offline:
             with self._translated():
@@ -241,7 +241,7 @@ def _has_key() -> bool:
 
     """
     for folder in (Path.cwd(), Path(os.environ.get("WANDB_DIR", "")).absolute()):
-        for name in ("wandb", ".wandb"):  # check both, because one file's settings can hide that it was read
+        for name in ("wandb", ".wandb"):  # both, because W&B's settings need not show which file it has read
             credentials.check_wandb(folder / name / "settings")
     settings = _module().setup().settings
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

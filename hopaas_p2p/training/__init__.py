@@ -43,10 +43,10 @@ def keep(
 ) -> None:
     """Store the checkpoint that `save` writes; `how` is passed on to `trial.checkpoint`.
 
-    Training continues without the checkpoint if the store does not answer within `patience`.
+    Training continues without the checkpoint if the store does not answer within the `patience` of `open_study`.
 
     Raises:
-        optuna.TrialPruned: another peer is running the trial now.
+        optuna.TrialPruned: another peer has taken the trial over.
 
     """
     with scratch(name) as path:

@@ -25,7 +25,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # Light
 
     @property
     def resume_path(self) -> str | None:
-        """The `ckpt_path` for `fit`, to continue where an earlier attempt stopped."""
+        """The `ckpt_path` for `fit`, to continue where an earlier attempt stopped; None without a checkpoint."""
         return None if self._trial.resume is None else str(self._trial.resume[1])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: D102

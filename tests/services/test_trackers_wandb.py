@@ -152,7 +152,7 @@ def test_a_second_export_writes_nothing(study: Study, offline: WandB, tmp_path: 
 
 def test_runs_of_another_project_in_the_same_directory_are_named(study: Study, offline: WandB, tmp_path: Path) -> None:
     export_to(study, offline)
-    with pytest.raises(ConfigurationError, match=r"holds this study's runs of the project tuning, .* WANDB_DIR"):
+    with pytest.raises(ConfigurationError, match=r"already exported, to the project tuning\. .* WANDB_DIR"):
         export_to(study, WandB("another"))
     assert export_to(study, WandB("tuning")) == 0
 

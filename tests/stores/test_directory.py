@@ -1040,6 +1040,19 @@ def test_who_may_only_read_reads_all_and_is_told_when_it_writes(open_to_all: Pat
     assert "Permission denied" in wrote
 
 
+def test_the_doctor_sends_who_may_only_read_to_the_owner_for_permission(open_to_all: Path) -> None:
+    append_many(a_log(open_to_all), "c", 3)
+    code = """
+        import sys
+        from hopaas_p2p.open import open_store
+        from hopaas_p2p.stores.checks import examine
+        for finding in examine(open_store(sys.argv[1])):
+            print("passed" if finding.passed else finding.cure)
+    """
+    said = {line for line in as_nobody(code, str(open_to_all)).splitlines() if line != "passed"}
+    assert said == {"read access is not enough to take part; ask the directory's owner for write permission"}
+
+
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_what_the_group_may_do_in_the_directory_it_may_do_below_whatever_the_umask(tmp_path: Path, umask: int) -> None:

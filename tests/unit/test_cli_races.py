@@ -9,12 +9,23 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import study as study_module
+from hopaas_p2p.cli import worker
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [("COMPLETE", 0), ("PRUNED", 0), ("FAIL", 1), ("LOST", 11), ("WAITING", 75), ("RUNNING", 75)]
+)
+def test_run_says_by_its_exit_code_what_became_of_its_trial(
+    outcome: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "work", lambda *_, **__: (0, [(7, outcome)]))
+    assert run(["run", "--", "true"]) == code
 
 
 def test_a_trial_that_ends_while_a_study_is_stopped_does_not_keep_the_others_from_being_asked(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +139,49 @@ def test_what_is_empty_is_said_on_stderr(store: str, capsys: pytest.CaptureFixtu
     assert said(capsys, "study", "note", "s", *where) == (0, "", "There is no note.\n")
     assert said(capsys, "study", "tag", "s", *where) == (0, "", "There are no tags.\n")
     assert said(capsys, "trial", "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
+    _, line, _ = said(capsys, "watch", "s", "--once", *where)
+    assert line.endswith("; best -; waiting until a peer runs a trial\n")
+
+
+def test_a_study_that_is_missing_or_has_no_reports_has_the_same_exit_code_in_all_commands(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    where = ("--store", store)
+    unknown = [("export", "none"), ("report", "none", "--to", str(tmp_path / "none.html")), ("schedule", "none")]
+    assert {said(capsys, "study", *words, *where)[0] for words in unknown} == {1}
+    code, _, err = said(capsys, "study", "schedule", "s", *where)
+    assert (code, err) == (1, "hopaas-p2p: no trial of 's' has reported anything yet, so there is no schedule\n")
+
+
+def test_tokens_of_a_directory_have_no_columns_for_a_use_that_nothing_records(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["init"], ["user", "add", "ann"], ["token", "create", "ann"]):
+        assert said(capsys, "admin", *words, "--store", store)[0] == 0
+    heads, row = said(capsys, "admin", "token", "list", "--store", store)[1].splitlines()
+    assert heads.split() == ["token", "user", "label", "created", "expires"]
+    assert "never" not in row
+
+
+def test_an_error_that_a_thread_has_already_logged_is_printed_once() -> None:
+    code = """
+        import logging, click
+        from hopaas_p2p.cli import main, options
+        from hopaas_p2p.errors import Denied
+
+        @options.command("fail", study="none")
+        def fail(session):
+            logging.getLogger("hopaas_p2p").warning("%s", "Permission denied: ask root")
+            raise Denied("Permission denied: ask root")
+
+        main.cli.add_command(fail)
+        codes = [main.run(["fail"]), main.run(["fail"])]
+        raise SystemExit(codes != [77, 77])
+    """
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stderr == 2 * "Permission denied: ask root\n"
 
 
 def test_amounts_of_a_column_have_as_many_decimals() -> None:
@@ -365,6 +410,11 @@ def test_a_guest_has_a_short_name_in_tables() -> None:
         (["study", "-s", "x", "list"], "Put the options of a command after its name. (see: hopaas-p2p study --help)"),
         (["dashboard", "--port", "abc"], "'abc' is not a valid integer. (see"),
         (["trial", "report", "1", "--step", "a"], "'a' is not a valid integer. (see"),
+        (
+            ["study", "tag", "one", "good", "a b"],
+            "extra arguments (good a b). To add tags: --add good --add 'a b' (see",
+        ),
+        (["trial", "tag", "3", "good"], "To add tags: --add good (see: hopaas-p2p trial tag --help)"),
     ],
 )
 def test_a_wrong_option_is_answered_with_the_right_one(

@@ -475,14 +475,14 @@ def test_a_request_nested_without_end_is_answered(server: LocalServer, path: str
 # --- MCP ---
 
 
-def _called(peer: LocalPeer, *calls: tuple[str, dict[str, Any]], actions: bool = True) -> list[tuple[bool, str]]:
+def _called(peer: LocalPeer, *calls: tuple[str, dict[str, Any]]) -> list[tuple[bool, str]]:
     """What the tools answer: whether it is an error, and the text."""
     from mcp import Client
 
     from hopaas_p2p.ports.mcp import server
 
     async def run() -> list[tuple[bool, str]]:
-        async with Client(server(peer, actions=actions)) as client:
+        async with Client(server(peer)) as client:
             results = [await client.call_tool(name, arguments) for name, arguments in calls]
             return [(bool(one.is_error), one.content[0].text) for one in results]  # type: ignore[union-attr]
 
@@ -522,7 +522,8 @@ def test_tools_that_change_something_are_offered_only_where_actions_are_allowed(
     from hopaas_p2p.ports.mcp import server
 
     async def names(*, actions: bool) -> list[str]:
-        async with Client(server(peer, actions=actions)) as client:
+        peer.actions = actions
+        async with Client(server(peer)) as client:
             return sorted(tool.name for tool in (await client.list_tools()).tools)
 
     acts = ["ask", "enqueue", "log", "note", "release", "report", "stop", "tell"]

@@ -112,7 +112,7 @@ def test_a_schedule_is_replayed_without_the_study(tmp_path: Path) -> None:
 
 def test_a_schedule_is_there_before_a_trial_is_complete(tmp_path: Path) -> None:
     study = _opened(tmp_path, space=SPACE, fidelity=SMALL)
-    with pytest.raises(InvalidInput, match="no trial has reported"):
+    with pytest.raises(NoSuchTrial, match="no trial of 's' has reported"):
         study.schedule()
     study.optimize(Trained(), n_trials=6)
     found = study.schedule()
