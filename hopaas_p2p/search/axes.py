@@ -28,7 +28,7 @@ class Near(NamedTuple):
     left: Floats
     right: Floats
     starts: Ints
-    """The range of these trials' positions in the order of the axis."""
+    """`starts` and `ends` are the range of these trials' positions in the order of the axis."""
     ends: Ints
 
 
@@ -168,7 +168,7 @@ class Normal(Axis):
         return points, points
 
     def at_edge(self, points: Floats) -> bool:
-        """Whether rounding decides if a point is inside the range."""
+        """Whether a point is so close to the edge that rounding decides if it is inside the range."""
         margin = 1e-9 * (self.high - self.low)
         return bool((points < self.low + margin).any() or (points > self.high - margin).any())
 

@@ -28,12 +28,12 @@ GRID: Final = ("grid_id", "search_space")
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
-    """The identity of a study, which is its storage and its id there."""
+    """What identifies a study: its storage, and its id there."""
     return study._storage, study._study_id
 
 
 def is_part_of_a_study(study: optuna.Study) -> bool:
-    """Whether this study object contains only some of the trials, like Hyperband's view of a bracket."""
+    """Whether this study object has only some of the study's trials, like Hyperband's view of a bracket."""
     return type(study).get_trials is not optuna.Study.get_trials
 
 

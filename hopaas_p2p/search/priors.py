@@ -179,9 +179,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """A prior with placeholder lengths, whose text is as long as with fitted lengths; fitting a large prior takes
-        long.
-        """
+        """A prior with placeholder lengths, whose text is about as long as with fitted ones; a fit can take long."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},

@@ -308,8 +308,10 @@ def fit(
 
     Args:
         squares: squared distances between the trials, per parameter.
-        found: the trials' scores. count: the number of known trials. start: the result with fewer trials. shared: what
-            the priors add to the covariance of the trials.
+        found: the trials' scores.
+        count: the number of known trials.
+        start: the result with fewer trials.
+        shared: what the priors add to the covariance of the trials.
 
     """
     if len(found) > _FITTED:
