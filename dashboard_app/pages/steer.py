@@ -107,8 +107,9 @@ def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None
 
 
 def _each(*changes: Callable[[], Any]) -> None:
-    """Make all of these changes. A change that the store did not answer is sent later, so an error is raised only at
-    the end.
+    """Make these changes in order. If the store does not answer, raise that error at the end.
+
+    A change that was queued is sent later, so the next ones are made; after one that was not, they are skipped.
     """
     trouble = None
     for change in changes:

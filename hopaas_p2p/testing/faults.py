@@ -1,4 +1,4 @@
-"""A store that fails on purpose. Replies are lost, requests arrive twice, late or never, and processes die.
+"""A store that fails on purpose: replies are lost, requests arrive twice, late or never, and processes die.
 
     store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
 
@@ -37,7 +37,7 @@ SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
 
 
 class Crash(BaseException):
-    """Stands for the death of the process. Discard all objects of that process."""
+    """The process has died. Discard all objects of that process."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
@@ -49,7 +49,10 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """A store that passes every call on to another store, unless a fault prevents it. Thread-safe.
+    """A store whose exchanges fail as told, on top of another store. Thread-safe.
+
+    Only exchanges have faults. Optional methods, such as `Log.wait_turn`, have their defaults instead of those of
+    `inner`.
 
     Args:
         inner: the store that does the work.
@@ -70,7 +73,7 @@ class FaultyStore(Store):
         self._lock = threading.Lock()
 
     def next_fault(self) -> Fault | None:
-        """The fault of the current exchange."""
+        """The fault of the next exchange; call it once per exchange."""
         with self._lock:
             fault = next(self._faults)
             if fault is not None:
