@@ -48,7 +48,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _UPLOAD: Final = "/_stcore/upload_file"
 _MOST_UPLOADED: Final = 128 << 20  # bytes beyond which no further file is taken
-_LONGEST_MESSAGE: Final = 64 << 10  # bytes on a web socket before a sign-in; a page's own take some hundreds
+_LONGEST_MESSAGE: Final = 64 << 10  # bytes on a web socket before a sign-in; messages of our pages take a few hundred
 _PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # Streamlit's paths that nobody needs before a sign-in
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -88,7 +88,7 @@ class AccessGuard:
         self._hosts = {_name(one) for one in ("localhost", opts.host, *opts.allowed_hosts, *hosts)}
         if not self._loopback_only:
             self._hosts |= {_name(socket.gethostname()), _name(socket.getfqdn())}
-        self._cookie = f"hopaas_key_{opts.port}"  # browsers do not tell ports apart
+        self._cookie = f"hopaas_key_{opts.port}"  # browsers send cookies to all ports of a host
         self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
 
     def judge(self, request: HTTPConnection, *, scrapes: Callable[[str], bool] | None = None) -> Response | None:
@@ -124,7 +124,7 @@ class AccessGuard:
 
     def address(self, path: str, port: int) -> str:
         """The address that opens the dashboard, for the user who started it."""
-        host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # not bound
+        host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # compared, not bound
         key = "" if self._key is None else f"?key={quote(self._key)}"
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{path or '/'}{key}"
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 Answer = Callable[[], dict[str, Any]]
 
 PATH: Final = "/version"
-_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, as a laptop may sleep for a while
+_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, because a laptop may sleep for a while
 _MOST: Final = 10_000
 _answers: Final[dict[str, tuple[Answer, float]]] = {}
 """Ticket -> the function that answers, and when it was last polled; the least recently used ticket comes first."""

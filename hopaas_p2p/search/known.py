@@ -130,7 +130,7 @@ class KnownTrials(TrialTable):
         earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
         learned = trial.state in _LEARNED
         if not learned and (trial.state is not TrialState.RUNNING or earlier is not None):
-            self.role[row] = _SUPERSEDED  # the trial that it continues has more to learn from
+            self.role[row] = _SUPERSEDED  # while a continuation runs, the earlier trial has more to learn from
             return False
         self.role[row] = int(trial.state)
         self.changes.append(row)

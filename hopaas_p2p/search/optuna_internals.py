@@ -120,7 +120,7 @@ class OptunaTPE(optuna.samplers.TPESampler):
         return sum(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials) >= self.startup_trials
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        """A parameter of a trial in the start-up phase."""
+        """The value of a parameter of a trial in the start-up phase."""
         return self._random_sampler.sample_independent(study, trial, name, distribution)
 
     def _sample_relative(

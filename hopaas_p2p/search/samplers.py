@@ -52,10 +52,10 @@ _RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which candidates are drawn
-_TAUGHT: Final = 15  # best configurations of the priors that are used as candidates
-_CLIMBS: Final = 3  # searches around the best candidates, while there are few trials or priors are used
+_TAUGHT: Final = 15  # the priors' best configurations, as candidates
+_CLIMBS: Final = 3  # searches around the best candidates, with priors and while there are few trials
 _CLIMBED: Final = 8
-_CLIMBS_UP_TO: Final = 32  # trials
+_CLIMBS_UP_TO: Final = 32  # trials, including running ones
 
 
 class _Model(NamedTuple):
@@ -326,7 +326,7 @@ class TPESampler(OptunaTPE):
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
             mixture = said.drawn(numbers.uniform())
-            # the very first trial follows a person's belief, or else the mean of the priors
+            # the first trial follows a person's belief, or else the mean of the priors
             if not count and not len(running):
                 first = taught.priors[0].name == BELIEF
                 mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]

@@ -179,7 +179,7 @@ def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> No
 
 
 def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budget | None:
-    """The budget to set because a script gave this one; None if the original or the current budget was given.
+    """The budget to set if a script gives this one; None for the original or the current budget.
 
     Raises:
         DefinitionMismatch: a limit would be new or smaller, or `prices` or `until` would change.

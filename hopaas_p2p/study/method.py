@@ -190,7 +190,7 @@ class Searcher:
         self.replicates = self._said.replicates or stored.replicates or 1
         if self.own[0] is None and stored.sampler != before.sampler:
             self.sampler = self._made("sampler", stored.sampler) or default_sampler()
-            lists = isinstance(self.sampler, optuna.samplers.BruteForceSampler)  # all values, in memory
+            lists = isinstance(self.sampler, optuna.samplers.BruteForceSampler)  # keeps all values in memory
             wide = [name for name, one in space.items() if lists and (count_of(one) or 0) > _MOST_VALUES]
             if wide:
                 self.complaints.append(f"{wide[0]!r} has too many values for the sampler of the study{_DEFAULT}")

@@ -36,7 +36,7 @@ from hopaas_p2p.translate import external, to_record
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
-_DRAWS: Final = 8  # further draws for a configuration that is new
+_DRAWS: Final = 8  # further draws to find a new configuration
 _SAME_DRAWS: Final = 2  # after this many repeats of its own last draws, a sampler has nothing else to offer
 _MOST_REUSED: Final = 32  # known values recorded in a row before something new is tried
 _EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"})
@@ -111,7 +111,7 @@ class Proposer:
                 if reused == _MOST_REUSED or not self._reuse(trial, same):
                     trial = self._drawn_again(trial)
                     break
-                if handle.next_or_raise(within=within) is not NEW:  # the recorded value may have changed that
+                if handle.next_or_raise(within=within) is not NEW:  # recording it may have changed what may start
                     return None
             params, values = cached_trial(trial).params, trial.record.params
             params.update(values)  # the sampler may have drawn other values, or numpy's numbers
@@ -283,7 +283,7 @@ class Proposer:
 
     def _catch_up(self, state: State) -> None:
         if state is not self._read_from:
-            self._tried, self._read_from = Tried(self._space), None  # until all is done: Ctrl-C may come in between
+            self._tried, self._read_from = Tried(self._space), None  # None until the end, as Ctrl-C may come in between
             self._tried.note_all(state.trials)
             self._read_from = state
         elif self._changed:
@@ -347,7 +347,7 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 
     Third-party samplers declare it with an attribute `needs_number = False`.
     """
-    if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number says which bracket's trials a sampler sees
+    if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number determines which trials a sampler sees
         return False
     needs: Any = getattr(sampler, "needs_number", None)
     if needs is not None:

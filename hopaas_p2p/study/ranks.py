@@ -38,9 +38,9 @@ from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.translate import as_python
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others to arrive
-_LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank may delay a signal
-_ENDING: Final = 10.0  # seconds in which a launcher ends the others after one rank; torchrun looks every 0.1 to 5 s
+_MEETING: Final = timedelta(seconds=30)  # how long the first rank waits for the others to arrive
+_LOOK: Final = timedelta(seconds=5)  # the longest delay of a signal while this rank waits for another
+_ENDING: Final = 10.0  # seconds within which a launcher ends the other ranks; torchrun checks every 0.1 to 5 s
 _OF_OTHERS: Final = ("torch.distributed", "mpi4py.MPI")
 """Modules of the errors that another rank's end may cause; with gloo, the error is a plain RuntimeError."""
 _BREATH: Final = 0.2  # seconds between two checks of the channel during that time
@@ -222,11 +222,11 @@ _known: list[Ranks] = []
 
 
 def ranks() -> Ranks:
-    """The ranks with which this process was started, for example by torchrun, if they can be reached now."""
+    """The ranks that torchrun, or a similar launcher, started; only this process if it cannot reach the others now."""
     env, dist = os.environ, sys.modules.get("torch.distributed")
     if not _known and env.get("WORLD_SIZE", "1") != "1" and env.keys() >= {"RANK", "MASTER_ADDR", "MASTER_PORT"}:
-        initialised = dist is not None and dist.is_available() and dist.is_initialized()
-        if initialised or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        initialized = dist is not None and dist.is_available() and dist.is_initialized()
+        if initialized or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             _known.append(_StoreRanks(env))
     return _known[0] if _known else Ranks()
 
@@ -352,7 +352,7 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
 
     def finish() -> None:
         among.broadcast(_NEXT, None)
-        among.gather(_END, None)  # with this process, the channel may end
+        among.gather(_END, None)  # the channel may end with this process
 
     with _in_step(finish):
         yield run
@@ -378,7 +378,7 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
 def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
     """Run the objective on this rank, and wait until it has ended on all."""
-    with _in_step(lambda: trial.ranks.gather(_END, None)):  # a failed rank never arrives: the launcher ends this one
+    with _in_step(lambda: trial.ranks.gather(_END, None)):  # if a rank failed, the launcher ends this one
         return objective(trial)  # type: ignore[arg-type]
 
 

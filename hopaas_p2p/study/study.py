@@ -673,7 +673,7 @@ class Study(optuna.Study):
             handle.send_soon()
         if not unfit and known is None:
             return trial
-        with contextlib.suppress(LeaseLost):  # then another peer will end it
+        with contextlib.suppress(LeaseLost):  # another peer has taken it over, and will end it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
                 _log.warning("the queued trial %d failed: %s", number, why)

@@ -163,7 +163,7 @@ class Trial(optuna.trial.Trial):
         if shared:
             self._listen()
         at_rung = handle.is_at_rung(number, cached_trial(self).intermediate_values)
-        return bool(not held or at_rung or super().should_prune())  # a pruner of Optuna's gives numpy's
+        return bool(not held or at_rung or super().should_prune())  # Optuna's pruners may return numpy's bool
 
     @property
     def at_rung(self) -> bool:
@@ -255,7 +255,7 @@ class Trial(optuna.trial.Trial):
                 return None
             artifacts, uuid = artifacts_of(self.storage.peer.store), self.handle.uuid
             directory = Path(tempfile.mkdtemp(prefix="hopaas-resume-"))
-            weakref.finalize(self, _remove, directory, os.getpid())  # by the process that made it
+            weakref.finalize(self, _remove, directory, os.getpid())  # only in the process that created it
             self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
             become(self, self.handle.resumed_from(self.number, step))

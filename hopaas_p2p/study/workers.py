@@ -84,7 +84,7 @@ def take_part(
     """Run trials as a separate peer, in a worker of an executor, until the study has no more for it.
 
     Returns the objective's error if one ended the worker, or NothingSucceeded if it gave up. Any other HopaasError is
-    raised, and means that the worker is lost.
+    raised.
     """
     for name, value in env.items():
         os.environ.setdefault(name, value)
@@ -103,7 +103,7 @@ def take_part(
         return error
     except HopaasError:
         raise
-    except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
+    except Exception as error:  # noqa: BLE001  # the objective's; a HopaasError is the worker's own
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301  # its bytes were made here, just now
         except Exception:  # noqa: BLE001  # a class of the user's code may raise anything

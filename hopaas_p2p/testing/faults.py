@@ -26,7 +26,7 @@ class Fault(enum.Enum):
 
     REFUSE = "the request never reaches the store"
     LOSE_REPLY = "the store handles the request, and the reply is lost"
-    DUPLICATE = "the request reaches the store twice, the second time too late to be recognised"
+    DUPLICATE = "the request reaches the store twice, the second time too late to be recognized"
     DELAY = "the caller gives up, and the request reaches the store after the next exchange"
     CRASH_BEFORE = "the process dies before the request is sent"
     CRASH_AFTER = "the process dies after the store has handled the request"
@@ -124,17 +124,17 @@ class FaultyLog(Log):
             raise StoreUnreachable
         receipt = self._inner.exchange(outgoing, since, beat)
         if fault is Fault.DUPLICATE and outgoing is not None:
-            self._append_unrecognised(outgoing)
+            self._append_unrecognized(outgoing)
         while self._delayed:
-            self._append_unrecognised(self._delayed.pop())
+            self._append_unrecognized(self._delayed.pop())
         if fault is Fault.CRASH_AFTER:
             raise Crash
         if fault is Fault.LOSE_REPLY:
             raise StoreUnreachable
         return receipt
 
-    def _append_unrecognised(self, outgoing: Outgoing) -> None:
-        """Append these bytes so late that the store cannot recognise that it already has them."""
+    def _append_unrecognized(self, outgoing: Outgoing) -> None:
+        """Append these bytes so late that the store cannot recognize that it already has them."""
         self._inner.exchange(replace(outgoing, chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:
