@@ -490,7 +490,7 @@ class Study(optuna.Study):
         """Give a search space to a study that has none, such as an imported one; `worker` and `ask` use it.
 
         Raises:
-            InvalidInput: no study can be searched in this space.
+            InvalidInput: the space is not allowed, or does not fit the trials that the study has.
             DefinitionMismatch: the study's definition has a space, which cannot change.
             Denied: this user may not write to the study.
 
@@ -879,8 +879,8 @@ class Study(optuna.Study):
                 `study.stop_all()` ends the study for all peers.
             gc_after_trial: whether to collect garbage after each trial.
             show_progress_bar: whether to show Optuna's progress bar for this call instead of log lines. Without
-                `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
-                lines remain.
+                `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget in trials either,
+                the log lines remain.
             on: an executor that runs the trials instead of this process (anything with `submit`, as in
                 concurrent.futures, submitit and dask.distributed), or a function that creates one. Each of its workers
                 is a separate peer; see `hopaas_p2p.study.workers`.
@@ -926,9 +926,9 @@ class Study(optuna.Study):
             return
         if among.size > 1:
             self._be_worker({"ranks": str(among.size), **together(devices)}, quiet=self._quiet)
-        counted, limit = n_trials, self.state.budget
-        if n_trials is None and timeout is None and limit is not None:
-            counted = max(0, limit - self.state.used())
+        counted, state = n_trials, self.state
+        if n_trials is None and timeout is None and state.budget is not None and state.configurations.unit == "trials":
+            counted = max(0, state.budget - state.used())
         barred = show_progress_bar and (counted, timeout) != (None, None)
         if gc_after_trial:
             called.append(lambda _: gc.collect())
