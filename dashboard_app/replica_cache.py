@@ -190,7 +190,7 @@ class ReplicaCache:
     # --- what sessions write ---
 
     def storage(self, person: str = "") -> Storage:
-        """The storage with which this person writes; it shares the replicas with all other people."""
+        """The storage with which this person writes. All of these storages share the same replicas."""
         with self._lock:
             if person not in self._storages:
                 self._storages[person] = self._storages[""].on_behalf_of(person)

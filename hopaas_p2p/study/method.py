@@ -1,7 +1,7 @@
 """A study's search method: sampler, pruner, repeats, replicates, rungs or a population, as the study's log stores it.
 
-The method is set at creation and changed by owners. A process may use other settings, which it gives when it opens the
-study. They apply to that process alone. They are logged once, and are part of the process's introduction, which the
+The method is set at creation, and owners can change it. A process may use other settings, which it gives when it opens
+the study. They apply to that process alone. They are logged once, and are part of the process's introduction, which the
 monitor shows.
 """
 

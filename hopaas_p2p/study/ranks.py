@@ -75,7 +75,7 @@ class Ranks:
         theirs, value = _decode(self._broadcast(_encode((call, value if self.rank == 0 else None))))
         if theirs != call:
             raise InvalidInput(
-                f"the first rank is at {theirs}, and rank {self.rank} at {call}. Let every rank make the same calls of "
+                f"the first rank is at {theirs}, and rank {self.rank} at {call}. Let every rank make the same calls on "
                 "its trial, in the same order: no call may depend on the rank"
             )
         return value
@@ -152,7 +152,7 @@ class _StoreRanks(Ranks):
                 self._store.wait(others, _MEETING)
             except self._not_yet:
                 self._together = False
-                _log.warning("the other ranks did not call optimize, so the first rank runs its trials alone")
+                _log.warning("the other ranks did not call optimize in time, so the first rank runs its trials alone")
             self._store.set("begun", b"together" if self._together else b"alone")
         elif self._together is None:
             self._store.set(f"rank {self.rank} is here", b"")
@@ -161,7 +161,7 @@ class _StoreRanks(Ranks):
             if not self._together:
                 raise InvalidInput(
                     f"the first rank waited {_MEETING.seconds} s for rank {self.rank} and began without it. Let every "
-                    "rank call optimize at the same place of the program, and start it again"
+                    "rank call optimize at the same place in the program, and start it again"
                 )
         return self._together
 

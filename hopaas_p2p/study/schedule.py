@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
     """In the order of their steps."""
 
     def at(self, step: int) -> dict[str, Any]:
-        """The parameters of this step. After the last trained step, its parameters stay.
+        """The parameters of this step; beyond the last trained step, those of the last one.
 
         Raises:
             InvalidInput: no step was trained.

@@ -223,7 +223,7 @@ class Trial(optuna.trial.Trial):
             InvalidInput: there is no such file, or the step is not a whole number from 0 on.
             LeaseLost: another peer runs the trial now; the file was removed again.
             StoreUnreachable: the store did not answer for `store_wait`, or `patience` with `wait=False`.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
+            ConfigurationError: the store does not accept it (Postgres, one above 64 MiB); the message says what to do.
         """
         checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
@@ -235,7 +235,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             InvalidInput: there is no such file.
             LeaseLost: another peer runs the trial now; the file was removed again.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
+            ConfigurationError: the store does not accept it (Postgres, one above 64 MiB); the message says what to do.
         """
         files = StudyArtifacts(self.storage, self.study.study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)

@@ -234,9 +234,6 @@ class WatchedWorkers:
         self._lost.add(number)
         self._reclaim_lost()
         self._losses += 1
-        _log.warning(
-            "worker %d was lost (%s); another one is started", number, str(error).strip().split("\n")[0] or error
-        )
         if self._losses > self._wanted + _LOSSES:
             raise WorkersLost(
                 f"{self._losses} workers were lost in a row without finishing a trial; the last one: "
@@ -244,8 +241,10 @@ class WatchedWorkers:
             ) from error
         share = self._shares[number]
         if share is not None:
-            share -= self._ended[number]
-        if share is None or share > 0:  # a late result is an extra trial
+            share = max(0, share - self._ended[number])  # a late result is an extra trial
+        more = "" if share == 0 else "; another one is started"
+        _log.warning("worker %d was lost (%s)%s", number, str(error).strip().split("\n")[0] or error, more)
+        if share != 0:
             self._send(share)
 
     def _reclaim_lost(self) -> None:
