@@ -48,8 +48,8 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _UPLOAD: Final = "/_stcore/upload_file"
 _MOST_UPLOADED: Final = 128 << 20  # bytes beyond which no further file is taken
-_LONGEST_MESSAGE: Final = 64 << 10  # bytes on a web socket before a sign-in; a page's own take some hundreds
-_PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # paths of Streamlit that nobody needs before a sign-in
+_LONGEST_MESSAGE: Final = 64 << 10  # bytes on a web socket before a sign-in; messages of our pages take a few hundred
+_PEOPLES: Final = (_UPLOAD, "/_stcore/metrics", "/media/")  # Streamlit's paths that nobody needs before a sign-in
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _PAGE: Final = (
@@ -88,7 +88,7 @@ class AccessGuard:
         self._hosts = {_name(one) for one in ("localhost", opts.host, *opts.allowed_hosts, *hosts)}
         if not self._loopback_only:
             self._hosts |= {_name(socket.gethostname()), _name(socket.getfqdn())}
-        self._cookie = f"hopaas_key_{opts.port}"  # browsers do not tell ports apart
+        self._cookie = f"hopaas_key_{opts.port}"  # browsers send cookies to all ports of a host
         self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
 
     def judge(self, request: HTTPConnection, *, scrapes: Callable[[str], bool] | None = None) -> Response | None:
@@ -119,12 +119,12 @@ class AccessGuard:
         return _refusal("Sign in first.") if self.is_stranger(request) else None
 
     def is_stranger(self, request: HTTPConnection) -> bool:
-        """Whether people sign in here, and the person who sent this has not."""
+        """Whether people sign in here, and the sender of this request has not."""
         return self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time())
 
     def address(self, path: str, port: int) -> str:
         """The address that opens the dashboard, for the user who started it."""
-        host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # not bound
+        host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # compared, not bound
         key = "" if self._key is None else f"?key={quote(self._key)}"
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{path or '/'}{key}"
 
@@ -171,7 +171,7 @@ class AccessMiddleware:
         self._guard = guard
         self._scrapes = scrapes
         self._strangers: dict[asyncio.Event, None] = {}
-        """An event that ends the web socket of somebody who has not signed in; oldest first."""
+        """For each web socket of somebody who has not signed in, the event that closes it; the oldest first."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one web socket."""
@@ -189,7 +189,10 @@ class AccessMiddleware:
             await answer(scope, receive, send)
 
     async def _serve_stranger(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a web socket before its person has signed in. It ends if it is the oldest of many, or says too much."""
+        """Serve the web socket of a person who has not signed in.
+
+        It is closed if it is the oldest of many, or sends a message that is too long.
+        """
         over = asyncio.Event()
         for oldest in list(self._strangers)[: 1 - MOST_STRANGERS]:
             del self._strangers[oldest]

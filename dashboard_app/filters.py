@@ -1,4 +1,4 @@
-"""The filter that the pages of a study share, as widgets. The filter is kept in the address, and so in links."""
+"""The filter that the pages of a study share, as widgets. It is kept in the address, so links contain it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def shared_filter(frame: Frame, *, states: bool = True) -> Mask:
 
 
 def _range(one: Parameter | None) -> list[tuple[str, float, float]]:
-    """Draw a slider over the parameter's range, or a list of its choices. Labels are Markdown, so names are escaped."""
+    """Draw a slider over the parameter's range, or a list of its choices; return the chosen range, if there is one.
+
+    Labels are Markdown, so names are escaped.
+    """
     if one is None or one.low == one.high:
         return []
     label, key = theme.plain(one.name, longest=60), f"range-{one.name}"

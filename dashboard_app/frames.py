@@ -14,7 +14,7 @@ from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.state import State
 
 T = TypeVar("T")
-_MOST: Final = 100  # results kept of one frame, because each filter of a person makes some
+_MOST: Final = 100  # results kept per frame, because each filter that a person sets adds some
 
 
 class Frame:

@@ -56,7 +56,7 @@ class PageContext:
         theme.title(text, above=self.listing.name if self.listing is not None else "")
 
     def leases(self, frame: Frame) -> dict[str, Any]:
-        """Owner -> seconds left of its lease. A browser gets these with each poll."""
+        """The seconds left of the leases of running trials, by owner, as `more` of `redraw.live`; at most 60 leases."""
         left, running = self.cache.leases(frame.uuid), sorted(frame.state.running)[:_LEASES]
         owners = [frame.state.trials[one].owner or "" for one in running]
         return {"leases": {owner: round(left[owner]) for owner in owners if owner in left}}

@@ -39,7 +39,7 @@ def live(
         more: small data sent with each poll, for values that change while the log does not; `{"leases": {"ann": 55.0}}`
             counts down in elements with `data-lease="ann"`.
         key: distinguishes several bodies on one page.
-        auto: False offers a button when there are changes instead of redrawing, for content that people read or scroll.
+        auto: False offers a button when there are changes, and does not redraw content that people read or scroll.
         age: False omits "data as of", for pages where another part shows it.
 
     """

@@ -1,4 +1,4 @@
-"""Keeps one replica per study for all browser sessions. A thread updates the replica while its study is viewed.
+"""Keeps one replica per study for all browser sessions, which a thread updates while somebody views the study.
 
 A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
 is unreachable, sessions continue to show the last data and their age.
@@ -68,7 +68,7 @@ class CachedLog:
 
     @property
     def freshness(self) -> Freshness:
-        """How old this log's data are."""
+        """The age of this log's data, and why its last read failed, if it did."""
         return Freshness(time.monotonic() - self.pulled, self.trouble)
 
 
@@ -157,7 +157,10 @@ class ReplicaCache:
         return study.frame
 
     def lsn(self, uuid: str) -> int:
-        """The lsn up to which the study was read; -1 if it was deleted."""
+        """The lsn up to which the study was read, 0 before that; -1 if it was deleted, or no session has opened it.
+
+        Keeps the study fresh, like `frame`.
+        """
         study = self._studies.get(uuid)
         if study is None or study.deleted:
             return -1
@@ -169,7 +172,7 @@ class ReplicaCache:
         return self._studies.get(uuid or "", self._catalog).freshness
 
     def signs(self, uuid: str) -> dict[str, SignOfLife]:
-        """The last known signs of life of the peers that run trials."""
+        """The last known signs of life of the peers that run trials, by peer."""
         study, now, wall = self._studies.get(uuid), time.monotonic(), time.time()
         if study is None:
             return {}
@@ -177,8 +180,9 @@ class ReplicaCache:
         return {owner: sign_of_life(state, owner, study.detector, now, wall) for owner in owners_of(state)}
 
     def leases(self, uuid: str) -> dict[str, float]:
-        """Seconds until the trials of each peer that runs any may be taken over, where known; negative if they already
-        may be.
+        """Owner -> seconds until its trials may be taken over; negative if they already may be.
+
+        Owners whose last sign of life is not known are left out.
         """
         known = {owner: sign.ago for owner, sign in self.signs(uuid).items() if sign.ago is not None}
         return {owner: ttl_of(self._studies[uuid].replica.state, owner) - ago for owner, ago in known.items()}
@@ -186,7 +190,7 @@ class ReplicaCache:
     # --- what sessions write ---
 
     def storage(self, person: str = "") -> Storage:
-        """The storage that writes for this person, and reads the same replicas as all others."""
+        """The storage with which this person writes. All of these storages share the same replicas."""
         with self._lock:
             if person not in self._storages:
                 self._storages[person] = self._storages[""].on_behalf_of(person)
@@ -243,7 +247,7 @@ class ReplicaCache:
         return _TICK
 
     def _await(self, done: Callable[[], bool], within: float) -> None:
-        """Make the thread do all reads that are due, and wait until `done`, at most for `within` seconds."""
+        """Make the thread do all reads that are due, and wait for up to `within` seconds until `done` is true."""
         if not self._threaded:
             self.tick()
             return

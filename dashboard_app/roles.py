@@ -22,7 +22,7 @@ from hopaas_p2p.remote.access import ROLES
 
 Role = Literal["none", "viewer", "worker", "owner"]
 
-_KEPT: Final = 20.0  # seconds until a revoked grant takes effect
+_KEPT: Final = 20.0  # the most seconds until a revoked grant takes effect
 
 
 def named(variable: str) -> set[str]:
@@ -33,7 +33,8 @@ def named(variable: str) -> set[str]:
 def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -> Role:
     """This person's role in this study. With "none", even its existence is hidden.
 
-    Asks the store at most every twenty seconds per study. While the store does not answer, nobody may change anything.
+    The grants of a store with users are read at most every 20 s per study. If they cannot be read, nobody may change
+    anything.
     """
     if opts.auth == "none":  # the user whose token the dashboard has; an administrator needs no grant
         address = getattr(cache.store, "address", None)
@@ -52,7 +53,7 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
 
 @st.cache_data(ttl=_KEPT, show_spinner=False)
 def grants(_cache: ReplicaCache, uuid: str) -> dict[str, Role]:
-    """User -> role in this study."""
+    """User -> role in this study; empty if the store does not answer."""
     try:
         rows = _cache.store.call("grants", log=uuid)  # type: ignore[attr-defined]  # only a Postgres store has it
     except HopaasError:

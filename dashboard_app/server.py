@@ -34,8 +34,8 @@ from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """The script that Streamlit executes."""
-_LARGEST_UPLOAD: Final = 32  # MiB; Streamlit holds a file in memory. `hopaas-p2p trial artifact put` takes any size
-_LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
+_LARGEST_UPLOAD: Final = 32  # MiB; Streamlit keeps it in memory. `hopaas-p2p trial artifact put` takes any size
+_LEVEL: Final = 4  # of compression; a first visit takes 0.15 s to compress 4 MB to 1.3 MB
 _SOON: Final = 0.5  # seconds until the port is surely open
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -116,7 +116,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
 
     # Streamlit would also read `.streamlit/` in the current folder, where somebody else's repository could decide who
     # may sign in
-    config.get_config_files = lambda file_name: []  # noqa: ARG005  # the name that it has there
+    config.get_config_files = lambda file_name: []  # noqa: ARG005  # Streamlit's name for it
     return App(
         SCRIPT,
         secrets={"auth": auth} if auth else None,

@@ -22,7 +22,7 @@ from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_N
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import credentials
 
-_LASTS: Final = 12 * 3600.0  # seconds; people who leave the organisation are locked out the next morning
+_LASTS: Final = 12 * 3600.0  # seconds; people who leave the organization are locked out the next morning
 _CLAIM: Final = "sub"
 _VERIFIED: Final = ("email", "phone_number")  # OpenID Connect lets people state these claims themselves
 _SECRET: Final = 32  # characters

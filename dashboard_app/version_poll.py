@@ -1,8 +1,8 @@
 """Answers the poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
 
 A page issues a ticket, which consists of 128 random bits. `GET …/version?ticket=…` then returns about 100 bytes for
-that page, from memory and without a run of Streamlit. A ticket expires 15 minutes or more after the last poll. A
-request without a ticket gets an error, with or without sign-in.
+that page, from memory and without a run of Streamlit. A ticket expires 15 minutes or more after the last poll, or
+when 10,000 others were used more recently. A request without a valid ticket gets an error, with or without sign-in.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from starlette.routing import Route
 Answer = Callable[[], dict[str, Any]]
 
 PATH: Final = "/version"
-_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, as a laptop may sleep for a while
+_EXPIRES_AFTER: Final = 900.0  # seconds since the last poll, because a laptop may sleep for a while
 _MOST: Final = 10_000
 _answers: Final[dict[str, tuple[Answer, float]]] = {}
-"""Ticket -> the function that answers, and when it was last polled. The ticket that was unused for longest comes
-first."""
+"""Ticket -> the function that answers, and when it was last polled; the least recently used ticket comes first."""
 _lock: Final = threading.Lock()
 
 
 def issue(ticket: str | None, answer: Answer) -> str:
-    """A ticket with which a browser gets this answer. It is the given one, if that is still valid."""
+    """A ticket with which a browser gets this answer: the given one if it is still valid, or else a new one."""
     now = time.monotonic()
     with _lock:
         if ticket is None or _answers.pop(ticket, None) is None:

@@ -1,8 +1,6 @@
 """Tunes a scikit-learn model. Run it as often as you like, on all machines that can access the directory.
 
-Install scikit-learn first. Then:
-
-python sklearn_loop.py ./campaign
+Needs scikit-learn. Start it with: python sklearn_loop.py ./campaign
 """
 
 import sys

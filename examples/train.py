@@ -1,4 +1,4 @@
-"""Trains in a batch job. It reports after every epoch, saves a checkpoint when the job has to end, and continues there.
+"""Trains in a batch job: reports every epoch, saves a checkpoint when the job has to end, and continues from it.
 
     hopaas-p2p study create demo -s ./campaign --budget 40 --space 'lr=float(1e-3,1,log)' --space 'depth=int(1,9)'
     hopaas-p2p worker -s ./campaign --study demo -- python train.py --lr {lr} --depth {depth}
@@ -68,7 +68,7 @@ def main() -> None:
     trial, model = Trial(), Model(given.depth)
     if "HOPAAS_CHECKPOINT" in os.environ:  # an earlier attempt was interrupted; continue from its checkpoint
         model.load(Path(os.environ["HOPAAS_CHECKPOINT"]))
-        print("going on after epoch", model.epoch, flush=True)
+        print("continuing after epoch", model.epoch, flush=True)
 
     leave: list[int] = []  # received signals; the checkpoint is saved at the end of the epoch
     for name in (signal.SIGUSR1, signal.SIGTERM):

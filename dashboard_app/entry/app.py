@@ -1,4 +1,4 @@
-"""The script that Streamlit runs. In its own folder, because Streamlit treats a `pages/` beside the script as pages."""
+"""The script that Streamlit runs. It has its own folder, because Streamlit treats a `pages/` beside it as pages."""
 
 from dashboard_app.app import main
 

@@ -70,7 +70,7 @@ def _people(page: PageContext) -> None:
 
 
 def _own_tokens(page: PageContext) -> None:
-    """The tokens of the person who has signed in, who is the store's user of the same name."""
+    """The tokens of the person who has signed in, as the store's user of the same name."""
     if not page.options.actions or time.time() >= page.until:
         cure = "Sign in again" if page.options.actions else "Start the dashboard with --allow-actions"
         theme.nothing(f"{cure} to manage your own tokens.")
@@ -146,5 +146,5 @@ def _grants(page: PageContext) -> None:
 
 
 def _day(when: datetime.datetime | None) -> str:
-    """A time to the minute, in UTC."""
+    """A time to the minute, in UTC, or "-"."""
     return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M") if when else "-"

@@ -107,8 +107,9 @@ def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None
 
 
 def _each(*changes: Callable[[], Any]) -> None:
-    """Make all of these changes. A change that the store did not answer is sent later, so an error is raised only at
-    the end.
+    """Make these changes in order. If the store does not answer, raise that error at the end.
+
+    A change that was queued is sent later, so the next ones are made; after one that was not, they are skipped.
     """
     trouble = None
     for change in changes:
@@ -172,7 +173,8 @@ def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
         stop = partial(_stop, page=page, number=number, epoch=epoch, reason=reason)
-        page.act("owner", stop, done=f"Trial {number} is asked to end. Its peer sees this at its next report.")
+        done = f"Trial {number} is asked to end. Its peer learns of it at its next contact with the store."
+        page.act("owner", stop, done=done)
 
 
 def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str) -> None:

@@ -76,7 +76,7 @@ def _side_by_side(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
         rows[0].append(Html(f"{pill} {theme.trial_link(frame.name, one, 'open ')}"))
     for kind, name, texts in found:
         differs, what, cells = len(set(texts)) > 1, safe(name), [text or "-" for text in texts]
-        if kind == "parameter" and differs:  # said in words; the values are bold
+        if kind == "parameter" and differs:  # shown by a tag and by bold values
             bold = [Html(f"<b>{safe(cell)}</b>") for cell in cells]
             rows.append([Html(f"{what} {theme.tag('differs')}"), *bold])
         elif differs or not only:

@@ -82,8 +82,9 @@ def _table(page: PageContext, frame: Frame) -> None:
 
 
 def _number(name: str) -> Any:
-    """A column of numbers. Streamlit's default shows four decimals, and is only as wide as its first rows, even if
-    empty.
+    """A column of numbers with six digits, at least as wide as its name.
+
+    Streamlit's default shows four decimals, and is only as wide as its first rows, even if they are empty.
     """
     return st.column_config.NumberColumn(
         phrase(name) if name in views.FIXED or name == "value" else name,

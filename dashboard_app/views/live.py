@@ -29,7 +29,8 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
 
     `recent` counts the COMPLETE and PRUNED trials that ended in the last hour, and `per_hour` is their rate, even if
     the work began less than an hour ago. `hours` is the total time that trials have run, as far as the log records it.
-    The budget has room for `left` more trials, which take `eta` seconds at this pace.
+    The study needs `left` more trials to reach its budget, which takes `eta` seconds at this pace. Both are None if the
+    budget counts configurations or members, because these need an unknown number of trials.
     """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
@@ -39,7 +40,7 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
         window = min(_HOUR, max(now, float(recent.max())) - float(began.min() if len(began) else recent.min()))
         per_hour = len(recent) * _HOUR / max(1.0, window)
     done = state.counts[TrialState.COMPLETE] + state.counts[TrialState.PRUNED]
-    left = None if state.budget is None else max(0, state.budget - done)
+    left = None if state.budget is None or state.configurations.unit != "trials" else max(0, state.budget - done)
     return {
         "recent": len(recent),
         "per_hour": per_hour,

@@ -15,8 +15,9 @@ _LINES: Final = {"members": (PLAIN, 2.0), "copied": ("#009E73", 1.5), "led to th
 
 
 def tree(state: State) -> Chart | None:
-    """One horizontal line per member of a population, over its epochs. A slanted line leads from a member to its
-    copy.
+    """One horizontal line per member of a population, over its epochs; None for a study without a population.
+
+    A slanted line leads from a member to the one that copied it.
     """
     population, trials, root = state.configurations.population, state.trials, state.configurations.root
     if population is None:

@@ -66,8 +66,9 @@ def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
 
 
 def best_so_far(studies: Sequence[tuple[str, TrialTable]], *, along: Along = "number") -> Chart | None:
-    """One line per study. Time is counted from the start of each study's first trial, in hours, so that all share one
-    zero.
+    """The best value so far, one line per study; None if no study has a value.
+
+    Time is in hours since the start of each study's first trial.
     """
     layers, words = [], []
     for at, (name, columns) in enumerate(studies[:MOST_STUDIES]):

@@ -1,4 +1,4 @@
-"""The content of a trial's page, which is its rank and owners, or several trials side by side."""
+"""The content of a trial's page: its rank and its owners, or several trials side by side."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _LONGEST: Final = 120
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
-    """A trial's rank among the complete and feasible trials, where the best has rank 1, and their number; None if it is
-    not among them.
+    """A trial's rank among the complete and feasible trials, from 1 for the best, and the number of these trials.
+
+    None if it is not among them, or the study has several objectives.
     """
     complete = columns.complete() & ~columns.infeasible
     if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:

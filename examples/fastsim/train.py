@@ -1,4 +1,4 @@
-"""Trains a small conditional normalising flow on a detector's response (fast simulation), tuned by batch jobs.
+"""Trains a small conditional normalizing flow on a detector's response (fast simulation), tuned by batch jobs.
 
     hopaas-p2p study create fastsim -s ./campaign --budget 50 --space 'lr=float(1e-4,1e-2,log)' \
         --space 'layers=int(2,6)' --space 'width=int(16,128,log)'

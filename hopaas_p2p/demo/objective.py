@@ -1,4 +1,4 @@
-"""The code that a user would write, to train a neural network on scikit-learn's hand-written digits.
+"""The code that a user would write: it trains neural networks on scikit-learn's hand-written digits.
 
 1,437 digits are for tuning by five-fold cross-validation. Each epoch reports the mean accuracy of the five networks,
 each on the digits that it was not trained on. Another 360 digits are held out from all trials.
@@ -34,7 +34,7 @@ SPACE: Final[dict[str, Distribution]] = {
 
 
 def load() -> list[Array]:
-    """Images of the digits for tuning and of those held out, then the labels of both."""
+    """The images for tuning, the images held out, and then the labels of each."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

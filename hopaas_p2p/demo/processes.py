@@ -17,14 +17,16 @@ from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.study import Study
 
-_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo is interrupted
+_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo ends early
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-"""Variables set to 1, because the peers share the cores, and would slow each other down with one thread per core
-each."""
+"""Variables set to 1. The peers share the cores, and would slow each other down if each had one thread per core."""
 
 
 class KilledPeer(NamedTuple):
-    """A peer that was killed, and the trial that it ran at that moment according to the log."""
+    """A peer that was killed, and the trial that it ran at that moment according to the log.
+
+    `epoch` is the last epoch that it reported.
+    """
 
     name: str
     pid: int
@@ -95,7 +97,7 @@ class PeerProcesses:
         return any(popen.returncode is None for popen in self._processes.values())
 
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
-        """Kill a peer that is in the middle of a trial; None if there is none.
+        """Kill a peer that is in the middle of a trial of this many epochs; None if there is none.
 
         The trial that the log shows could end before a signal arrives. So the peer is first stopped (SIGSTOP), then the
         log is read again, and the peer is killed only if it still runs that trial.
@@ -118,7 +120,7 @@ class PeerProcesses:
 
 
 def _trial_of(pid: int, state: State) -> Trial | None:
-    """The trial that this process runs."""
+    """The trial that this process runs, or None."""
     for number in state.running:
         trial = state.trials[number]
         if state.peers.get(trial.owner or "", {}).get("pid") == str(pid):

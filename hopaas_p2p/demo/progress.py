@@ -1,6 +1,6 @@
 """Finds the events of the demo in the study's State.
 
-The demo's peers do not report to this code. It opens the same store and replays the same log, as a dashboard would.
+The demo's peers do not report to this process, which replays the same log from the same store, as a dashboard does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EventReader:
         self._best: float | None = None
 
     def new_events(self, state: State) -> list[Event]:
-        """The events since the last call, in the order of their trials."""
+        """The events since the last call: first the peers that joined, then the events of trials by number."""
         events = []
         for uuid, info in state.peers.items():
             name = self._name_of(uuid, state)

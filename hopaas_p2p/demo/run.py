@@ -1,6 +1,4 @@
-"""Runs the whole demo. It creates a study, starts peers, kills one, and prints the results and commands to explore
-further.
-"""
+"""Runs the whole demo: creates a study, starts peers, kills one, and prints the results and commands to look closer."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
     """Run the demo with the options of the command line.
 
     Raises:
-        HopaasError: a peer failed, or a killed peer's trial was not queued again.
+        HopaasError: a peer failed, no trial was completed, or a killed peer's trial was not queued again.
         ConfigurationError: the store cannot be used.
 
     """
@@ -79,7 +77,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
 
 
 def _new_study(store: str, budget: int) -> Study:
-    """A new study for this run, named digits, or else digits-2, digits-3, …"""
+    """A new study for this run, named digits or, if that name is taken, digits-2, digits-3, …"""
     if store.startswith("memory:"):
         raise ConfigurationError(
             "memory:// exists in one process only; give the demo a directory or a URL that is shared"
@@ -172,9 +170,7 @@ def dashboard(store: str) -> str:
 
 
 def program() -> str:
-    """The command for this program. It is the program's name if the shell finds it, or else its path, as after `make
-    demo`.
-    """
+    """The command for this program: its name if the shell finds it, or else its path, as after `make demo`."""
     ours = Path(sys.executable).with_name("hopaas-p2p")
     found = shutil.which("hopaas-p2p")
     if not ours.exists() or (found is not None and ours.samefile(found)):

@@ -1,6 +1,4 @@
-"""Shows one line per event of the demo, and below the events a table of peers and progress, or status lines without a
-terminal.
-"""
+"""Shows one line per event of the demo and, below them, a table of the peers; without a terminal, status lines."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ _COLUMNS: Final = (("peer", "left"), ("pid", "right"), ("", "left"), ("trial", "
 
 
 class Screen:
-    """The demo's output, as a context manager. `peers` holds (name, pid, status) of each of its processes."""
+    """The demo's output, as a context manager."""
 
     def __init__(self, console: Console, *, title: str, epochs: int) -> None:
         self._console, self._title, self._epochs = console, title, epochs
@@ -46,12 +44,15 @@ class Screen:
             self._live.stop()
 
     def say(self, at: float, text: str, kind: str = "plain") -> None:
-        """Show an event."""
+        """Show an event of this kind that happened `at` seconds after the start."""
         line = Text(f"{at:5.1f} s  ", style="dim").append(text, style=_STYLES[kind])
         self._console.print(line, soft_wrap=True)
 
     def show(self, state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> None:
-        """Show the current state of the study. Without a terminal, print a status line if one is due."""
+        """Show the current state of the study; without a terminal, print a status line if one is due.
+
+        `peers` has (name, pid, status) of each of the demo's processes.
+        """
         if self._live is not None:
             self._live.update(below(state, peers, elapsed=elapsed, epochs=self._epochs))
         elif elapsed >= self._next:
@@ -69,7 +70,7 @@ def _done(state: State) -> str:
 
 
 def below(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float, epochs: int) -> RenderableType:
-    """One row per peer, and the study in three lines."""
+    """A table with one row per peer, and three lines about the study."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for head, side in _COLUMNS:
         table.add_column(head, justify=side, min_width=20 if head == "epoch" else None)  # type: ignore[arg-type]

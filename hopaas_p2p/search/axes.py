@@ -28,7 +28,7 @@ class Near(NamedTuple):
     left: Floats
     right: Floats
     starts: Ints
-    """The range of these trials' positions in the order of the axis."""
+    """`starts` and `ends` are the range of these trials' positions in the order of the axis."""
     ends: Ints
 
 
@@ -168,7 +168,7 @@ class Normal(Axis):
         return points, points
 
     def at_edge(self, points: Floats) -> bool:
-        """Whether rounding decides if a point is inside the range."""
+        """Whether a point is so close to the edge that rounding decides if it is inside the range."""
         margin = 1e-9 * (self.high - self.low)
         return bool((points < self.low + margin).any() or (points > self.high - margin).any())
 
@@ -181,13 +181,13 @@ class Cells(Axis):
         self._first, self._step = float(distribution.low), 2 * self.half
         self._cells = round((distribution.high - distribution.low) / self._step) + 1
         self.tabled = self._cells <= LARGEST_TABLE
-        """Whether there are few enough different places for kernels to come from a table."""
+        """Whether there are few enough distinct places for kernels to come from a table."""
         self.codes = np.zeros(len(mu), np.int64)
         self._log_mass = np.zeros(len(mu))
         self._known: dict[float, int] = {}
         self._places = np.empty(0)
         self._table = np.empty((0, self._cells if self.tabled else 0))
-        """The kernel of each different place (a row) at each cell (a column); NaN where it was not needed so far."""
+        """The kernel of each distinct place (a row) at each cell (a column); NaN where it was not needed so far."""
 
     def points(self, values: Floats) -> Floats:
         return values
@@ -209,7 +209,7 @@ class Cells(Axis):
         return (np.log(left), np.log(right)) if self.log else (left, right)
 
     def table(self, points: Floats) -> Floats:
-        """The kernel of each different place (a row) at each candidate (a column), with the smallest bandwidth."""
+        """The kernel of each distinct place (a row) at each candidate (a column), with the smallest bandwidth."""
         places = len(self._places)
         if places > len(self._table):
             grown = np.full((min(2 * places, LARGEST_TABLE), self._cells), np.nan)

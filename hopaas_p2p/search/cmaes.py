@@ -159,10 +159,9 @@ def _generations(
 
 
 def _parents(members: Mapping[int, FrozenTrial], claims: Sequence[Parents], population: int) -> Parents | None:
-    """The parents of the next generation, by the first valid claim, or else the first trials of this one; None if too
-    few.
+    """The parents of the next generation: the first valid claim, or else the first trials of this one.
 
-    Claims are validated, because anyone who may write to the study can write one.
+    None if there are too few trials. Claims are validated, because anyone who may write to the study can write one.
     """
     for claim in claims:
         if len(claim) == population == len(set(claim)) and all(number in members for number in claim):

@@ -83,7 +83,7 @@ def _log_upper(z: Floats) -> Floats:
 
 
 def cell_mass(left: Floats, right: Floats) -> Floats:
-    """The mass of cells, most of them narrow or far away."""
+    """The mass of cells; fast if most of them are narrow or far away."""
     width = right - left
     near = (left < _FAR) & (right > -_FAR)
     narrow = near & (width < _NARROW)

@@ -1,6 +1,6 @@
-"""The scrambled Halton sequence, whose points are evenly spread, and which every peer can compute point by point.
+"""The scrambled Halton sequence, whose points are evenly spread. Every peer can compute any point by itself.
 
-In each dimension the number of the point is written in a different prime base; its digits, permuted according to the
+In each dimension, the number of the point is written in a different prime base. Its digits, permuted according to the
 seed and reversed, are the digits of the coordinate (Owen, arXiv:1706.02808).
 """
 

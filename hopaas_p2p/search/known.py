@@ -35,7 +35,7 @@ class Changes(NamedTuple):
     reset: bool
     """Whether these are all trials of the study, so that earlier reads are obsolete."""
     number_of_trials: int
-    """How many trials there are."""
+    """The number of all trials, including waiting and failed ones."""
     blocks: Sequence[ReadBlock]
     trials: Sequence[FrozenTrial]
     """Changed trials outside the blocks, ordered by number, each as its own process sees it."""
@@ -67,7 +67,7 @@ class KnownTrials(TrialTable):
     """The state of a trial to learn from (COMPLETE, PRUNED or RUNNING), or -1 for any other trial, such as one that
     another trial continued."""
     violation: Floats
-    """The sum of the constraints that are violated."""
+    """The sum of the values of the violated constraints."""
 
     def __init__(self, params_of: Callable[[FrozenTrial], Mapping[str, Any]], objectives: int = 1) -> None:
         super().__init__(("minimize",) * objectives)
@@ -130,7 +130,7 @@ class KnownTrials(TrialTable):
         earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
         learned = trial.state in _LEARNED
         if not learned and (trial.state is not TrialState.RUNNING or earlier is not None):
-            self.role[row] = _SUPERSEDED  # the trial that it continues says more
+            self.role[row] = _SUPERSEDED  # while a continuation runs, the earlier trial has more to learn from
             return False
         self.role[row] = int(trial.state)
         self.changes.append(row)
@@ -153,16 +153,14 @@ class KnownTrials(TrialTable):
             return trial.params
 
     def row_of(self, number: int) -> int | None:
-        """The row of an unfinished trial."""
+        """The row of the unfinished trial with this number; None if there is none."""
         for row, trial in self._open.items():
             if isinstance(trial, FrozenTrial) and trial.number == number:
                 return row
         return None
 
     def having(self, names: Iterable[str]) -> Mask:
-        """Which trials have all these parameters. The result must not be modified, and is valid until the next trials
-        are read.
-        """
+        """Which trials have all these parameters. Do not modify the result; it is valid until the next read."""
         key = tuple(names)
         present, seen = self._present.pop(key, (None, 0))
         if present is None or len(present) < len(self):
@@ -239,11 +237,11 @@ class KnownTrials(TrialTable):
 
 
 def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
-    """The rows of the `count` best trials, in ascending order. COMPLETE trials are better than PRUNED ones, infeasible
-    ones worst.
+    """The rows of the `count` best trials, in ascending order.
 
-    The order is that of Optuna's TPE. COMPLETE trials are ordered by value, PRUNED ones by their last step and then by
-    their report at that step, and infeasible ones by their violation. Among equals, the earlier one is better.
+    The order is that of Optuna's TPE. COMPLETE trials are better than PRUNED ones, and infeasible ones are the worst.
+    COMPLETE trials are ordered by value, PRUNED ones by their last step and then by their report at that step, and
+    infeasible ones by their violation. Among equals, the earlier one is better.
     """
     complete = (trials.role == COMPLETE) & (trials.violation <= 0)
     if count > np.count_nonzero(complete):

@@ -28,12 +28,12 @@ GRID: Final = ("grid_id", "search_space")
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
-    """The identity of a study, which is its storage and its id there."""
+    """What identifies a study: its storage, and its id there."""
     return study._storage, study._study_id
 
 
 def is_part_of_a_study(study: optuna.Study) -> bool:
-    """Whether this study object contains only some of the trials, like Hyperband's view of a bracket."""
+    """Whether this study object has only some of the study's trials, like Hyperband's view of a bracket."""
     return type(study).get_trials is not optuna.Study.get_trials
 
 
@@ -120,7 +120,7 @@ class OptunaTPE(optuna.samplers.TPESampler):
         return sum(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials) >= self.startup_trials
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        """A parameter of a trial in the start-up phase."""
+        """The value of a parameter of a trial in the start-up phase."""
         return self._random_sampler.sample_independent(study, trial, name, distribution)
 
     def _sample_relative(

@@ -179,9 +179,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """A prior with placeholder lengths, whose text is as long as with fitted lengths; fitting a large prior takes
-        long.
-        """
+        """A prior with placeholder lengths, whose text is about as long as with fitted ones; a fit can take long."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
@@ -335,7 +333,7 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
 
         means, early = expected(picked), expected(np.sort(ended))
         agrees, weights = agreement(means).tolist(), taught.hypotheses.trust(means).weights.tolist()
-        when = np.argsort(ended)  # how many ended before each, the best first
+        when = np.argsort(ended)  # for each trial, the best first, how many ended before it
         counted = [taught.hypotheses.trust(early[when <= last]).weights >= _COUNTS for last in range(len(ended))]
         for place, one in enumerate(taught.priors):
             last = max((count for count, those in enumerate(counted, 1) if those[place]), default=0)

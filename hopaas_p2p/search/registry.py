@@ -64,7 +64,8 @@ PRUNERS: Final = {
     "halving": "hopaas_p2p.pruners.SuccessiveHalvingPruner",
     "none": "optuna.pruners.NopPruner",
 }
-_NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the other two have no effect
+"""The words for pruners, likewise."""
+_NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the last two have no effect
 _REQUIRED: Final = {"PercentilePruner": {"percentile": 50.0}, "ThresholdPruner": {"lower": 0.0}}
 _RENAMED: Final = {"deterministic_objective": "_deterministic"}
 _INNER: Final = ("_parzen_estimator_parameters", "_child_generation_strategy", "_elite_population_selection_strategy")
@@ -118,7 +119,8 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
 def describe(kind: Kind, given: object) -> Method:
     """The stored form of a sampler or pruner.
 
-    The arguments are None if they cannot be stored, because the class is not listed here or an argument is a function.
+    The arguments are None if they cannot be stored, because the class is not listed here, or an argument is a function
+    or another object.
     """
     cls = type(given)
     name = next((one for one in _CLASSES[kind] if one.endswith(f".{cls.__name__}") and _class(one) is cls), None)

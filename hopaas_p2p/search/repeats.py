@@ -50,7 +50,7 @@ class Tried:
         self._outside: dict[Key, int] = {}
         """Tried configurations outside the space."""
         self.size = _size(space)
-        """The number of configurations; None if infinite."""
+        """The number of configurations; None if infinite, or more than 2**40."""
 
     def note(self, trials: Iterable[Trial]) -> None:
         """Read these trials. Those that lack a parameter, or drew it from other choices, are ignored."""
@@ -63,7 +63,7 @@ class Tried:
                 numbers[key] = trial.number
 
     def _has_other_choices(self, dists: Mapping[str, object]) -> bool:
-        """Whether the index of a choice has another meaning in a trial with these distributions."""
+        """Whether a trial with these distributions of its own drew from other choices than this space has."""
         return any(name in dists for name in self._choices)
 
     def note_all(self, trials: Trials) -> None:
@@ -117,21 +117,21 @@ class Tried:
         return before
 
     def release(self, params: Params) -> None:
-        """Cancel a reservation."""
+        """Cancel a reservation that was made without a number."""
         numbers, key = self._place(params)
         if numbers.get(key) == -1:
             del numbers[key]
 
     @property
     def used_up(self) -> bool:
-        """Whether every configuration has been tried."""
+        """Whether every configuration has been tried or reserved."""
         return self.size is not None and len(self._numbers) >= self.size
 
     def neighbour(self, params: Params, *, fixed: Collection[str] = ()) -> dict[str, float] | None:
         """A configuration near this one that has not been tried and has the same `fixed` parameters, or None.
 
-        The nearest are tried first, which differ in one parameter by as few steps as possible, then in several
-        parameters. In a finite space, an untried configuration is found if there is one.
+        The first candidates differ in one parameter, by as few steps as possible, and later ones in several parameters.
+        In a finite space (`size`) without `fixed` parameters, an untried configuration is found if there is one.
         """
         near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
         return next((one for one in near if self.number_of(one) is None), None)
@@ -168,7 +168,7 @@ class Tried:
             yield from self._anywhere()
 
     def _anywhere(self) -> Iterator[dict[str, float]]:
-        """Configurations of the space, from a random one on, as many as are needed for at least one to be new."""
+        """Consecutive configurations, from a random one on; enough of them for at least one to be new."""
         assert self.size is not None
         counts = [count_of(one) or 1 for one in self._space.values()]
         first = random.randrange(self.size)

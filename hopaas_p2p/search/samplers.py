@@ -52,10 +52,10 @@ _RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which candidates are drawn
-_TAUGHT: Final = 15  # best configurations of the priors that are used as candidates
-_CLIMBS: Final = 3  # searches around the best candidates, while there are few trials or priors are used
+_TAUGHT: Final = 15  # the priors' best configurations, as candidates
+_CLIMBS: Final = 3  # searches around the best candidates, with priors and while there are few trials
 _CLIMBED: Final = 8
-_CLIMBS_UP_TO: Final = 32  # trials
+_CLIMBS_UP_TO: Final = 32  # trials, including running ones
 
 
 class _Model(NamedTuple):
@@ -118,7 +118,7 @@ class TPESampler(OptunaTPE):
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials are
             known, with up to 100 parameters; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
-        fewest: the number of trials from which on the faster computation is used.
+        fewest: the number of trials from which on the faster computation is used; at least 100.
         **arguments: as for Optuna's sampler.
 
     """
@@ -287,7 +287,7 @@ class TPESampler(OptunaTPE):
         first = next(ranked)
         tried: set[tuple[float, ...]] = set()
         for place, values in enumerate(chain([first], ranked)):
-            if place == _LOOKED_UP:  # if so many were tried, many more probably were
+            if place == _LOOKED_UP:  # after so many that were tried, many more probably were
                 tried = model.columns.tried(model.space, own)
             if not (tuple(values.values()) in tried if place >= _LOOKED_UP else model.columns.contains(values, own)):
                 break
@@ -309,7 +309,7 @@ class TPESampler(OptunaTPE):
         yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), range(_ANYWHERE))
 
     def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
-        """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
+        """Candidates from the density of the better trials, from around the best ones and from anywhere, with costs.
 
         With priors, there are also the priors' best configurations, their neighbours, and neighbours of the best
         candidates.
@@ -326,7 +326,7 @@ class TPESampler(OptunaTPE):
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
             mixture = said.drawn(numbers.uniform())
-            # the very first trial follows a person's belief, or else the mean of the priors
+            # the first trial follows a person's belief, or else the mean of the priors
             if not count and not len(running):
                 first = taught.priors[0].name == BELIEF
                 mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
@@ -411,7 +411,7 @@ def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> I
 
 
 def _gamma(trials: int) -> int:
-    """How many trials count as good, by Optuna's default."""
+    """How many of this many trials count as good by Optuna's default."""
     return min(math.ceil(0.1 * trials), 25)
 
 
@@ -427,15 +427,16 @@ def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = 
 class CmaEsSampler(BaseSampler):
     """A CMA-ES sampler without pickles, for peers that need not trust each other. It needs `pip install cmaes`.
 
-    It draws numbers that all COMPLETE trials have. All other parameters come from `independent_sampler`. It learns from
-    COMPLETE trials only. A generation ends when `population_size` of its trials are COMPLETE. With many peers, set the
-    population to their number, so that no trial is wasted. Several threads may use a sampler.
+    It draws the numeric parameters that all COMPLETE trials have, and learns from COMPLETE trials only.
+    `independent_sampler` draws the other parameters. A generation ends when `population_size` of its trials are
+    COMPLETE. With many peers, set the population to their number, so that no trial is wasted. Several threads may use a
+    sampler.
 
     Args:
         x0: the starting point; by default the middle of each range.
         sigma0: the first standard deviation, as a fraction of each range.
         n_startup_trials: the number of random trials at the start.
-        population_size: by default 4 + 3 ln(parameters).
+        population_size: the number of trials per generation, at least 4; by default 4 + 3 ln(parameters).
         seed: the same log and the same seed give the same trials. The default is derived from the study's name.
         independent_sampler: by default a random sampler.
 

@@ -17,7 +17,7 @@ The score that an earlier study predicts for a configuration (`search.priors`) i
 a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the probability that this
 prior applies, or that none does.
 
-The code needs only numpy. Its matrix products are small enough for BLAS to stay on one core, because on a busy training
+The code needs only numpy. Its matrix products are kept so small that BLAS stays on one core, because on a busy training
 machine the threads of BLAS would wait for each other.
 """
 
@@ -39,7 +39,7 @@ MOST: Final = 200
 evenly over the remaining ranks."""
 _FITTED: Final = 100  # trials to which the lengths are fitted
 _SWEEPS: Final = 2
-_STEP: Final = 2.0  # factor by which a length is tried longer and shorter
+_STEP: Final = 2.0  # the factor for trying a longer and a shorter length
 _NOISE_STEP: Final = 3.0
 _FIRST_LENGTH: Final = 1.0
 _FIRST_NOISE: Final = 0.05
@@ -47,13 +47,13 @@ _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
 _CROWDED: Final = 0.25  # of a length; trials that are closer than this share their weight
-_UNKNOWN: Final = 2.0  # of the noise; every second trial goes where the remaining variance is at least this
+_UNKNOWN: Final = 2.0  # times the noise; every second trial goes where the remaining variance is at least this
 _OPTIMISM: Final = 1.0  # standard deviations; the best of 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """The prior variance of a process's mean. It is large, because trials cluster where results are good, and so reveal
 little about the mean."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
-_COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
+_COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of the priors' coefficient
 _FIRST_OPTIMISM: Final = 0.2  # with priors but no result yet; more would lead a first wave too far from the priors
 _NONE: Final = 0.02  # probability before the first trial that no prior applies; a wrong prior is as good as random
 _LONE: Final = 2 / 3  # the same if there is a single prior, which may be a wrong belief
@@ -69,7 +69,7 @@ _LAST: Final = 1e3  # more than any cost
 _BLOCK: Final = 24
 _FEW: Final = 32  # trials; up to this many, the factor is inverted
 _FEW_CHOICES: Final = 64  # choices of all parameters together
-_ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads (up to 4 * 65536)
+_ALONE: Final = 250_000  # multiplications in a product; OpenBLAS uses no threads up to 4 * 65536
 _STEPS: Final = (-7.0, -1.7)  # of a local move, as powers of two of the range
 
 
@@ -308,8 +308,10 @@ def fit(
 
     Args:
         squares: squared distances between the trials, per parameter.
-        found: the trials' scores. count: the number of known trials. start: the result with fewer trials. shared: what
-            the priors add to the covariance of the trials.
+        found: the trials' scores.
+        count: the number of known trials.
+        start: the result with fewer trials.
+        shared: what the priors add to the covariance of the trials.
 
     """
     if len(found) > _FITTED:

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 def audit(study: Study) -> list[dict[str, Any]]:
     """One line per record: lsn, time, author, kind, trial, content, and the reason if it was refused.
 
-    The author is the user that the store vouches for. A store without users has none, and the line shows what the peer
-    claims to be. A dashboard with sign-in adds on whose behalf it acted.
+    A commit that is unreadable, or that was sent again, gets one line. The author is the user that the store vouches
+    for. A store without users has none, and the line shows what the peer claims to be. A dashboard with sign-in adds on
+    whose behalf it acted.
     """
     state, log = State(), study.storage.peer.store.log(study.handle.uuid)
     return [line for entry in read_all(log) for line in _lines(state, entry)]
 
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
-    """Apply the entry, and describe it."""
+    """Apply the entry to the state, and describe its records."""
     decoded = codec.decode(entry.payload)
     commit = decoded if isinstance(decoded, Commit) else None
     last = None if commit is None else state.writers.get(commit.writer)

@@ -1,4 +1,4 @@
-"""A study's definition: checks the given arguments, and compares them with the stored one."""
+"""Checks the arguments that define a study, and compares them with the stored definition."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def definition(
     budget: BudgetGiven | None,
     policy: StudyPolicy,
 ) -> tuple[StudyDefine, list[str]]:
-    """The study as it would be created, and the parts of it that were given.
+    """The study as it would be created, and the names of the parts that were given, without the budget.
 
     Raises:
         InvalidInput: a value that no study can have; the message says what is allowed.
@@ -132,7 +132,7 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
 
 
 def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Distribution:
-    """The distribution in the log's form, normalized like Optuna's. (A Float's bounds are 0.0 and 1.0, not 0 and 1.)"""
+    """The distribution in the log's form, normalized like Optuna's: a Float's bounds 0 and 1 become 0.0 and 1.0."""
     if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
         raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
     try:
@@ -153,7 +153,7 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
 
 
 def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> None:
-    """Raise if the given arguments differ from the stored definition; arguments that were left out do not count.
+    """Raise DefinitionMismatch if an argument in `given` differs from the stored definition.
 
     A budget is not part of the definition; see `larger_budget`.
     """
@@ -179,11 +179,10 @@ def compare(state: State, wanted: StudyDefine, given: list[str], url: str) -> No
 
 
 def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budget | None:
-    """The new budget for a caller that gave this one; None if it is unchanged, because the original or the current
-    budget was given.
+    """The budget to set if a script gives this one; None for the original or the current budget.
 
     Raises:
-        DefinitionMismatch: no limit would be larger, or some would be smaller.
+        DefinitionMismatch: a limit would be new or smaller, or `prices` or `until` would change.
 
     """
     first, now = definition_of(state, name).policy, budget_now(state)
@@ -202,7 +201,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven, url: str) -> Budg
 
 
 def was_lowered(state: State, wanted: Budget) -> bool:
-    """Whether this raises a limit that is still what it was when somebody lowered the budget."""
+    """Whether `wanted` raises a limit that has not changed since somebody last lowered the budget."""
     now, then = budget_now(state), state.system.get(LOWERED, "").strip('"').split(",")
     raised = [what for what in ("trials", *AMOUNTS) if getattr(now, what) != getattr(wanted, what)]
     texts = {what: words(Budget(**{what: getattr(now, what)})) for what in raised}
@@ -210,13 +209,13 @@ def was_lowered(state: State, wanted: Budget) -> bool:
 
 
 def lowers(now: Budget, wanted: Budget) -> bool:
-    """Whether a limit of the second budget is smaller than in the first, or new."""
+    """Whether a limit in `wanted` is smaller than in `now`, or new."""
     pairs = [(getattr(now, what), getattr(wanted, what)) for what in ("trials", *AMOUNTS)]
     return any(new is not None and (old is None or new < old) for old, new in pairs)
 
 
 def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
-    """Raise if rungs or a population were given and the study's differ, because those in the log count."""
+    """Raise DefinitionMismatch if rungs or a population were given, and the study has others or none."""
     text = state.system.get(FIDELITY)
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:
@@ -227,7 +226,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 
 
 def check_points(sampler: object, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if the sampler tries every point of the space, and their number is infinite."""
+    """Raise InvalidInput if the sampler tries every point of the space, and there are infinitely many."""
     reals = {name: one for name, one in space.items() if isinstance(one, FloatDistribution | records.Float)}
     endless = [name for name, one in reals.items() if one.step is None and one.low < one.high]
     if endless and isinstance(sampler, BruteForceSampler):

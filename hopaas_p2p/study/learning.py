@@ -63,7 +63,7 @@ def find_priors(
 
     Raises:
         NoSuchStudy: no study has one of the names.
-        InvalidInput: nothing can be learned from one of the studies, or there are too many.
+        InvalidInput: nothing can be learned from one of the studies, there are too many, or `given` is something else.
 
     """
     if isinstance(given, str) and given != AUTO:
@@ -89,7 +89,8 @@ def find_priors(
 def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
     """The priors from this store's newest studies that share a parameter with this space, and are finished or large.
 
-    In a store with users, a grant needs no consent, so a study counts only if this user has written to it.
+    In a store with users, a study is used only if this user has written to it, because anyone can grant this user
+    access to a study.
     """
     found: list[PriorRecord] = []
     user = user_of(storage.peer.store.login() or "")

@@ -1,14 +1,12 @@
-"""A study's search method: sampler, pruner, repeats, replicates, rungs or a population. The log defines it for all
-peers.
+"""A study's search method: sampler, pruner, repeats, replicates, rungs or a population, as the study's log stores it.
 
-The method is set at creation and changed by owners. A process may use other settings, which it gives when it opens the
-study. They apply to that process alone, are announced once, and appear in its introduction, where the monitor finds
-them.
+The method is set at creation, and owners can change it. A process may use other settings, which it gives when it opens
+the study. They apply to that process alone. They are logged once, and are part of the process's introduction, which the
+monitor shows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -90,7 +88,7 @@ class SearchMethod(NamedTuple):
         return texts if self.fidelity is None else texts | {FIDELITY: encode_fidelity(self.fidelity)}
 
     def differing(self, stored: SearchMethod) -> dict[str, str]:
-        """The settings here that differ from the study's, in words. The log alone decides where trials pause."""
+        """The settings here that differ from the study's, in words, without the fidelity, which all processes share."""
         found = {}
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
             if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
@@ -104,10 +102,10 @@ NOTHING_SAID: Final = SearchMethod()
 
 
 def chosen_by(trial: LoggedTrial, state: State) -> str:
-    """Where the parameters of this trial came from, in words: the sampler of its first owner, or the queue.
+    """Where the parameters of this trial came from, in words, such as its first owner's sampler; empty if unknown.
 
-    A peer that uses a sampler other than the study's states it in its introduction. The study's sampler before an owner
-    changed it is not known.
+    A peer that uses a sampler other than the study's states it in its introduction. For all other peers, this is the
+    study's current sampler, even if an owner of the study has changed it since.
     """
     while True:  # a member of a population may have thousands of trials before this one
         copied, earlier = copied_trial(trial), trial.retry_of if trial.continues is None else trial.continues
@@ -147,7 +145,7 @@ class Searcher:
 
     Args:
         sampler, pruner: this process's own; None for the study's.
-        said: the method that this process specified.
+        said: the settings that this process specified.
 
     """
 
@@ -192,7 +190,7 @@ class Searcher:
         self.replicates = self._said.replicates or stored.replicates or 1
         if self.own[0] is None and stored.sampler != before.sampler:
             self.sampler = self._made("sampler", stored.sampler) or default_sampler()
-            lists = isinstance(self.sampler, optuna.samplers.BruteForceSampler)  # all values, in memory
+            lists = isinstance(self.sampler, optuna.samplers.BruteForceSampler)  # keeps all values in memory
             wide = [name for name, one in space.items() if lists and (count_of(one) or 0) > _MOST_VALUES]
             if wide:
                 self.complaints.append(f"{wide[0]!r} has too many values for the sampler of the study{_DEFAULT}")
@@ -209,9 +207,8 @@ class Searcher:
         """The object that the study names; None for the default, also if it cannot be made here."""
         if method is None:
             return None
-        with contextlib.suppress(ImportError):
-            try:
-                return registry.make(kind, method)
-            except InvalidInput as error:
-                self.complaints.append(f"the {kind} of the study cannot be created{_DEFAULT}: {error}")
-        return None
+        try:
+            return registry.make(kind, method)
+        except InvalidInput as error:
+            self.complaints.append(f"the {kind} of the study cannot be created{_DEFAULT}: {error}")
+            return None

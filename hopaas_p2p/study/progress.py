@@ -1,4 +1,4 @@
-"""The log lines of `optimize`, about joining, the end of each trial, the study's progress, and why it stopped."""
+"""The log lines of `optimize`: that it joined, how each trial ended, how far the study is, and why it stopped."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole,
 class ProgressLog:
     """Log lines of one call of `optimize`, at level INFO.
 
-    A program that configures no logging gets them on stderr, like Optuna's, and a notebook among its output. The level
-    of the logger `hopaas_p2p` controls them or, if it is not set, `optuna.logging.set_verbosity`.
+    In a program that configures no logging, they go to stderr, like Optuna's, and in a notebook to stdout. They then
+    follow `optuna.logging.set_verbosity`, unless the logger `hopaas_p2p` has a level of its own.
     """
 
     def __init__(self, name: str, handle: StudyHandle, *, quiet: bool) -> None:
@@ -36,7 +36,7 @@ class ProgressLog:
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
         self._own: list[tuple[float, int]] = []
-        """The trials that this call has ended and that have not ended in the log yet, as (value, number)."""
+        """The trials that this call has ended and that are not known to have ended in the log, as (value, number)."""
 
     def __enter__(self) -> ProgressLog:
         if not _log.hasHandlers() and not self._quiet:
@@ -59,7 +59,7 @@ class ProgressLog:
         return _log.isEnabledFor(logging.INFO) and not self._quiet
 
     def ended(self, number: int, state: str, values: Sequence[float] | None, reason: str | None) -> None:
-        """Log that a trial of this call ended in this state, or PAUSED."""
+        """Log that a trial of this call ended in this state, or PAUSED; once per minute, also the study's progress."""
         if not self.enabled:
             return
         if values is None:
@@ -73,7 +73,7 @@ class ProgressLog:
             _log.info("study %r: %s", self._name, self._standing())
 
     def waiting(self, why: str) -> None:
-        """Log that no trial can start at present, at once and then once per minute."""
+        """Log that no trial can start at present, at most once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
             _log.info("waiting for study %r: %s", self._name, why)
@@ -84,9 +84,9 @@ class ProgressLog:
             _log.info("left study %r: %s; %s", self._name, why, self._standing())
 
     def _best(self, ended: tuple[float, int] | None = None) -> str:
-        """The best trial so far, including one that has just `ended`, as (value, number)."""
+        """The best trial so far, in words; `ended` is the (value, number) of a trial that has just ended."""
         study = self._study
-        with study.lock:  # no exchange: what this process already knows is good enough for a log
+        with study.lock:  # without an exchange, because what this process already knows is good enough here
             define = study.state.define
             if define is None or len(define.directions) > 1:
                 return ""
@@ -115,5 +115,5 @@ class ProgressLog:
 
 
 def last_line(reason: str) -> str:
-    """The most informative line of a reason, with a bounded length."""
+    """The last line of a reason, which says the most in a traceback, cut to 500 characters; empty without a reason."""
     return reason.strip().splitlines()[-1][:_LONGEST_REASON] if reason.strip() else ""

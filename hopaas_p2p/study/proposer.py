@@ -36,7 +36,7 @@ from hopaas_p2p.translate import external, to_record
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
-_DRAWS: Final = 8  # further draws for a configuration that is new
+_DRAWS: Final = 8  # further draws to find a new configuration
 _SAME_DRAWS: Final = 2  # after this many repeats of its own last draws, a sampler has nothing else to offer
 _MOST_REUSED: Final = 32  # known values recorded in a row before something new is tried
 _EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"})
@@ -74,7 +74,7 @@ class Proposer:
         self._dists = {} if defined else {name: to_record(one) for name, one in space.items()}
         """Distributions that a trial may have to name, because the study's definition does not."""
         self._translated = [name for name, one in space.items() if not isinstance(one, FloatDistribution)]
-        """Parameters whose values in the log have another form."""
+        """Parameters whose values have a different form in the log."""
         self._tried = Tried(space)
         self._read_from: State | None = None
         self._changed = handle.log.session.cursor()
@@ -111,10 +111,10 @@ class Proposer:
                 if reused == _MOST_REUSED or not self._reuse(trial, same):
                     trial = self._drawn_again(trial)
                     break
-                if handle.next_or_raise(within=within) is not NEW:  # the recorded value may have changed that
+                if handle.next_or_raise(within=within) is not NEW:  # recording it may have changed what may start
                     return None
             params, values = cached_trial(trial).params, trial.record.params
-            params.update(values)  # the sampler may have drawn others, or numbers of numpy's
+            params.update(values)  # the sampler may have drawn other values, or numpy's numbers
             for name in self._translated:
                 params[name] = self._space[name].to_external_repr(values[name])
             return trial
@@ -146,7 +146,7 @@ class Proposer:
             raise self._nothing_new("the sampler has tried all of its points")
 
     def drop(self, trial: Trial) -> None:
-        """Drop a suggestion, because a waiting trial was started instead, or none."""
+        """Drop a suggestion, because another trial was started instead, or none."""
         with self._lock:
             self._tried.release(trial.record.params)
         tell_dropped(self._study.sampler, cached_trial(trial))
@@ -168,7 +168,10 @@ class Proposer:
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:
-        """A new configuration, reserved, by a later draw or beside the first; or the first one if nothing is new."""
+        """A trial whose configuration is new and now reserved: a later draw, or the first one moved to a neighbour.
+
+        The first one is returned unchanged if nothing new is found.
+        """
         params = first.record.params
         if self._is_used_up():
             return first
@@ -261,7 +264,8 @@ class Proposer:
     def _take(self, params: Mapping[str, float], number: int = -1) -> LoggedTrial | None:
         """Reserve this configuration for the trial with this number; -1 for one that is about to start.
 
-        Returns the newest trial that already has it, if there is one and repeats are not allowed.
+        If repeats are not allowed and another trial has it already, returns the newest such trial instead, or
+        `_ELSEWHERE`.
         """
         if self._searcher.repeats == "allow":
             return None
@@ -279,7 +283,7 @@ class Proposer:
 
     def _catch_up(self, state: State) -> None:
         if state is not self._read_from:
-            self._tried, self._read_from = Tried(self._space), None  # until all is done: Ctrl-C may come in between
+            self._tried, self._read_from = Tried(self._space), None  # None until the end, as Ctrl-C may come in between
             self._tried.note_all(state.trials)
             self._read_from = state
         elif self._changed:
@@ -293,7 +297,7 @@ class Proposer:
             return self._tried.neighbour(params, fixed=fixed_names(self._study.sampler))
 
     def _is_used_up(self) -> bool:
-        """Whether the space is used up, which is also logged.
+        """Whether every configuration of the space has been tried, which is logged the first time.
 
         Raises:
             NoWork: known values are reused, so nothing is left to train.
@@ -313,7 +317,10 @@ class Proposer:
         return True
 
     def _nothing_new(self, why: str) -> NoWork:
-        """The error if nothing new is left. It suggests a budget, which shows rungs that nothing new will come."""
+        """The error if nothing new is left.
+
+        If configurations wait at rungs, it suggests a budget with which the best of them continue.
+        """
         state = self._handle.state
         if state.configurations.waiting():
             why += f"; to continue the best of those that wait at rungs, set the budget to {state.used()}"
@@ -340,7 +347,7 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 
     Third-party samplers declare it with an attribute `needs_number = False`.
     """
-    if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number says which bracket's trials a sampler sees
+    if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number determines which trials a sampler sees
         return False
     needs: Any = getattr(sampler, "needs_number", None)
     if needs is not None:
@@ -352,7 +359,7 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 
 
 def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:
-    """Notify the sampler, if it has a method `proposal_dropped`, that its proposal for this trial is not run."""
+    """Notify the sampler, if it has a method `proposal_dropped`, that its proposal for this trial will not be run."""
     hear = getattr(sampler, "proposal_dropped", None)
     if hear is not None:
         hear(trial)
@@ -363,5 +370,5 @@ _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
 
 
 def _has_result(trial: LoggedTrial) -> bool:
-    """Whether a trial has final values, which a trial waiting at a rung has not."""
+    """Whether a trial has final values. Those of a trial that waits at a rung are not final."""
     return trial.values is not None and trial.state in (COMPLETE, PRUNED) and not trial.paused

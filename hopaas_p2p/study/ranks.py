@@ -2,12 +2,13 @@
 
 Every rank runs the same lines. Only the first one has the trial and talks to the store; its decisions, and the store's
 replies, reach the others through a channel of their launcher, in the order in which all of them ask. So each rank must
-make the same calls on its trial, as with any collective operation; each message names its call, and a rank that makes
-another call ends there. The channel is the key-value store at MASTER_ADDR and MASTER_PORT, which torchrun's agent runs,
-or `torch.distributed` once it has been initialized from the environment; for programs that use mpi4py, a communicator.
+make the same calls on its trial, as with any collective operation. Each message names its call, and a rank that makes a
+different call raises an error. The channel is the key-value store at MASTER_ADDR and MASTER_PORT, which torchrun's
+agent runs, or `torch.distributed` once it has been initialized from the environment; for programs that use mpi4py, it
+is a communicator.
 
 An error in a collective operation may mean only that another rank was killed. So a rank with such an error first gives
-the launcher time to end it, and then the trial is run again. A rank whose channel has gone ends by itself.
+the launcher time to end it, and then the trial is run again. A rank whose channel is gone ends by itself.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.translate import as_python
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others to arrive
-_LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank may delay a signal
-_ENDING: Final = 10.0  # seconds in which a launcher ends the others after one rank; torchrun looks every 0.1 to 5 s
+_MEETING: Final = timedelta(seconds=30)  # how long the first rank waits for the others to arrive
+_LOOK: Final = timedelta(seconds=5)  # the longest delay of a signal while this rank waits for another
+_ENDING: Final = 10.0  # seconds within which a launcher ends the other ranks; torchrun checks every 0.1 to 5 s
 _OF_OTHERS: Final = ("torch.distributed", "mpi4py.MPI")
-"""Modules of errors that another rank's end may cause; with gloo it causes a plain RuntimeError."""
-_BREATH: Final = 0.2  # seconds between two looks at the channel meanwhile
+"""Modules of the errors that another rank's end may cause; with gloo, the error is a plain RuntimeError."""
+_BREATH: Final = 0.2  # seconds between two checks of the channel during that time
 _BEHIND: Final = 64  # messages by which a rank may lag behind the first
 _PARTS: Final = b"hopaas-ranks\n"
 """The beginning of a checkpoint that has one part per rank."""
@@ -74,7 +75,7 @@ class Ranks:
         theirs, value = _decode(self._broadcast(_encode((call, value if self.rank == 0 else None))))
         if theirs != call:
             raise InvalidInput(
-                f"the first rank is at {theirs}, and rank {self.rank} at {call}. Let every rank make the same calls of "
+                f"the first rank is at {theirs}, and rank {self.rank} at {call}. Let every rank make the same calls on "
                 "its trial, in the same order: no call may depend on the rank"
             )
         return value
@@ -97,14 +98,16 @@ class Ranks:
             time.sleep(_BREATH)
 
     def meet(self) -> bool:
-        """Whether every rank calls this method, which `optimize` does once.
+        """Whether every rank calls `optimize`, which calls this. The first rank waits for the others for up to 30 s.
 
-        The first rank waits 30 s for the others.
+        Raises:
+            InvalidInput: this rank came later, so the first one began without it.
+
         """
         return True
 
     def call(self, name: str, do: Callable[[], Any]) -> Any:
-        """Call this method of the trial on the first rank; every rank gets its return value, or its error."""
+        """Run `do`, the trial's method of this name, on the first rank; every rank gets its result, or its error."""
         value, kind, text, error = None, "", "", None
         if self.rank == 0:
             try:
@@ -149,7 +152,7 @@ class _StoreRanks(Ranks):
                 self._store.wait(others, _MEETING)
             except self._not_yet:
                 self._together = False
-                _log.warning("the other ranks did not call optimize, so the first rank runs its trials alone")
+                _log.warning("the other ranks did not call optimize in time, so the first rank runs its trials alone")
             self._store.set("begun", b"together" if self._together else b"alone")
         elif self._together is None:
             self._store.set(f"rank {self.rank} is here", b"")
@@ -158,7 +161,7 @@ class _StoreRanks(Ranks):
             if not self._together:
                 raise InvalidInput(
                     f"the first rank waited {_MEETING.seconds} s for rank {self.rank} and began without it. Let every "
-                    "rank call optimize at the same place of the program, and start it again"
+                    "rank call optimize at the same place in the program, and start it again"
                 )
         return self._together
 
@@ -194,7 +197,7 @@ class _StoreRanks(Ranks):
         return value
 
     def _wait(self, key: str) -> None:
-        """Wait for another rank, for as long as its next trial takes; signals are handled meanwhile."""
+        """Wait for another rank, however long its trial takes. A signal is handled within 5 s."""
         while True:
             with contextlib.suppress(self._not_yet):
                 self._store.wait([key], _LOOK)
@@ -219,11 +222,11 @@ _known: list[Ranks] = []
 
 
 def ranks() -> Ranks:
-    """The ranks with which this process was started, for example by torchrun, if they can be reached now."""
+    """The ranks that torchrun, or a similar launcher, started; only this process if it cannot reach the others now."""
     env, dist = os.environ, sys.modules.get("torch.distributed")
     if not _known and env.get("WORLD_SIZE", "1") != "1" and env.keys() >= {"RANK", "MASTER_ADDR", "MASTER_PORT"}:
-        initialised = dist is not None and dist.is_available() and dist.is_initialized()
-        if initialised or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        initialized = dist is not None and dist.is_available() and dist.is_initialized()
+        if initialized or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             _known.append(_StoreRanks(env))
     return _known[0] if _known else Ranks()
 
@@ -328,10 +331,11 @@ _END: Final = "the end of a trial"
 
 @contextlib.contextmanager
 def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]) -> Iterator[Objective]:
-    """The objective to run on the first rank, which makes the others run it, too; they are notified of the end.
+    """The objective to run on the first rank, which makes the others run it, too; after the block, they stop.
 
-    An error known only to this rank ends its process, as the others may be blocked in a collective operation. If
-    another rank's end caused it, it calls `lose` with the trial's number and the error.
+    An error that only this rank has ends its process, because the others may be blocked in a collective operation. If
+    the launcher ends this process first, another rank's end caused the error, and `lose` is called with the trial's
+    number and the error.
     """
 
     def run(trial: Trial) -> Any:
@@ -348,7 +352,7 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
 
     def finish() -> None:
         among.broadcast(_NEXT, None)
-        among.gather(_END, None)  # with this process, the channel may end
+        among.gather(_END, None)  # the channel may end with this process
 
     with _in_step(finish):
         yield run
@@ -357,7 +361,8 @@ def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]
 def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
     """On another rank, run the objective for each trial of the first rank.
 
-    An error ends this process; before that, it calls `fail` with the trial's owner and number, and the reason.
+    An error that only this rank has ends its process, after `fail` was called with the trial's owner and number, and
+    the reason.
     """
     while (owner := among.broadcast(_NEXT, None)) is not None:
         trial = RankedTrial(None, among)
@@ -373,7 +378,7 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
 def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
     """Run the objective on this rank, and wait until it has ended on all."""
-    with _in_step(lambda: trial.ranks.gather(_END, None)):  # a failed rank never arrives: the launcher ends this one
+    with _in_step(lambda: trial.ranks.gather(_END, None)):  # if a rank failed, the launcher ends this one
         return objective(trial)  # type: ignore[arg-type]
 
 

@@ -33,12 +33,12 @@ class Schedule(NamedTuple):
     trial: int
     """The number of the trial that the schedule leads to."""
     value: float | None
-    """The final value of that trial, or else its last report."""
+    """The final value of that trial, or else its last report; None if there is neither, or it is NaN."""
     entries: tuple[ScheduleEntry, ...]
     """In the order of their steps."""
 
     def at(self, step: int) -> dict[str, Any]:
-        """The parameters of this step; for steps after the last trained one, the parameters of that one.
+        """The parameters of this step; beyond the last trained step, those of the last one.
 
         Raises:
             InvalidInput: no step was trained.
@@ -80,7 +80,7 @@ class Schedule(NamedTuple):
 
 
 def schedule_of(study: StudyLike, number: int | None) -> Schedule:
-    """The schedule that led to this trial; see `Study.schedule`."""
+    """The schedule that led to this trial, or by default to the best one; see `Study.schedule`."""
     state = study.state
     if number is None and state.define is not None and len(state.define.directions) > 1:
         raise InvalidInput("with several objectives there is no best trial; give a trial's number")
@@ -99,7 +99,10 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
 
 
 def _furthest(state: State) -> int | None:
-    """The best of the incomplete trials that have run longest; None if nothing was reported."""
+    """The number of the trial that has not failed and has the highest step; of several, the best by its last report.
+
+    None if nothing was reported.
+    """
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     ranked = [
         (-max(trial.reports), math.inf if math.isnan(value) else sign * value, trial.number)

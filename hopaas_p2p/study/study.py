@@ -170,16 +170,18 @@ def open_study(
             store with users, only those that this user has written to. Their priors are stored in the new study, so
             they may be deleted. See `Study.learn_from`.
         create: whether to create a missing study, or only join an existing one.
-        trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give
-            the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
+        trackers: trackers of `hopaas_p2p.trackers`, which also show the study. All peers may give the same trackers;
+            one of them exports for all, in a thread of its own. Call `close` at the end.
         policy: a `hopaas_p2p.StudyPolicy`, which says what happens to trials whose peers die, fail or report nothing,
             and to repeated configurations.
 
     Raises:
+        InvalidInput: an argument is not allowed; the message says what is.
         DefinitionMismatch: the study exists and differs from the arguments, or has a larger budget; the message
             shows where.
-        NoSuchStudy: the study does not exist, and `create` is False.
+        NoSuchStudy: the study does not exist, and `create` is False; or `learn_from` names a study that does not exist.
         ConfigurationError: the store cannot be used.
+        StoreUnreachable: the store does not answer.
     """
     wanted, given = definition(name, space, directions, budget, policy)
     said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
@@ -232,10 +234,7 @@ def infer_space(study: Study) -> str:
 
 
 class Loop:
-    """One call of `optimize`, which runs trials, one after the other, until there are no more.
-
-    It may use several threads.
-    """
+    """One call of `optimize`. Each of its threads runs one trial after another until there are no more."""
 
     def __init__(
         self,
@@ -252,12 +251,13 @@ class Loop:
         self.why_stopped = ""
         """Why this call starts no more trials, if something has ended it."""
         self._left = ""
-        """Why the first of its threads found nothing more to do."""
+        """Why the first thread that found nothing more to do ended."""
         self.sampler_is_through = False
         self._study, self._objective, self._n_trials = study, objective, n_trials
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._caught, self._callbacks, self._progress = caught, callbacks, progress
-        self._begun = 0
+        self._begun = self._failed = 0
+        self._succeeded = False
         self._lock = threading.Lock()
 
     def run(self, jobs: int) -> None:
@@ -304,7 +304,6 @@ class Loop:
         """Run trials in this thread until the call ends."""
         study, pid = self._study, os.getpid()
         trial: Trial | None = None
-        failed, works = 0, False
         self.threads.add(threading.get_ident())
         try:
             while True:
@@ -313,16 +312,18 @@ class Loop:
                     self._settle()
                     self._left = self._left or ended
                     break
-                if self._n_trials is None and not works and failed >= study.state.policy.hopeless_after:
-                    self._give_up(failed, trial)
+                may_be_hopeless = self._n_trials is None and not self._succeeded
+                if may_be_hopeless and self._failed >= study.state.policy.hopeless_after:
+                    self._give_up(trial)
                 trial = self._next_trial()
                 if trial is None:
                     break
                 self._settle()
                 if self._run(trial) is TrialState.FAIL:
-                    failed += 1
+                    with self._lock:
+                        self._failed += 1
                 else:
-                    works = True
+                    self._succeeded = True
                 if self._callbacks:
                     self._settle()
                     for callback in self._callbacks:
@@ -336,15 +337,16 @@ class Loop:
         finally:
             self._settle()
 
-    def _give_up(self, failed: int, last: Trial | None) -> NoReturn:
+    def _give_up(self, last: Trial | None) -> NoReturn:
         self._settle()
+        failed = self._failed
         why = "the only trial of this call failed" if failed == 1 else f"all {failed} trials of this call failed"
         self._left = self._left or why
         reason = None if last is None else self._study.state.trials[last.number].reason
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
     def _why_it_ends(self) -> str | None:
-        """Why this call starts no more trials, whatever work the study has; None if it begins one more."""
+        """Why this call starts no more trials, whatever work the study has; None if it may start a trial."""
         if time.monotonic() >= self._deadline:
             return "the time is up"
         if self.why_stopped:
@@ -368,7 +370,7 @@ class Loop:
                     raise
                 _log.warning("no more trials are started because the time is up: %s", error)
                 return None
-            except NoWork as error:  # not kept, because its traceback would keep this frame, and the objective with it
+            except NoWork as error:  # not kept, because its traceback holds this frame, and so the objective
                 found, why = error.found, error.reason
             self._settle()
             left = deadline - time.monotonic()
@@ -377,12 +379,12 @@ class Loop:
                 return None
             progress.waiting(why)
             pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
-            time.sleep(min(pause, left))  # not within the `except`: Ctrl-C would show both errors
+            time.sleep(min(pause, left))  # not in the `except` block, where Ctrl-C would show both errors
             if not found.for_whom:
                 pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
-        """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
+        """Wait until the ends of this thread's trials, which are sent with the next exchange, are durable."""
         for number, verdict in self._study.handle.settle_deferred():
             _log.warning("%s", self._study.handle.refusal(number, verdict))
 
@@ -449,10 +451,10 @@ class Study(optuna.Study):
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._teaches: tuple[optuna.samplers.BaseSampler | None, str | None] = None, None
-        """The sampler that was given what the study learned, and what that was."""
+        """The sampler that was last given the study's priors, and those priors as stored."""
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
         self._spendable: records.Budget | None = None
-        """The limits that this process has checked that it can spend."""
+        """The limits that this process can spend, as the last check has shown."""
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self._quiet = False
@@ -479,14 +481,14 @@ class Study(optuna.Study):
 
     @property
     def space(self) -> dict[str, BaseDistribution]:
-        """The search space, from the definition or `set_space`; empty if the objective suggests while it runs."""
+        """The search space, from the definition or `set_space`; empty if the objective suggests parameters."""
         return dict(self._space)
 
     def set_space(self, space: Mapping[str, Distribution]) -> None:
         """Give a search space to a study that has none, such as an imported one; `worker` and `ask` use it.
 
         Raises:
-            InvalidInput: no study can be searched in this space.
+            InvalidInput: the space is not allowed, or does not fit the trials that the study has.
             DefinitionMismatch: the study's definition has a space, which cannot change.
             Denied: this user may not write to the study.
 
@@ -529,7 +531,7 @@ class Study(optuna.Study):
             self.sampler, self.pruner = searcher.sampler, searcher.pruner
         sampler, learned = self.sampler, system.get(LEARNED)
         if (sampler, learned) != self._teaches and isinstance(sampler, TPESampler):
-            if learned is not None:  # it begins with what the study learned from other studies
+            if learned is not None:  # what the study learned from other studies
                 sampler.learn_from(stored_priors(system), space)
             self._teaches = sampler, learned
         if aloud:
@@ -537,7 +539,7 @@ class Study(optuna.Study):
             self.handle.introduce_as({**self._about, **others})
             for what, mine in others.items():
                 theirs = in_words(getattr(searcher.stored, what))
-                level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose what it differs from
+                level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose a default
                 _log.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
 
     @property
@@ -578,7 +580,8 @@ class Study(optuna.Study):
         closed. The parameters of `fixed_distributions` are suggested at once.
 
         Raises:
-            NoWork: the budget is used up, or the study is paused, stopped or failing.
+            NoWork: no trial can start now, because the budget is used up, the study is paused, stopped or failing, this
+                peer was asked to take no more trials, or the sampler has nothing left to try.
             ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles data of other
                 peers; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, if that was given.
@@ -651,7 +654,10 @@ class Study(optuna.Study):
             self._spendable = ledger.limits
 
     def _started(self, frozen: FrozenTrial) -> Trial | None:
-        """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
+        """The trial that was just started, with its parameters; None if it was ended here.
+
+        A queued trial fails if its parameters do not fit, and a trial whose values are known gets them at once.
+        """
         handle, proposer, number = self.handle, self._proposer, frozen.number
         trial = begin(Trial, self, frozen)
         fixed: dict[str, Any] = frozen.system_attrs.get("fixed_params") or {}
@@ -665,7 +671,7 @@ class Study(optuna.Study):
             handle.send_soon()
         if not unfit and known is None:
             return trial
-        with contextlib.suppress(LeaseLost):  # then another peer will end it
+        with contextlib.suppress(LeaseLost):  # another peer has taken it over, and will end it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
                 _log.warning("the queued trial %d failed: %s", number, why)
@@ -685,7 +691,7 @@ class Study(optuna.Study):
         *,
         reason: str | None = None,
     ) -> FrozenTrial:
-        """End a trial of this process, and return it as it ended. The end is durable when this returns.
+        """End a trial of this process, and return it as it ended. On return, the end is in the store or on disk.
 
         With a storage opened as `operator`, this also ends a trial that another peer runs. The log records the
         operator, and the owner learns at its next report or tell that it has lost the trial. A complete result from the
@@ -694,16 +700,20 @@ class Study(optuna.Study):
         Args:
             trial: the trial that `ask` returned, or its number.
             values: the objective's value or values, for a COMPLETE trial.
-            state: "complete", "pruned" or "fail", if it does not follow from `values`.
-            skip_if_finished: whether to do nothing if the trial is already over.
-            reason: why it failed.
+            state: "complete", "pruned" or "fail". By default, COMPLETE with `values`, and FAIL without.
+            skip_if_finished: whether to do nothing but return the trial if it is already over.
+            reason: why it ended like this, for example the error of a FAIL trial.
 
         Raises:
             LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
-            NotYourTrial: this process never ran it, and is not an operator.
-            Denied: an operator who is not an owner of the study.
+            NotYourTrial: another peer runs it, and this process is not an operator.
+            NoSuchTrial: the study has no trial of this number.
+            UpdateFinishedTrialError: it is already over; see `skip_if_finished`.
+            Denied: an operator who is not an owner of the study; or the store no longer admits this user, and the end
+                is kept on disk.
             InvalidInput: values that are not numbers, NaN, or too many or few; or a trial of another study. The trial
                 continues.
+            StoreUnreachable: the store did not answer, and the end could not be kept on disk. It stays queued.
         """
         to = TrialState.COMPLETE if state is None else _ended_as(state)
         if values is None and state is None:
@@ -732,11 +742,11 @@ class Study(optuna.Study):
         if logged.state is records.TrialState.WAITING:
             if not logged.history or not self.storage.peer.is_mine(logged.history[-1].owner):
                 raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
-            handle.claim(number)  # given back when its object was dropped
+            handle.claim(number)  # it was released when its object was collected
         return self._end(number, told, to, reason=reason)
 
     def _check_mine(self, trial: Trial) -> None:
-        """Check that this is a trial of this study."""
+        """Raise InvalidInput unless this is a trial of this study."""
         mine = trial.study.study_id == self.study_id
         if mine and trial.storage.url != self.storage.url:
             with contextlib.suppress(*UNDECIDED):  # an unreachable store must not keep a result from being told
@@ -757,7 +767,7 @@ class Study(optuna.Study):
         """End a trial like Optuna's `tell`, which notifies the sampler first; a pruned trial gets its last report."""
         handle, me = self.handle, threading.get_ident()
         with handle.log.lock:
-            handle.writable(number)  # otherwise nobody learns of it
+            handle.writable(number)  # raises before the sampler is notified
         frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:
@@ -845,11 +855,11 @@ class Study(optuna.Study):
         Without `n_trials`, the call gives up after 10 failures (or the study's `max_failures`) if no trial of this call
         has succeeded.
 
-        A trial costs one exchange: its end is sent with the start of the next trial. While the study is paused, the
+        Each trial costs one exchange: its end is sent with the start of the next trial. While the study is paused, the
         call waits. It returns once there is no work and each owner of a running trial has since shown a sign of life,
         within two thirds of the lease's ttl; while an owner is silent, it stays until that trial has been reclaimed and
-        retried, for at most twice the ttl. Progress, and the trials for which it waits, are logged to `hopaas_p2p` at
-        level INFO; losing a lease is a warning.
+        retried, for at most twice the ttl. While trials wait at rungs, it also waits for the running ones. Progress,
+        and the trials for which it waits, are logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 
         On several ranks, for example under torchrun, every rank calls this, and all run each trial together. Each
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
@@ -865,8 +875,8 @@ class Study(optuna.Study):
                 `study.stop_all()` ends the study for all peers.
             gc_after_trial: whether to collect garbage after each trial.
             show_progress_bar: whether to show Optuna's progress bar for this call instead of log lines. Without
-                `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
-                lines remain.
+                `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget in trials either,
+                the log lines remain.
             on: an executor that runs the trials instead of this process (anything with `submit`, as in
                 concurrent.futures, submitit and dask.distributed), or a function that creates one. Each of its workers
                 is a separate peer; see `hopaas_p2p.study.workers`.
@@ -876,7 +886,9 @@ class Study(optuna.Study):
             InvalidInput: an argument is wrong, such as an objective that cannot be called, or cannot be sent to the
                 executor. No trial is started.
             NothingSucceeded: the call gave up; raised so that a batch job does not seem to succeed.
-            WorkersLost: one worker after another ended without running a trial.
+            StoreUnreachable: the store did not answer within `store_wait`, if that was given.
+            WorkersLost: with `on`, the executor takes no more workers, or one worker after another was lost without
+                finishing a trial.
         """
         if not callable(func):
             raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {func!r}")
@@ -910,9 +922,9 @@ class Study(optuna.Study):
             return
         if among.size > 1:
             self._be_worker({"ranks": str(among.size), **together(devices)}, quiet=self._quiet)
-        counted, limit = n_trials, self.state.budget
-        if n_trials is None and timeout is None and limit is not None:
-            counted = max(0, limit - self.state.used())
+        counted, state = n_trials, self.state
+        if n_trials is None and timeout is None and state.budget is not None and state.configurations.unit == "trials":
+            counted = max(0, state.budget - state.used())
         barred = show_progress_bar and (counted, timeout) != (None, None)
         if gc_after_trial:
             called.append(lambda _: gc.collect())
@@ -929,8 +941,8 @@ class Study(optuna.Study):
     def stop(self) -> None:
         """End the call of `optimize` that runs in this thread once its trial is over, like Optuna's.
 
-        From a thread without such a call, such as an objective's helper, it ends all calls of this process. A sampler
-        without more points calls it, too; waiting trials are run nevertheless.
+        From a thread without such a call, such as one that an objective started, it ends all calls of this process. A
+        sampler that has no more points calls this, too; waiting trials are then still run.
 
         Raises:
             RuntimeError: no such call is running. `stop_all` ends the study for all peers.
@@ -950,14 +962,14 @@ class Study(optuna.Study):
             loop.why_stopped = "study.stop() was called"
 
     def _fail_for(self, owner: str, number: int, reason: str) -> None:
-        """Fail a trial that another rank of this program asked for, if it is not over."""
+        """Fail a trial that the first rank of this program runs, unless it has ended."""
         with contextlib.suppress(HopaasError, UpdateFinishedTrialError):
             self.storage.peer.act_for(frozenset({owner}))
-            if self.handle.existing(number).owner == owner:  # not given back meanwhile
+            if self.handle.existing(number).owner == owner:  # it was not released meanwhile
                 self.tell(number, state="fail", reason=reason)
 
     def _lose(self, number: int, reason: str) -> None:
-        """Take a trial away from this process as if its lease had expired, because another rank was killed."""
+        """Reclaim a trial of this process as if its lease had expired, because another rank was killed."""
         with contextlib.suppress(HopaasError), self.storage.peer.in_a_hurry():
             self.handle.say(TrialReclaim(number, self.handle.existing(number).epoch, reason))
 
@@ -966,10 +978,10 @@ class Study(optuna.Study):
     def enqueue_trial(  # type: ignore[override]  # Optuna's returns nothing
         self, params: Mapping[str, Any], user_attrs: Mapping[str, Any] | None = None, skip_if_exists: bool = False
     ) -> int | None:
-        """Queue a trial with these parameters; returns its number, or None if one is skipped because it exists.
+        """Queue a trial with these parameters. Returns its number, or None if `skip_if_exists` and the study has one.
 
         Raises:
-            InvalidInput: a parameter is unknown, or a value outside the space; nothing was queued.
+            InvalidInput: a parameter or a value is not in the search space; nothing was queued.
             StudyFinished: the trial would never run; see `resume` and `set_budget`.
         """
         self._check_not_finished()
@@ -980,7 +992,7 @@ class Study(optuna.Study):
             if name in space and not contains(space[name], value):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
             if (known := self.state.dists) and name not in known:  # the objective may still suggest it
-                hint = near(name, known, f"they have {', '.join(map(repr, known))}")  # peers' names: no terminal codes
+                hint = near(name, known, f"they have {', '.join(map(repr, known))}")  # `repr` escapes terminal codes
                 _log.warning("no trial of %r so far has a parameter %r; %s", self.name, name, hint)
         if skip_if_exists and has_trial_with(self, params):
             return None
@@ -1031,14 +1043,14 @@ class Study(optuna.Study):
         self.handle.say(StudyControl(status="running"))
 
     def stop_all(self) -> None:
-        """End the study for all peers: no more trials start, and owners finish the running ones."""
+        """End the study for all peers: no more trials start, and peers finish the running ones."""
         self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change limits, given as a number of trials, or a string such as "gpu_hours=5,trials=none".
+        """Change limits, given as a number of trials, or a string such as "gpu_hours=5,trials=none". Owners only.
 
-        The other limits stay. A `Budget` replaces the whole budget, and None removes it. A limit that is lowered stays:
-        a larger `budget` of `open_study` no longer raises it.
+        The other limits stay. A `Budget` replaces the whole budget, and None removes it. Once a limit was lowered, a
+        larger `budget` of `open_study` no longer raises it.
 
         Raises:
             InvalidInput: a limit that is not allowed.
@@ -1068,7 +1080,7 @@ class Study(optuna.Study):
         With `fidelity="none"`, no more trials pause at rungs or in a population; paused ones stay paused.
 
         Raises:
-            InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be stored.
+            InvalidInput: a value that is not allowed, or a sampler or pruner whose class or arguments cannot be stored.
 
         """
         pauses = None if fidelity == "none" else fidelity
@@ -1162,7 +1174,10 @@ class Study(optuna.Study):
         return frame
 
     def provenance(self, number: int) -> dict[str, str]:
-        """Where and with what a trial ran: host, site, user, pid, batch job, GPU, git commit, package versions."""
+        """Where and with what a trial ran: host, site, user, pid, batch job, GPU, git commit, package versions.
+
+        This is its owner's introduction in the log; empty if it has no owner. Raises NoSuchTrial.
+        """
         return self.state.peers.get(self.handle.existing(number).owner or "", {})
 
     def artifacts(self) -> StudyArtifacts:
@@ -1196,7 +1211,7 @@ class Study(optuna.Study):
         return Watching(self, interval=interval)
 
     def close(self) -> None:
-        """Send queued records and close the store, after bringing trackers up to date for at most 30 s."""
+        """Bring trackers up to date, for at most 30 s, then send queued records, and close the store."""
         if self._exports is not None:
             self._exports.close()
         self.storage.close()

@@ -54,20 +54,21 @@ class Trial(optuna.trial.Trial):
 
     A trial may be passed to a child process, by fork or pickle (a process pool, joblib, Dask), where it is the same
     trial, under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
-    call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
-    `tell`. A trial that a child asked for may be brought back and ended by the parent.
+    call, and the parent reads it before it ends the trial. Call `should_prune` in the child, and `tell` in only one of
+    the two processes. A child may also ask for a trial and return it to the parent, which then ends it.
 
-    Keep a reference until you call `tell`, because a trial that nothing refers to is released, unless it was passed on.
+    Keep a reference until you call `tell`, because a trial that nothing refers to is released, unless it was passed to
+    a child process.
     """
 
     study: Any
     storage: Storage
     record: Any = None
-    """The `TrialCreate` that will ask for it, while it is only suggested; see `study.proposer`."""
+    """The `TrialCreate` with which it is asked for; None once it has started. See `study.proposer`."""
 
     @property
     def id(self) -> int:
-        """The id by which storages identify it; people use its number."""
+        """Its id in an Optuna storage, unlike `number`, by which people and the log identify it."""
         return self._trial_id
 
     @property
@@ -84,9 +85,13 @@ class Trial(optuna.trial.Trial):
         return suggest(self, name, distribution)
 
     def report(self, value: float, step: int) -> None:
-        """Report an intermediate value.
+        """Report an intermediate value, as in Optuna.
 
-        Like Optuna's; also ends the trial if SIGTERM arrived and other code ignored it.
+        If SIGTERM arrived and other code suppressed its SystemExit, this raises it again, and the trial is released.
+
+        Raises:
+            InvalidInput: the value is a whole number that is too large for a float.
+
         """
         if interrupts.terminated:
             interrupts.raise_again()
@@ -98,7 +103,7 @@ class Trial(optuna.trial.Trial):
     def set_constraint(self, key: str, value: float) -> None:
         """Like Optuna's, but keep the first value of each attempt at the trial, instead of the trial's first.
 
-        A retry, and the continuation of a paused trial, begin with the constraints of the earlier attempt.
+        A retry, or the continuation of a paused trial, begins with the constraints of the earlier attempt.
         """
         name, first = f"constraints:{key}", key not in self._constrained
         inherited = first and self.handle.state.trials[self.number].begun_before
@@ -113,11 +118,12 @@ class Trial(optuna.trial.Trial):
         """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
         They are shown and exported. Pruning uses only values sent by `report`. This never waits for the store; metrics
-        are sent with the reports, at the next exchange. NaN and infinities are kept; names have up to 100 characters,
-        and a trial up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
+        are sent with the reports, at the next exchange. NaN and infinities are kept. Names have up to 100 characters,
+        and a trial has up to 64 of them. For a name that is not an identifier, write `**{"val/loss": 0.3}`.
 
         Raises:
-            InvalidInput: a value is not a number, or a name is not allowed. The other metrics of the call are kept.
+            InvalidInput: a value is not a number, or a name is not allowed; the other metrics of the call are kept. Or
+                the step is not a whole number; nothing is kept.
 
         """
         if interrupts.terminated:
@@ -157,7 +163,7 @@ class Trial(optuna.trial.Trial):
         if shared:
             self._listen()
         at_rung = handle.is_at_rung(number, cached_trial(self).intermediate_values)
-        return bool(not held or at_rung or super().should_prune())  # a pruner of Optuna's gives numpy's
+        return bool(not held or at_rung or super().should_prune())  # Optuna's pruners may return numpy's bool
 
     @property
     def at_rung(self) -> bool:
@@ -168,7 +174,7 @@ class Trial(optuna.trial.Trial):
         return self.handle.is_at_rung(self.number, cached_trial(self).intermediate_values)
 
     def _listen(self) -> None:
-        """Merge what another process, to which this trial was passed, wrote about it."""
+        """Merge the changes that another process, to which this trial was passed, has written to the log."""
         if self.handle.standing(self.number)[2]:
             become(self, self.handle.trial(self.number))
 
@@ -210,13 +216,14 @@ class Trial(optuna.trial.Trial):
     def checkpoint(self, source: str | Path | bytes, *, step: int, wait: bool = True) -> None:
         """Store a checkpoint (a file, or bytes) taken after `step`; the last two are kept.
 
-        Blocks until the store has it; unless `wait` is set, it gives up on a silent store after `patience`. If this
-        peer dies or is pre-empted, the next one that runs these parameters finds it in `resume`.
+        Blocks until the store has it; with `wait=False`, it gives up on a silent store after `patience`. If this peer
+        dies or is pre-empted, the next one that runs these parameters finds it in `resume`.
 
         Raises:
-            LeaseLost: another peer runs the trial now.
-            StoreUnreachable: the store did not answer for `store_wait`.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
+            InvalidInput: there is no such file, or the step is not a whole number from 0 on.
+            LeaseLost: another peer runs the trial now; the file was removed again.
+            StoreUnreachable: the store did not answer for `store_wait`, or `patience` with `wait=False`.
+            ConfigurationError: the store does not accept it (Postgres, one above 64 MiB); the message says what to do.
         """
         checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
@@ -228,7 +235,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             InvalidInput: there is no such file.
             LeaseLost: another peer runs the trial now; the file was removed again.
-            ConfigurationError: the store does not accept it, like Postgres above 64 MiB; the message says what to do.
+            ConfigurationError: the store does not accept it (Postgres, one above 64 MiB); the message says what to do.
         """
         files = StudyArtifacts(self.storage, self.study.study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)
@@ -237,8 +244,9 @@ class Trial(optuna.trial.Trial):
     def resume(self) -> tuple[int, Path] | None:
         """(step, local file) of the newest whole checkpoint of an earlier attempt, or None.
 
-        `intermediate_values` then contains the reports up to that step. The file is fetched once, then kept while the
-        trial exists. Blocks meanwhile; raises StoreUnreachable if the store did not answer for `store_wait`.
+        `intermediate_values` then contains the reports up to that step. The first read fetches the file, which is kept
+        as long as this object. It blocks meanwhile, and raises StoreUnreachable if the store does not answer for
+        `store_wait`.
         """
         if self._resume is _NOT_FETCHED:
             found = self.handle.state.trials[self.number].checkpoints
@@ -247,7 +255,7 @@ class Trial(optuna.trial.Trial):
                 return None
             artifacts, uuid = artifacts_of(self.storage.peer.store), self.handle.uuid
             directory = Path(tempfile.mkdtemp(prefix="hopaas-resume-"))
-            weakref.finalize(self, _remove, directory, os.getpid())  # by the process that made it
+            weakref.finalize(self, _remove, directory, os.getpid())  # only in the process that created it
             self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
             become(self, self.handle.resumed_from(self.number, step))
@@ -257,7 +265,7 @@ class Trial(optuna.trial.Trial):
     def intermediate_values(self) -> dict[int, float]:
         """The reported values by step, including the earlier attempt's reports up to the step of `resume`.
 
-        For a trial that was passed to a child process, also the child's reports in the log.
+        For a trial that was passed to a child process, they include the child's reports in the log.
         """
         self.handle.refresh()
         self._listen()

@@ -5,9 +5,9 @@ concurrent.futures, submitit, dask.distributed, parsl. A worker that cannot be c
 study is over, and ends. The executor carries only one call per worker and its answer: trials, reports and results go
 through the study's log, like those of every peer.
 
-This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and releases a lost
-worker's trial at once. As the future is over, nobody has to wait for a lease to expire. When it is interrupted, it
-releases the trials of all workers, and asks them to take no more.
+This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and reclaims a lost
+worker's trial at once. The worker's future shows that it has ended, so nobody has to wait for its lease to expire. When
+this process is interrupted, it releases the trials of all workers, and asks them to take no more.
 
 One lost process breaks a ProcessPoolExecutor. Give `on=` a function that creates one, and it is created again.
 """
@@ -60,7 +60,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between checks of futures and log
 _LOSSES: Final = 5  # workers lost in a row, beyond their number, without an ended trial in between
 _CREW, _WORKER = "crew", "worker"
-"""Parts of a peer's introduction: the crew of the worker, and which worker it is."""
+"""Keys of a worker's introduction: the call of `optimize` to which it belongs, and its number there."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joined", "artifacts")
 
@@ -81,20 +81,21 @@ class WorkOrder(NamedTuple):
 def take_part(
     order: WorkOrder, about: dict[str, str], n_trials: int | None, timeout: float | None, env: dict[str, str]
 ) -> BaseException | None:
-    """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it.
+    """Run trials as a separate peer, in a worker of an executor, until the study has no more for it.
 
-    Returns the objective's error if one ended the worker, or the error with which the worker gave up.
+    Returns the objective's error if one ended the worker, or NothingSucceeded if it gave up. Any other HopaasError is
+    raised.
     """
     for name, value in env.items():
         os.environ.setdefault(name, value)
     sampler, pruner = order.own
     if sampler is not None:
-        sampler.reseed_rng()  # all workers got the same
+        sampler.reseed_rng()  # all workers received the same sampler
     study = order.open_study(
         Storage(order.options, open_peer(order.options)), order.study, sampler=sampler, pruner=pruner, create=False
     )
     try:
-        if study.handle.uuid != order.uuid:  # the executor began this worker late
+        if study.handle.uuid != order.uuid:  # the executor started this worker late
             raise StudyDeleted
         study._be_worker(about)
         study.optimize(order.objective, n_trials, timeout, catch=order.catch)
@@ -102,10 +103,10 @@ def take_part(
         return error
     except HopaasError:
         raise
-    except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
+    except Exception as error:  # noqa: BLE001  # the objective's; a HopaasError is the worker's own
         try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301  # made this moment, here
-        except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
+            pickle.loads(pickle.dumps(error))  # noqa: S301  # its bytes were made here, just now
+        except Exception:  # noqa: BLE001  # a class of the user's code may raise anything
             return HopaasError(describe(error))
         return error
     finally:
@@ -158,7 +159,7 @@ class WatchedWorkers:
             _check_travels(order.objective)
 
     def run(self, callbacks: Sequence[Callable[[FrozenTrial], object]], *, quiet: bool) -> None:
-        """Run to the end; raise what the objective raised, or what interrupted this process."""
+        """Run to the end; raise what the objective raised, or what interrupted this process, or WorkersLost."""
         with ProgressLog(self._study.name, self._study.handle, quiet=quiet) as progress:
             try:
                 count = min(self._wanted, self._n_trials or self._wanted)
@@ -167,7 +168,7 @@ class WatchedWorkers:
                 while self._futures:
                     time.sleep(_LOOK)
                     over = [(number, future) for number, future in self._futures.items() if future.done()]
-                    if over:  # their results are in the log, and a read may be older than that
+                    if over:  # their last results are in the log, perhaps not yet in this replica
                         self._read_log(within=_LOOK)
                     self._look(progress, callbacks)
                     for number, future in over:
@@ -219,7 +220,7 @@ class WatchedWorkers:
     # --- what happens to them ---
 
     def _conclude(self, number: int, future: Any) -> None:
-        """Handle the end of a worker, which finished, whose objective failed, or which was lost and is replaced."""
+        """Handle the end of a worker: it finished, its objective raised, or it was lost and is replaced."""
         error = _error_of(future)
         if error is None:
             raised: BaseException | None = future.result()
@@ -233,9 +234,6 @@ class WatchedWorkers:
         self._lost.add(number)
         self._reclaim_lost()
         self._losses += 1
-        _log.warning(
-            "worker %d was lost (%s); another one is started", number, str(error).strip().split("\n")[0] or error
-        )
         if self._losses > self._wanted + _LOSSES:
             raise WorkersLost(
                 f"{self._losses} workers were lost in a row without finishing a trial; the last one: "
@@ -243,12 +241,14 @@ class WatchedWorkers:
             ) from error
         share = self._shares[number]
         if share is not None:
-            share -= self._ended[number]
-        if share is None or share > 0:  # a late result is an extra trial
+            share = max(0, share - self._ended[number])  # a late result is an extra trial
+        more = "" if share == 0 else "; another one is started"
+        _log.warning("worker %d was lost (%s)%s", number, str(error).strip().split("\n")[0] or error, more)
+        if share != 0:
             self._send(share)
 
     def _reclaim_lost(self) -> None:
-        """Reclaim the trials of lost workers. Reads the log first: it may have trials that are not known here yet."""
+        """Reclaim the trials of lost workers, after reading the log, which may have trials not known here yet."""
         if self._lost and self._read_log(within=_LOOK):
             with _warned():
                 for trial in self._running():
@@ -257,7 +257,7 @@ class WatchedWorkers:
                 self._lost.clear()
 
     def _read_log(self, *, within: float | None) -> bool:
-        """Read the whole log, if the store answers in `within` seconds, or the peer's patience."""
+        """Read the log to its end; return whether the store answered within `within` seconds, or else `patience`."""
         with _warned():
             self._study.storage.peer.catch_up(self._log, within=within)
             return True
@@ -270,15 +270,15 @@ class WatchedWorkers:
                 future.cancel()
 
     def _drop_needless(self) -> None:
-        """When the study is over, stop waiting for workers that never began."""
+        """When the study is over, cancel the workers that have not begun, and stop waiting for them."""
         if next_start(self._study.state).why is not None and not self._study.state.running:
             self._cancel()
             for number, future in list(self._futures.items()):
-                if getattr(future, "cancelled", lambda: True)():  # before it began
+                if getattr(future, "cancelled", lambda: True)():  # so it never began
                     del self._futures[number]
 
     def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], object]]) -> None:
-        """Show which trials of these workers have ended since the last call."""
+        """Log the trials of these workers that have ended since the last call, and pass them to the callbacks."""
         with _warned():
             self._study.handle.refresh()
         state = self._log.state
@@ -293,7 +293,7 @@ class WatchedWorkers:
             if trial.end is None or worker is None:
                 continue
             self._shown.add(number)
-            if not (trial.history and trial.history[-1].end == trial.end):  # an objective may kill each process
+            if not (trial.history and trial.history[-1].end == trial.end):  # ended by its worker, not lost with it
                 self._losses = 0
             self._ended[worker] += 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
@@ -302,7 +302,7 @@ class WatchedWorkers:
                 callback(self._study.handle.trial(number))
 
     def _worker_of(self, trial: Trial) -> int | None:
-        """Which of these workers runs the trial, or ran it last."""
+        """Which of these workers runs the trial, or ran it last; None for another peer's trial."""
         info = self._log.state.peers.get(trial.owner or "", {})
         number = info.get(_WORKER, "") if info.get(_CREW) == self._crew else ""
         return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have made such an introduction
@@ -315,7 +315,7 @@ class WatchedWorkers:
     # --- an early end ---
 
     def _give_back(self, error: BaseException) -> None:
-        """Ask all workers, including later ones, to take no more trials, and give back those that they run."""
+        """Ask all workers, including later ones, to take no more trials. If interrupted, also release their trials."""
         self._cancel()
         why = f"interrupted: {type(error).__name__}"
         try:
@@ -344,7 +344,7 @@ class WatchedWorkers:
 
 @contextlib.contextmanager
 def _warned() -> Iterator[None]:
-    """In this block, a store that does not answer causes only a warning."""
+    """End this block with a warning, without an error, if the store does not answer."""
     try:
         yield
     except StoreUnreachable as error:
@@ -361,7 +361,7 @@ def _size(executor: Any) -> int:
 
 
 def _error_of(future: Any) -> BaseException | None:
-    """Why a finished future has no answer."""
+    """Why a finished future has no result; None if it has one."""
     try:
         error: BaseException | None = future.exception()
     except BaseException as raised:  # noqa: BLE001  # a cancelled one raises it
@@ -375,7 +375,7 @@ def _check_travels(objective: Objective) -> None:
     """Raise InvalidInput if this function cannot be sent to a process of concurrent.futures."""
     try:
         pickle.dumps(objective)
-    except Exception as error:  # noqa: BLE001  # each kind of object has its own
+    except Exception as error:  # noqa: BLE001  # each kind of object raises a different one
         raise InvalidInput(
             f"the objective cannot be sent to another process: {error}. Define it in a module, not in a function or a "
             "notebook, and not as a lambda"

@@ -1,4 +1,4 @@
-"""Creates commits for tests, appends them as a peer does, and reads them back, if needed in many threads at once."""
+"""Creates commits for tests, appends them as a peer does, and reads them back; `together` does so in many threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT: Final = 60.0
 
 
 def sealed(body: bytes) -> bytes:
-    """A payload that a log accepts, which consists of a checksum and these bytes."""
+    """A payload that a log accepts: a checksum, and then these bytes."""
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -39,7 +39,10 @@ def outgoing_of(writer: str, name: str) -> Outgoing:
 
 
 def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> Entry:
-    """Append a commit with the sum of the log before it, like a peer that has read all commits; returns its entry."""
+    """Append a commit with the sum of the log before it, like a peer that has read all commits; returns its entry.
+
+    `total` is the sum of the log up to `since`; without it, the first exchange sends no sum.
+    """
     commit = outgoing_of(name, name)
     while True:
         receipt = log.exchange(replace(commit, chain=total), since)
@@ -100,7 +103,9 @@ def append_many(log: Log, name: str, count: int, since: int = 0) -> list[int]:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run these functions simultaneously in threads, and return their results. The first error is raised."""
+    """Run these functions at the same time, each in a thread, and return their results in order, or raise the first
+    error.
+    """
     barrier = threading.Barrier(len(tasks))
     results: list[Any] = [None] * len(tasks)
     errors: list[BaseException] = []

@@ -53,7 +53,7 @@ __all__ = ["AcrossProcesses", "PiggybackedBeats", "StoreConformance"]
 
 
 class Conformance:
-    """The base of all parts of the suite, with a fresh store and another handle on it."""
+    """The base of all parts of the suite, with a fresh store and `reopen` for another handle on it."""
 
     racers: ClassVar[int] = 4
     commits: ClassVar[int] = 25
@@ -366,7 +366,7 @@ class StoreConformance(Conformance):
         self.assert_values_differ(store)
 
     def assert_values_differ(self, store: Store) -> None:
-        """Check only that heartbeats differ, because a store can return other values than it was given."""
+        """Check only that a new beat changes the value read, because a store may return other values than were sent."""
         before = store.beats(["ann"])["ann"]
         store.beat(Beat("ann", "ann:3"))
         assert store.beats(["ann"])["ann"] != before

@@ -1,4 +1,4 @@
-"""A store that fails on purpose. Replies are lost, requests arrive twice, late or never, and processes die.
+"""A store that fails on purpose: replies are lost, requests arrive twice, late or never, and processes die.
 
     store = FaultyStore(MemoryStore(), at_random(seed=7, likelihood=0.2))
 
@@ -26,7 +26,7 @@ class Fault(enum.Enum):
 
     REFUSE = "the request never reaches the store"
     LOSE_REPLY = "the store handles the request, and the reply is lost"
-    DUPLICATE = "the request reaches the store twice, the second time too late to be recognised"
+    DUPLICATE = "the request reaches the store twice, the second time too late to be recognized"
     DELAY = "the caller gives up, and the request reaches the store after the next exchange"
     CRASH_BEFORE = "the process dies before the request is sent"
     CRASH_AFTER = "the process dies after the store has handled the request"
@@ -37,7 +37,7 @@ SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
 
 
 class Crash(BaseException):
-    """Stands for the death of the process. Discard all objects of that process."""
+    """The process has died. Discard all objects of that process."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
@@ -49,7 +49,10 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """A store that passes every call on to another store, unless a fault prevents it. Thread-safe.
+    """A store whose exchanges fail as told, on top of another store. Thread-safe.
+
+    Only exchanges have faults. Optional methods, such as `Log.wait_turn`, have their defaults instead of those of
+    `inner`.
 
     Args:
         inner: the store that does the work.
@@ -70,7 +73,7 @@ class FaultyStore(Store):
         self._lock = threading.Lock()
 
     def next_fault(self) -> Fault | None:
-        """The fault of the current exchange."""
+        """The fault of the next exchange; call it once per exchange."""
         with self._lock:
             fault = next(self._faults)
             if fault is not None:
@@ -121,17 +124,17 @@ class FaultyLog(Log):
             raise StoreUnreachable
         receipt = self._inner.exchange(outgoing, since, beat)
         if fault is Fault.DUPLICATE and outgoing is not None:
-            self._append_unrecognised(outgoing)
+            self._append_unrecognized(outgoing)
         while self._delayed:
-            self._append_unrecognised(self._delayed.pop())
+            self._append_unrecognized(self._delayed.pop())
         if fault is Fault.CRASH_AFTER:
             raise Crash
         if fault is Fault.LOSE_REPLY:
             raise StoreUnreachable
         return receipt
 
-    def _append_unrecognised(self, outgoing: Outgoing) -> None:
-        """Append these bytes so late that the store cannot recognise that it already has them."""
+    def _append_unrecognized(self, outgoing: Outgoing) -> None:
+        """Append these bytes so late that the store cannot recognize that it already has them."""
         self._inner.exchange(replace(outgoing, chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:

@@ -20,7 +20,7 @@ from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.records import Float, Policy, StudyControl, TrialRelease, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, owners_of
-from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
+from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, with_rungs
 
 BEGAN = 1_700_000_000.0
 
@@ -133,6 +133,16 @@ def test_without_a_trial_there_is_no_pace() -> None:
 
     pace = live.pace(state, TrialTable.of(state), BEGAN)
     assert pace == dict.fromkeys(("recent", "per_hour", "hours"), 0) | {"left": None, "eta": None}
+
+
+def test_trials_that_pause_at_rungs_do_not_use_up_the_budget_of_configurations() -> None:
+    scribe = with_rungs()
+    scribe.say("a", StudyControl(budget=10))
+    assert len(scribe.state.trials) > 10 > scribe.state.used()
+
+    pace = live.pace(scribe.state, TrialTable.of(scribe.state), scribe.clock)
+
+    assert (pace["left"], pace["eta"]) == (None, None)
 
 
 def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:

@@ -85,7 +85,7 @@ def test_scancel_gives_the_trial_back_and_the_job_stays_cancelled(slurm: Slurm, 
     until(lambda: ended(slurm, other, "COMPLETED"), 60)
     assert states(study) == ["COMPLETE"]
     assert list(study.trials[0].intermediate_values) == list(range(1, 13))
-    assert f"going on after epoch {checkpoint.step}" in (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
+    assert f"continuing after epoch {checkpoint.step}" in (tmp_path / "hopaas-logs" / "s" / "0.log").read_text()
 
 
 @pytest.mark.parametrize("how", ["requeued by an operator", "signalled before the end"])

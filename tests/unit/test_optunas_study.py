@@ -164,3 +164,24 @@ def test_a_progress_bar_takes_the_place_of_the_log(
     study.set_budget(5)
     study.optimize(objective, show_progress_bar=True)
     assert "2/2" in capsys.readouterr().err, "what was left of the budget"
+
+
+def test_no_progress_bar_counts_trials_towards_a_budget_of_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=3)
+    study = hopaas_p2p.open_study(tmp_path / "store", "rungs", space=SPACE, budget=3, fidelity=rungs)
+
+    def reports(trial: hopaas_p2p.Trial) -> float:
+        for step in range(1, 4):
+            trial.report(trial.params["x"], step)
+            if trial.should_prune():
+                trial.prune()
+        return float(trial.params["x"])
+
+    with caplog.at_level("INFO", "hopaas_p2p"):
+        study.optimize(reports, show_progress_bar=True)
+    study.close()
+    assert len(study.trials) > 3
+    assert "/3" not in capsys.readouterr().err
+    assert "3 of 3 configurations begun" in caplog.text

@@ -271,6 +271,31 @@ def test_an_objective_that_never_works_does_not_run_for_ever(studies: Any) -> No
     assert states(study).count("COMPLETE") == 50
 
 
+def test_a_thread_with_failures_only_goes_on_while_another_one_of_its_call_succeeds(studies: Any) -> None:
+    study, failing, succeeded, over = studies(space=SPACE), list[int](), threading.Event(), threading.Event()
+    first = threading.Lock()
+
+    def objective(_: Trial) -> float:
+        me = threading.get_ident()
+        if not failing and first.acquire(blocking=False):
+            failing.append(me)
+        if me in failing:
+            assert succeeded.wait(60)
+            failing.append(me)
+            if len(failing) > 13:
+                over.set()
+                study.stop()
+            raise ValueError("this thread's device is broken")
+        if study.state.counts[LoggedState.COMPLETE]:
+            succeeded.set()
+            assert over.wait(60)
+            study.stop()
+        return 1.0
+
+    study.optimize(objective, n_jobs=2, catch=ValueError)
+    assert states(study).count("FAIL") == 13
+
+
 def test_failures_in_a_row_end_a_campaign_until_it_is_resumed(studies: Any) -> None:
     study = studies(space=SPACE, budget=50, max_failures=3)
 
