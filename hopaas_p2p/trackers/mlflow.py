@@ -326,4 +326,5 @@ def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Me
     """
     from mlflow.entities import Metric
 
-    return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]
+    when = max(0, _ms(at) or 0)  # MLflow refuses times before 1970, as of a peer with a false clock
+    return [Metric(_key(name), value, when, step) for step, value in by_step.items()]

@@ -19,6 +19,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
+from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
@@ -298,6 +299,18 @@ def test_odd_names_and_numbers_are_taken_as_far_as_mlflow_can(mlflow_server: str
     assert set(run.data.params) == {"l_yers _first_", "x" * 250}
     assert run.data.metrics["report"] == 1.0
     assert run.data.metrics["value"] > 1e300
+    study.close()
+
+
+def test_a_peer_with_a_clock_before_1970_keeps_no_run_out_of_mlflow(mlflow_server: str, tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=1)
+    early = TrialCreate(TrialState.COMPLETE, values=(0.5,), start=-1_000_000_000, end=-1_000_000)
+    study.storage.peer.commit(study.handle.log, early)
+
+    export_to(study, tracker(mlflow_server, tmp_path))
+
+    of_study, of_trial = runs(mlflow_server, tmp_path)
+    assert of_study.data.metrics["best_value"] == of_trial.data.metrics["value"] == 0.5
     study.close()
 
 
