@@ -302,6 +302,23 @@ def test_odd_names_and_numbers_are_taken_as_far_as_mlflow_can(mlflow_server: str
     study.close()
 
 
+def test_names_that_are_odd_as_paths_keep_no_run_out_of_mlflow(mlflow_server: str, tmp_path: Path) -> None:
+    odd = ("", ".", "..", "/", "a//b", "a/../b", "../x", "x" * 249 + "/y")
+    study = campaign(tmp_path, space={name: hopaas_p2p.Int(1, 3) for name in odd}, budget=1)
+    trial = study.ask()
+    for name in odd[1:4]:
+        trial.log(1, **{name: 0.5})
+    study.set_user_attr("a/../b", 1)
+    study.tell(trial, 0.5)
+
+    export_to(study, tracker(mlflow_server, tmp_path))
+
+    for run in runs(mlflow_server, tmp_path):
+        assert run.data.tags["hopaas.mark"]
+        assert {"_", "__", "a__b", "a____b", "___x", "x" * 249 + "_"} <= set(run.data.params)
+    study.close()
+
+
 def test_a_peer_with_a_clock_before_1970_keeps_no_run_out_of_mlflow(mlflow_server: str, tmp_path: Path) -> None:
     study = campaign(tmp_path, budget=1)
     early = TrialCreate(TrialState.COMPLETE, values=(0.5,), start=-1_000_000_000, end=-1_000_000)
