@@ -58,7 +58,7 @@ _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
 """The id of a file that was stored here: its study's uuid, and its own."""
 _TYPE: Final = "application/octet-stream"
-_MAX_NAME: Final = 200
+_MAX_NAME: Final = 200  # bytes; file systems take 255
 _SHORTEST: Final = 4  # characters of an id that identify a file
 _CHUNK: Final = 1 << 20
 
@@ -396,7 +396,7 @@ def safe_name(name: str) -> str:
     """A file name that is safe to use: no directories, no control characters, no leading dots."""
     last = re.split(r"[/\\]", name)[-1]
     shown = "".join("_" if unicodedata.category(letter)[0] == "C" else letter for letter in last).lstrip(".").strip()
-    return shown[:_MAX_NAME] or "file"
+    return shown.encode()[:_MAX_NAME].decode(errors="ignore") or "file"
 
 
 def short_id(one: Artifact) -> str:

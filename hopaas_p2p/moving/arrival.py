@@ -12,7 +12,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import COPIED, EXPORTER, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.records import StudyControl, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS, TAKES_A_PLACE, State, definition_of
 from hopaas_p2p.core.validity import widened_distributions
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
@@ -155,12 +155,15 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
         budget = None if budget < 0 else max(budget, finished)
     policy = msgspec.structs.replace(source.define.policy, budget=budget)
     try:
-        return storage.define_study(msgspec.structs.replace(source.define, name=name, policy=policy))
+        study_id = storage.define_study(msgspec.structs.replace(source.define, name=name, policy=policy))
     except DuplicatedStudyError:
         raise StudyExists(
             f"the study {name!r} has just been created by another process, perhaps by the same command; wait until "
             "that process has ended, and try again"
         ) from None
+    if source.control.status not in (None, "running"):  # first, because an interrupted import says it no more
+        storage.handle(study_id).say(StudyControl(source.control.status))
+    return study_id
 
 
 def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str, finished: int) -> None:
@@ -169,7 +172,7 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
     if directions != source.define.directions:
         ours, theirs = ", ".join(directions), ", ".join(source.define.directions)
         raise DefinitionMismatch(f"the study {name!r} has the directions {ours}; the import has {theirs}")
-    if state.budget is not None and state.used() + finished > state.budget:
+    if finished and state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"the finished trials ({finished}) do not fit: the budget of {name!r} is {state.budget}, with "
             f"{state.used()} used; run: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"

@@ -264,6 +264,12 @@ class Backup(zipfile.ZipFile):
 
     manifest: Manifest
 
+    def close(self) -> None:
+        file = self.fp
+        super().close()
+        if file is not None:
+            file.close()
+
     def base(self, one: StudyBackup) -> tuple[int, bytes] | None:
         """The snapshot with which a study begins."""
         return (one.base, self.read(f"base/{one.uuid}")) if one.base else None
@@ -326,9 +332,9 @@ def read(path: Path) -> Backup:
 
     """
     with contextlib.ExitStack() as stack, waits_for(str(path)):
-        os.close(open_regular(path, named=True))  # a FIFO would block
+        file = stack.enter_context(open(open_regular(path, named=True), "rb"))  # noqa: PTH123  # a FIFO would block
         try:
-            opened = stack.enter_context(Backup(path))
+            opened = stack.enter_context(Backup(file))
         except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
             raise InvalidInput(f"{path} is neither a complete backup nor a file of a study") from None
         try:
@@ -348,7 +354,8 @@ def _check(archive: Backup, path: Path) -> None:
     members = archive.infolist()
     if any(map(_grows, members)):
         raise _damaged("a part of it grows too large")
-    if sum(one.compress_size for one in members) > path.stat().st_size:
+    assert archive.fp is not None
+    if sum(one.compress_size for one in members) > os.fstat(archive.fp.fileno()).st_size:
         raise _damaged("its parts overlap")
     if (wrong := archive.testzip()) is not None:
         raise _damaged(wrong)

@@ -29,8 +29,11 @@ def from_iso(text: str) -> int:
     """The log's time for ISO 8601 text; without an offset, it is taken as this machine's local time.
 
     Raises:
-        ValueError: the text is not ISO 8601.
+        ValueError: the text is not ISO 8601, or a time outside the calendar in UTC.
 
     """
-    when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    try:
+        when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r} is outside the calendar") from None
     return (when - _EPOCH) // datetime.timedelta(microseconds=1)

@@ -13,10 +13,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, Denied
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
     from hopaas_p2p.files.artifacts import StudyArtifacts
+
+T = TypeVar("T")
 
 MARK: Final = PREFIX + "mark"
 FILES: Final = PREFIX + "files"
@@ -207,8 +210,8 @@ class MLflow:
             own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}  # MLflow's tag names
             named = {name: view.tags[ours] for name, ours in own.items() if ours in view.tags}
             tags = {**_tags(view), **named, MARK: view.mark}
-            labels = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in tags.items()]
-            params = [Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in view.params.items()]
+            labels = [RunTag(key, text[:_LONGEST_TAG]) for key, text in _by_key(tags).items()]
+            params = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in _by_key(view.params).items()]
             while params or metrics or labels:  # the tags go last, because the mark is one of them
                 now = labels[:_MOST_TAGS] if len(params) <= _MOST_TAGS and len(metrics) <= _MOST_METRICS else []
                 self.client.log_batch(run.id, metrics[:_MOST_METRICS], params[:_MOST_TAGS], now)
@@ -306,8 +309,15 @@ class MLflow:
 
 
 def _key(name: str) -> str:
-    """The name, with characters that MLflow refuses replaced."""
-    return _NOT_IN_A_KEY.sub("_", name)[:_LONGEST_KEY]
+    """The name, with characters that MLflow refuses replaced; also in a name that would be another one as a path."""
+    key = _NOT_IN_A_KEY.sub("_", name)[:_LONGEST_KEY]
+    is_path = posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == "."
+    return re.sub(r"^$|[./]", "_", key) if is_path else key
+
+
+def _by_key(values: Mapping[str, T]) -> dict[str, T]:
+    """The values by their keys; of those that have the same one, which MLflow refuses, the last."""
+    return {_key(name): value for name, value in values.items()}
 
 
 def _tags(view: RunView) -> dict[str, str]:
@@ -325,4 +335,5 @@ def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Me
     """
     from mlflow.entities import Metric
 
-    return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]
+    when = max(0, _ms(at) or 0)  # MLflow refuses times before 1970, as of a peer with a false clock
+    return [Metric(_key(name), value, when, step) for step, value in by_step.items()]

@@ -493,6 +493,22 @@ def _rewritten(path: Path, manifest: bytes, more: dict[str, bytes]) -> Path:
     return forged
 
 
+def test_a_pipe_that_takes_the_place_of_a_backup_that_was_looked_at_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, look = _backup(tmp_path), backup.open_regular
+
+    def replaced(given: Path, *, named: bool) -> int:
+        descriptor = look(given, named=named)
+        path.unlink()
+        os.mkfifo(path)
+        return descriptor
+
+    monkeypatch.setattr(backup, "open_regular", replaced)
+    with contextlib.closing(backup.read(path)) as opened:
+        assert len(opened.manifest.studies) == 1
+
+
 def test_a_backups_manifest_claims_what_is_there(tmp_path: Path) -> None:
     path = _backup(tmp_path)
     with zipfile.ZipFile(path) as archive:

@@ -152,6 +152,17 @@ def test_a_tracker_is_sent_all_but_a_file_that_is_not_there(
     assert "is not exported" in caplog.text
 
 
+def test_a_file_whose_name_is_longer_than_disks_take_stops_no_tracker(
+    studies: tuple[Study, Study], tmp_path: Path
+) -> None:
+    mine, _ = studies
+    name_it(mine, mine.artifacts().put(file(tmp_path)).id, "漢" * 200)
+
+    sent = [path.name for _, path in new_files(look(mine)[-1], [], mine.artifacts())]
+
+    assert sent == ["漢" * 66]
+
+
 def test_the_shell_removes_no_file_of_another_study(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     with contextlib.closing(hopaas_p2p.open_study(store, "mine")) as mine:

@@ -19,6 +19,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
+from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
@@ -298,6 +299,35 @@ def test_odd_names_and_numbers_are_taken_as_far_as_mlflow_can(mlflow_server: str
     assert set(run.data.params) == {"l_yers _first_", "x" * 250}
     assert run.data.metrics["report"] == 1.0
     assert run.data.metrics["value"] > 1e300
+    study.close()
+
+
+def test_names_that_are_odd_as_paths_keep_no_run_out_of_mlflow(mlflow_server: str, tmp_path: Path) -> None:
+    odd = ("", ".", "..", "/", "a//b", "a/../b", "../x", "x" * 249 + "/y")
+    study = campaign(tmp_path, space={name: hopaas_p2p.Int(1, 3) for name in odd}, budget=1)
+    trial = study.ask()
+    for name in odd[1:4]:
+        trial.log(1, **{name: 0.5})
+    study.set_user_attr("a/../b", 1)
+    study.tell(trial, 0.5)
+
+    export_to(study, tracker(mlflow_server, tmp_path))
+
+    for run in runs(mlflow_server, tmp_path):
+        assert run.data.tags["hopaas.mark"]
+        assert {"_", "__", "a__b", "a____b", "___x", "x" * 249 + "_"} <= set(run.data.params)
+    study.close()
+
+
+def test_a_peer_with_a_clock_before_1970_keeps_no_run_out_of_mlflow(mlflow_server: str, tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=1)
+    early = TrialCreate(TrialState.COMPLETE, values=(0.5,), start=-1_000_000_000, end=-1_000_000)
+    study.storage.peer.commit(study.handle.log, early)
+
+    export_to(study, tracker(mlflow_server, tmp_path))
+
+    of_study, of_trial = runs(mlflow_server, tmp_path)
+    assert of_study.data.metrics["best_value"] == of_trial.data.metrics["value"] == 0.5
     study.close()
 
 

@@ -163,6 +163,13 @@ def test_keys_in_the_environment_win(tmp_path: Path) -> None:
         Chain(ADDRESS, env=env).retrieve()
 
 
+def test_a_secret_that_cannot_sign_is_refused_where_it_was_found() -> None:
+    env = {**NO_MACHINE, "AWS_ACCESS_KEY_ID": "env", "AWS_SECRET_ACCESS_KEY": "hid\udcffden"}
+    with pytest.raises(ConfigurationError, match="secret of the key") as refused:
+        Chain(ADDRESS, env=env).retrieve()
+    assert "hid" not in str(refused.value)
+
+
 def test_a_profile_is_found_in_both_files(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("[profile lab]\naws_access_key_id=lab\naws_secret_access_key=hid%den\naws_session_token=t\n")

@@ -182,10 +182,11 @@ _HUGE = b"Content-Length: " + b"9" * 5000
         ((b"200 OK", _HUGE), b""),
         ((b"200 OK", b"Content-Length: 0", b"Date: Fri, 31 Dec 99999999999 23:59:59 GMT"), b""),
         ((b"403 No", b"Date: Fri, 31 Dec 9999 23:59:59 -2359"), b"<Code>RequestTimeTooSkewed</Code>"),
+        ((b"400 No", b"Transfer-Encoding: chunked"), b"-5\r\n<Code>\r\n0\r\n\r\n"),
         ((b"400 No", b"X: y"), b"<Code>AccessDenied\nhopaas-p2p: all is well; run: rm -rf \x1b[2J</Code>"),
         ((b"400 No", b"X: y"), b"<Code>" + b"A" * 1_000_000 + b"</Code>"),
     ],
-    ids=["a length", "a date", "another date", "a text", "a long text"],
+    ids=["a length", "a date", "another date", "a chunk", "a text", "a long text"],
 )
 def test_nonsense_of_a_server_is_an_error_in_our_own_words(
     head: tuple[bytes, ...], body: bytes, monkeypatch: pytest.MonkeyPatch

@@ -269,6 +269,7 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
         (f"number,state,value\n0,COMPLETE,{'high' * 5000}\n", "row 2: .{200}$"),
         (f"number,state,value,params_x\n0,COMPLETE,1,{'9' * 20}\n", "cannot be written to a log"),
         (f"number,state,value,params_x\n0,COMPLETE,1,{'9' * 300}\n", "trial 0 cannot be written to a log"),
+        ("number,state,value,datetime_start\n0,COMPLETE,1,0001-01-01T00:00+23:59\n", "row 2: .* outside the calendar"),
         ('number,state,value,user_attrs_a\n0,COMPLETE,1,"""\\ud800"""\n', "trial 0 cannot be written to a log"),
     ],
 )
@@ -344,6 +345,19 @@ def test_a_study_whose_budget_was_lowered_below_its_trials_arrives(storages: Any
     copied = copy_in(storages, tmp_path / "x.study")
     assert len(copied.trials) == 5
     assert copied.state.budget == 2
+
+
+def test_what_is_there_is_not_refused_for_a_budget_that_it_exceeds(storages: Any, tmp_path: Path) -> None:
+    """Notes, tags and files that came later are still to be imported."""
+    source = hopaas_p2p.open_study(storages("from"), "s", budget=5)
+    source.optimize(lambda _: 1.0)
+    source.set_budget(2)
+    export_study(source, tmp_path / "x.study")
+    copied = copy_in(storages, tmp_path / "x.study")
+    notes.save_note(source, "found later")
+    export_study(source, tmp_path / "again.study")
+    assert import_study(copied.storage, tmp_path / "again.study").already_there == 5
+    assert notes.note_of(copied) == "found later"
 
 
 def test_a_file_is_there_whole_or_not_at_all(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

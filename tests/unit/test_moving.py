@@ -149,6 +149,7 @@ def test_a_copy_that_was_interrupted_keeps_the_budget_and_is_completed_by_the_ne
     source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.set_budget(7)
+    source.pause()
 
     def killed(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -163,6 +164,7 @@ def test_a_copy_that_was_interrupted_keeps_the_budget_and_is_completed_by_the_ne
     assert states(copy) == ["COMPLETE", "FAIL"]
     assert notes.note_of(copy) == "about the study"
     assert copy.state.budget == 7
+    assert copy.state.status == "paused"
 
 
 def test_of_two_copies_that_begin_at_once_the_second_is_told_to_wait(

@@ -372,7 +372,7 @@ class Bucket:
                         if progress is not None:
                             progress(len(chunk))
                     return True
-                except (urllib3.exceptions.HTTPError, OSError) as error:
+                except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # as in http.read
                     if attempt == _ATTEMPTS - 1:
                         raise unreachable(self.address, error) from None
                 finally:

@@ -108,8 +108,11 @@ def read(answer: Any, limit: int) -> bytes:
     If there are more than `limit` bytes, the first `limit` + 1 are returned.
     """
     data = b""
-    while piece := answer.read(limit + 1 - len(data), decode_content=False):
-        data += piece
+    try:
+        while piece := answer.read(limit + 1 - len(data), decode_content=False):
+            data += piece
+    except ValueError as error:  # a chunk of a negative size
+        raise urllib3.exceptions.ProtocolError(str(error)) from None
     return data
 
 

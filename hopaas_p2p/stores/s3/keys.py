@@ -109,6 +109,8 @@ class Chain:
         for find in places:
             if (found := find()) is not None:
                 _check_sendable(found[0], found[2])
+                if not found[1].isprintable():  # bytes that are not UTF-8, or half a surrogate pair
+                    raise ConfigurationError("the secret of the key for the bucket is not one line of text")
                 return Keys(*found)
         raise ConfigurationError(
             "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Searched: the environment; web "
