@@ -54,8 +54,9 @@ class Trial(optuna.trial.Trial):
 
     A trial may be passed to a child process, by fork or pickle (a process pool, joblib, Dask), where it is the same
     trial, under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
-    call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
-    `tell`. A trial that a child asked for may be brought back and ended by the parent.
+    call, and the parent reads it before it calls `tell`; if the store is unreachable, the change is queued in the
+    child. Let the child ask `should_prune`, and one of the two call `tell`. A trial that a child asked for may be
+    brought back and ended by the parent.
 
     Keep a reference until you call `tell`, because a trial that nothing refers to is released, unless it was passed on.
     """
