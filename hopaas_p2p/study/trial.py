@@ -54,8 +54,9 @@ class Trial(optuna.trial.Trial):
 
     A trial may be passed to a child process, by fork or pickle (a process pool, joblib, Dask), where it is the same
     trial, under the same lease. A child's change is in the store when its call returns, at the cost of a round trip per
-    call, and the parent reads it before it ends the trial. Call `should_prune` in the child, and `tell` in only one of
-    the two processes. A child may also ask for a trial and return it to the parent, which then ends it.
+    call, and the parent reads it before it ends the trial; if the store is unreachable, the change is queued in the
+    child. Call `should_prune` in the child, and `tell` in only one of the two processes. A child may also ask for a
+    trial and return it to the parent, which then ends it.
 
     Keep a reference until you call `tell`, because a trial that nothing refers to is released, unless it was passed to
     a child process.
