@@ -126,8 +126,8 @@ def carry(
             disk and sent at the next contact, and the error says so.
 
     Raises:
-        ConfigurationError: the ticket is not this user's, and the user has not named its store; or `end` can be kept
-            nowhere.
+        ConfigurationError: the ticket is not this user's, and the user has not named its store; or `end` cannot
+            be kept on disk.
         Denied: the store does not let this user in.
         NoSuchStudy: the ticket's study was deleted, even if another one has its name now.
         LeaseLost: another peer took the trial over; a complete `end` is kept as a separate trial.
