@@ -170,7 +170,7 @@ def carry(
             if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
                 raise handle.refusal(ticket.number, verdict, end.values)
-            raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
+            raise LeaseLost(f"this ticket no longer holds the lease of trial {ticket.number}: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
         verbs = TrialVerbs(study, begin(Trial, study, handle.trial(ticket.number, now=True)))
         yield verbs
