@@ -126,8 +126,8 @@ def carry(
             disk and sent at the next contact, and the error says so.
 
     Raises:
-        ConfigurationError: the ticket is not this user's, and the user has not named its store; or `end` can be kept
-            nowhere.
+        ConfigurationError: the ticket is not this user's, and the user has not named its store; or `end` cannot
+            be kept on disk.
         Denied: the store does not let this user in.
         NoSuchStudy: the ticket's study was deleted, even if another one has its name now.
         LeaseLost: another peer took the trial over; a complete `end` is kept as a separate trial.
@@ -170,7 +170,7 @@ def carry(
             if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
                 raise handle.refusal(ticket.number, verdict, end.values)
-            raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
+            raise LeaseLost(f"this ticket no longer holds the lease of trial {ticket.number}: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
         verbs = TrialVerbs(study, begin(Trial, study, handle.trial(ticket.number, now=True)))
         yield verbs

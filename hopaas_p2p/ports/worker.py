@@ -104,7 +104,7 @@ class Worker:
     """One process that runs commands as trials, one after another, or several at a time.
 
     Use it in the main thread, because it handles signals. The outcome of a trial is its state, or WAITING if it was
-    returned, LOST if it was taken over, or RUNNING if the store could not be told that it is returned.
+    returned, LOST if it was taken over, or RUNNING if it could not be returned now.
 
     Args:
         study: opened, with the sampler and pruner to use; it must have a search space.

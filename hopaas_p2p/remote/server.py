@@ -238,7 +238,7 @@ class PostgresService(Service):
                 "owner of a study may grant with the same token. Users and tokens need an administrator's login"
             )
         if request.call == "put":
-            with contextlib.suppress(StoreCorrupt):  # of an upload that was never begun; user and size are judged first
+            with contextlib.suppress(StoreCorrupt):  # no such upload was begun; before that, user and size are checked
                 store.call("put_part", key=request.place, upload="", size=request.arguments[0], part=-1, data=b"")  # type: ignore[attr-defined]
         return super().call(token, request, store)
 

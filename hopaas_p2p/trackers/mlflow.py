@@ -183,7 +183,7 @@ class MLflow:
             names = [one.filename for one in view.files]
             for one, path in new_files(view, run.files, files):
                 self.check_place(view)
-                # to the place that was checked, which a client would ask for again; a file may take hours
+                # to the checked place, which a client would request again, and without the time limit of other calls
                 place = get_artifact_repository(run.place, tracking_uri=self.uri)
                 place.log_artifact(str(path), None if names.count(one.filename) == 1 else one.id[-8:])
                 run.files.append(one.id)

@@ -35,7 +35,7 @@ _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
 _LARGEST_LEDGER: Final = 256 << 20
 _KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
-"""The text after the study's uuid in the id of a run."""
+"""The part of a run's id after the study's uuid."""
 
 
 class WandB:
