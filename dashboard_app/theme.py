@@ -126,7 +126,7 @@ def lasting(since: float) -> Html:
 def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html:
     """The time left of a lease (in seconds; None while unknown), which the browser counts down by this name.
 
-    With `ttl`, it also shows how long ago the lease's owner was last seen.
+    With `ttl`, it shows instead how long ago the lease's owner was last seen.
     """
     words = "unknown, watching" if left is None else f"{whole_seconds(left)} left" if left > 0 else "may be taken over"
     if ttl is not None and left is not None:

@@ -173,8 +173,7 @@ def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
         stop = partial(_stop, page=page, number=number, epoch=epoch, reason=reason)
-        done = f"Trial {number} is asked to end. Its peer learns of it at its next contact with the store."
-        page.act("owner", stop, done=done)
+        page.act("owner", stop, done=f"Trial {number} is asked to end. Its peer learns of it at its next exchange.")
 
 
 def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str) -> None:

@@ -109,7 +109,7 @@ def passing(
 
 
 def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None, list[str]]) -> Mask:
-    """The trials whose reason, site, node or tags contain the text, ignoring case, or whose number the text is."""
+    """The trials whose reason, site, node, user or tags contain the text, ignoring case, or whose number it is."""
     wanted = text.strip().casefold()
     if not wanted:
         return np.ones(len(columns), dtype=np.bool_)

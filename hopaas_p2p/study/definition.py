@@ -43,7 +43,8 @@ class StudyPolicy(NamedTuple):
     attempts: int | None = None
     """How often one set of parameters may be started when its peers die; by default 3."""
     max_failures: int | None = None
-    """Failures in a row, over all processes, that end the campaign. By default never."""
+    """Failures in a row, over all processes, after which the study starts no trial until it is resumed. By default, any
+    number is allowed."""
     lease_ttl: float | None = None
     """Seconds of silence after which a peer's trial is taken over; by default 120."""
     progress_timeout: float | None = None

@@ -1049,8 +1049,8 @@ class Study(optuna.Study):
     def set_budget(self, budget: BudgetGiven | None) -> None:
         """Change limits, given as a number of trials, or a string such as "gpu_hours=5,trials=none". Owners only.
 
-        The other limits stay. A `Budget` replaces the whole budget, and None removes it. Once a limit was lowered, a
-        larger `budget` of `open_study` no longer raises it.
+        The other limits stay. A `Budget` replaces the whole budget, and None removes it. Once a limit has been
+        lowered, a larger `budget` of `open_study` no longer raises it.
 
         Raises:
             InvalidInput: a limit that is not allowed.
