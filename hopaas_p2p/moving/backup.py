@@ -272,7 +272,8 @@ class Backup(zipfile.ZipFile):
 
     def base(self, one: StudyBackup) -> tuple[int, bytes] | None:
         """The snapshot with which a study begins."""
-        return (one.base, self.read(f"base/{one.uuid}")) if one.base else None
+        with _unchanged():
+            return (one.base, self.read(f"base/{one.uuid}")) if one.base else None
 
     def replayed(self, one: StudyBackup, log: Log | None = None) -> State:
         """The state of a study after the commits of the backup, or of this log."""
@@ -300,14 +301,14 @@ class Backup(zipfile.ZipFile):
 
     def get(self, key: str, path: Path) -> None:
         """Write a file; raises KeyError if it is not in the backup."""
-        with self.open(_FILES + key) as member, path.open("wb") as file:
+        with _unchanged(), self.open(_FILES + key) as member, path.open("wb") as file:
             shutil.copyfileobj(member, file)
 
     def entries(self, name: str) -> Iterator[Entry]:
         """The commits of a member: CATALOG, ACCESS or `study/{uuid}`; none if there is no such member."""
         if name not in self.namelist():
             return
-        with self.open(name) as member:
+        with _unchanged(), self.open(name) as member:
             while head := member.read(4):
                 size = int.from_bytes(head, "big")
                 if size > _LARGEST:
@@ -317,6 +318,15 @@ class Backup(zipfile.ZipFile):
                 except msgspec.MsgspecError:
                     raise _damaged(name) from None
                 yield entry
+
+
+@contextlib.contextmanager
+def _unchanged() -> Iterator[None]:
+    """Raise InvalidInput if the file's content is no longer what `read` found intact."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _damaged(str(error)) from None
 
 
 def _damaged(what: str) -> InvalidInput:

@@ -114,7 +114,7 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     """The study that a sweep describes; keys without a counterpart in Optuna are refused."""
     check_keys(content, _SWEEP | _IGNORED, "the sweep")
     method, metric = content.get("method"), mapping(content.get("metric") or {}, "metric")
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise InvalidInput(f"method = {method!r}; choose from {', '.join(_METHODS)}")
     check_keys(metric, {"name", "goal", "target"}, "metric")
     goal = metric.get("goal", "minimize")

@@ -472,8 +472,9 @@ def test_a_spool_that_claims_more_than_it_holds_is_given_up_at_its_first_frame(t
     tracemalloc.stop()
 
 
-def _backup(tmp_path: Path) -> Path:
+def _backup(tmp_path: Path, *records: object) -> Path:
     scribe = Scribe()
+    scribe.say("a", *records)
     scribe.trial("a", 1.0, lr=0.01)
     scribe.put_into(str(tmp_path / "store"))
     with contextlib.closing(DirectoryStore(tmp_path / "store")) as store:
@@ -507,6 +508,17 @@ def test_a_pipe_that_takes_the_place_of_a_backup_that_was_looked_at_holds_nobody
     monkeypatch.setattr(backup, "open_regular", replaced)
     with contextlib.closing(backup.read(path)) as opened:
         assert len(opened.manifest.studies) == 1
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:40], lambda data: bytes(len(data)), lambda _: b""])
+def test_a_backup_that_changes_after_it_was_checked_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    path = _backup(tmp_path, StudySet(user={"more than a buffer": f'"{random.Random(1).randbytes(50_000).hex()}"'}))
+    with contextlib.closing(backup.read(path)) as opened:
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(InvalidInput, match="this backup is damaged"):
+            opened.records(opened.manifest.studies[0])
 
 
 def test_a_backups_manifest_claims_what_is_there(tmp_path: Path) -> None:

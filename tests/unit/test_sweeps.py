@@ -113,6 +113,7 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("", "not a mapping"),
         ("method: annealing\nparameters: {p: {min: 1, max: 2}}", "method = 'annealing'; choose from bayes, random"),
         ("program: t.py\nparameters: {p: {min: 1, max: 2}}", "method = None"),
+        ("method: {grid: 1}\nparameters: {p: {min: 1, max: 2}}", "method = {'grid': 1}; choose"),
         ("method: random\nparameter: {p: {min: 1, max: 2}}", "'parameter' is not a key; did you mean 'parameters'?"),
         ("method: random", "parameters = None: give a mapping"),
         ("method: random\nparameters: {p: {value: 3}}", "none of them varies"),
