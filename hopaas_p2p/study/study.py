@@ -128,6 +128,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two checks of a study that cannot start a trial now
+_LOOK: Final = 1.0  # seconds; a signal that another thread receives does not end a wait without a limit
 _THROUGH: Final = "the sampler has tried all of its points"
 
 
@@ -286,7 +287,8 @@ class Loop:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
-                    thread.join()
+                    while thread.is_alive():
+                        thread.join(_LOOK)
             except interruptions() as error:
                 self.why_stopped = describe(error)
                 with study.storage.peer.in_a_hurry():

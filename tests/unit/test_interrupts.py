@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -131,6 +132,22 @@ def test_calls_give_a_silent_store_up_while_a_signal_ends_optimize_and_wait_for_
         study.optimize(interrupted)
     assert seen == [True]
     assert not study.storage.peer.hurried
+    study.close()
+
+
+def test_a_sigterm_that_another_thread_receives_ends_an_optimize_of_several_threads() -> None:
+    study = hopaas_p2p.open_study("memory://several", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    ended = threading.Event()
+
+    def objective(_: hopaas_p2p.Trial) -> float:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # as after a suspension, when any thread may get it
+        ended.wait(20)
+        return 0.5
+
+    with pytest.raises(SystemExit):
+        study.optimize(objective, n_trials=1, n_jobs=2)
+    assert [trial.state.name for trial in study.state.trials] == ["WAITING"]
+    ended.set()
     study.close()
 
 
