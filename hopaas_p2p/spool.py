@@ -1,10 +1,10 @@
 """Commits that could not be sent, kept on disk until any process of this user reaches the store.
 
 There is one file per batch of commits, and one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
-`~/.local/state/hopaas-p2p/spool`. If that is not writable (a full quota, a read-only home), the directory is under the
-temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
-counts once in the log, whichever process sends it, and however often. A file is removed when the store has acknowledged
-everything in it.
+`~/.local/state/hopaas-p2p/spool`. If that is not writable (a full quota, a read-only home), the directory is under
+`/var/tmp`, or else under the temporary directory, which a batch system may delete with the job. Files are readable by
+their owner only. Each commit is kept byte for byte with its nonce, so it counts once in the log, whichever process
+sends it, and however often. A file is removed when the store has acknowledged everything in it.
 
 A file is a sequence of frames, each after four bytes with its length: the description of a batch, then its commits. An
 exported file holds several batches. Files are read frame by frame, so that a false length is found at the first frame.
@@ -34,6 +34,7 @@ from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically, 
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
+LASTING: Final = "/var/tmp"  # noqa: S108  # in a folder there that only this user can write to
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
 ASIDE: Final = f".deleted{_SUFFIX}"
@@ -80,14 +81,14 @@ class Spooled(msgspec.Struct, frozen=True):
 
 
 def directories() -> list[Path]:
-    """The directories of this user's spool: the preferred one, and a fallback if that is not writable."""
-    places = []
+    """The directories of this user's spool: the preferred one, and fallbacks if that is not writable."""
+    places, temporary = [], [LASTING]
     with contextlib.suppress(RuntimeError):
         places.append(state_folder() / "spool")
     with contextlib.suppress(OSError):  # no temporary directory is writable
-        temporary = Path(tempfile.gettempdir()).resolve()  # in a container, root's link looks like somebody else's
-        places.append(temporary / f"hopaas-p2p-spool-{os.getuid()}")
-    return places
+        temporary.append(tempfile.gettempdir())
+    resolved = dict.fromkeys(Path(one).resolve() for one in temporary)  # in a container, root's link seems foreign
+    return [*places, *(one / f"hopaas-p2p-spool-{os.getuid()}" for one in resolved)]
 
 
 def write(spooled: Spooled) -> tuple[Path | None, str]:

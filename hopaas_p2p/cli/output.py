@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -69,7 +70,8 @@ logging.lastResort.addFilter(_remember)  # type: ignore[union-attr]  # it is Non
 def say(message: str, *, always: bool = False) -> None:
     """Print a message for people on stderr; with --quiet only if `always`."""
     if always or not quiet:
-        click.echo(printable(without_passwords(message), lines=True), err=True)
+        with contextlib.suppress(OSError):  # the terminal is closed
+            click.echo(printable(without_passwords(message), lines=True), err=True)
 
 
 count: Final = facts.count

@@ -61,10 +61,10 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     such as WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and if it fails, the end of the output goes into
     the store.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command, and its trial is returned, so that another worker
-    continues it. While the study is paused, or trials of others may have to be run again, the worker waits and shows
-    the reason; with --no-wait it exits. It stops after 10 failures in a row without any success, or after the study's
-    --max-failures.
+    SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the command, and its trial is returned, so that another
+    worker continues it. While the study is paused, or trials of others may have to be run again, the worker waits and
+    shows the reason; with --no-wait it exits. It stops after 10 failures in a row without any success, or after the
+    study's --max-failures.
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.

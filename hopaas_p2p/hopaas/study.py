@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import signal
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ from hopaas_p2p.hopaas.samplers import TPESampler
 from hopaas_p2p.hopaas.setup import NamedArguments
 from hopaas_p2p.hopaas.suggestions import PREFIX, parse
 from hopaas_p2p.hopaas.trial import FailedTrial, FrozenTrial, Trial
+from hopaas_p2p.runtime.interrupts import TERMINATIONS
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import hopaas_p2p
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_TERMINATED: Final = 128 + signal.SIGTERM  # the exit code by which `Study.trial` recognises the signal
+_TERMINATED: Final = [128 + number for number in TERMINATIONS]  # by these exit codes, `Study.trial` knows the signal
 
 
 class Study:
@@ -167,7 +167,7 @@ class Study:
                     yield trial
                 except BaseException as error:
                     stopped = error
-                    if isinstance(error, SystemExit) and error.code != _TERMINATED:
+                    if isinstance(error, SystemExit) and error.code not in _TERMINATED:
                         raise FailedTrial(f"the script called sys.exit({error.code!r})") from error
                     raise
                 finally:

@@ -14,8 +14,10 @@ from typing import Final
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Exceptions that end a program, or a generator."""
-PREEMPTIONS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that batch systems send before they end a job."""
+TERMINATIONS: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end; a closed terminal or a lost ssh connection sends SIGHUP."""
+PREEMPTIONS: Final = (*TERMINATIONS, signal.SIGUSR1, signal.SIGUSR2)
+"""These, and those that batch systems send before they end a job."""
 REASON_LINES: Final = 12
 REASON_CHARACTERS: Final = 2000
 
@@ -38,43 +40,46 @@ def describe(error: BaseException) -> str:
     return f"{head}\n{tail}"[:REASON_CHARACTERS]
 
 
-terminated = False
-"""Whether SIGTERM arrived in a block of `sigterm_raises`."""
+terminated = 0
+"""The signal that arrived in a block of `termination_raises`; 0 for none."""
 _in_block_of = 0
 """The process that is in such a block; a child forked in it inherits the handler but is in no block."""
 
 
-def _raises(_signal: int, _frame: FrameType | None) -> None:
+def _raises(number: int, _frame: FrameType | None) -> None:
     global terminated
-    terminated = True
-    raise SystemExit(128 + signal.SIGTERM)
+    terminated = number
+    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """In this block, SIGTERM raises SystemExit(143), unless the program has a handler of its own.
+def termination_raises() -> Iterator[None]:
+    """In this block, SIGTERM and SIGHUP raise SystemExit(143 or 129), unless the program handles or ignores them.
 
     Only the main thread can change handlers; in other threads, nothing changes.
     """
     global terminated, _in_block_of
-    before = signal.getsignal(signal.SIGTERM)
-    inherited = before is _raises and os.getpid() != _in_block_of
-    if not _in_main_thread() or not (inherited or before is signal.SIG_DFL):
+    free = (signal.SIG_DFL,) if os.getpid() == _in_block_of else (signal.SIG_DFL, _raises)
+    numbers = [number for number in TERMINATIONS if signal.getsignal(number) in free]
+    if not _in_main_thread() or not numbers:
         yield
         return
     _in_block_of = os.getpid()
-    signal.signal(signal.SIGTERM, _raises)
+    for number in numbers:
+        signal.signal(number, _raises)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        terminated = False
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        terminated = 0
 
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let `by` handle these signals in this block, which must run in the main thread."""
-    before = {number: signal.signal(number, by) for number in numbers}
+    """Let `by` handle these signals in this block, which must run in the main thread. nohup's SIGHUP stays ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {number: signal.signal(number, by) for number in numbers if not (ignored and number == signal.SIGHUP)}
     try:
         yield
     finally:
@@ -83,9 +88,9 @@ def handled(numbers: Iterable[int], by: Callable[[int, FrameType | None], object
 
 
 def raise_again() -> None:
-    """Raise SystemExit again if SIGTERM arrived, since a callback from C, or a bare `except`, may have swallowed it."""
+    """Raise SystemExit again if a signal has, since a callback from C, or a bare `except`, may have swallowed it."""
     if terminated and _in_main_thread():
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + terminated)
 
 
 def _in_main_thread() -> bool:

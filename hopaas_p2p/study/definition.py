@@ -77,8 +77,6 @@ def definition(
     Raises:
         InvalidInput: a value that no study can have; the message says what is allowed.
     """
-    if name == "":
-        raise InvalidInput("a study needs a name")
     if isinstance(directions, str):
         directions = (directions,)
     if directions is not None and not isinstance(directions, Iterable):

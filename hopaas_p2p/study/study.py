@@ -70,7 +70,7 @@ from hopaas_p2p.runtime.arguments import (
     trial_number,
     whole,
 )
-from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
+from hopaas_p2p.runtime.interrupts import describe, interruptions, termination_raises
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
@@ -195,6 +195,8 @@ def open_study(
     storage = store if isinstance(store, Storage) else open_storage(store, create=create)
     study_id = storage.find_study(name) if create else storage.get_study_id_from_name(name)
     if study_id is None:
+        if name == "":  # Optuna may have created such a study, which can be opened
+            raise InvalidInput("a study needs a name")
         attributes, priors = said.attributes(), find_priors(storage, learn_from or (), as_given(space or {}), name)
         if priors:
             check_learning(wanted.directions)
@@ -797,7 +799,7 @@ class Study(optuna.Study):
         Ctrl-C and the cancellation of an asyncio task release the trial: it will be run again. An exception in a child
         that was forked in the block does neither, because the trial belongs to the parent.
         """
-        with sigterm_raises():
+        with termination_raises():
             pid = os.getpid()
             trial = self.ask()
             trial.in_block = True  # no call before the block, during which Ctrl-C might arrive
@@ -919,7 +921,7 @@ class Study(optuna.Study):
             handle, own = self.handle, self._searcher.own
             order = WorkOrder(open_study, self.storage.options, self.name, handle.uuid, func, own, caught)
             watched = WatchedWorkers(self, order, on, workers, n_trials, timeout)
-            with sigterm_raises():
+            with termination_raises():
                 watched.run(called, quiet=self._quiet or show_progress_bar)
             return
         if among.size > 1:
@@ -931,7 +933,7 @@ class Study(optuna.Study):
         if gc_after_trial:
             called.append(lambda _: gc.collect())
         with (
-            sigterm_raises(),
+            termination_raises(),
             leading(func, among, self._lose) if among.size > 1 else contextlib.nullcontext(func) as objective,
             progress_bar(self, counted, timeout, shown=barred) as moved,
             ProgressLog(self.name, self.handle, quiet=self._quiet or barred) as progress,

@@ -29,7 +29,7 @@ import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.runtime.atomic import scratch
-from hopaas_p2p.runtime.interrupts import handled
+from hopaas_p2p.runtime.interrupts import TERMINATIONS, handled
 from hopaas_p2p.study.ranks import MpiRanks, RankedTrial, Ranks, ranks
 from hopaas_p2p.study.trial import Trial
 
@@ -123,7 +123,7 @@ class Preemption(contextlib.ExitStack):
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self.enter_context(handled([signal.SIGTERM], self._note))
+            self.enter_context(handled(TERMINATIONS, self._note))
         return self
 
     def leave(self) -> NoReturn:

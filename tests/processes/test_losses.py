@@ -72,6 +72,8 @@ def own_spool(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A spool of each test's own, both places of it. The store is made before: its server may be another user."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(spool, "LASTING", str(tmp_path / "lasting"))
+    (tmp_path / "lasting").mkdir()
 
 
 @pytest.fixture
@@ -770,8 +772,24 @@ def test_a_spool_without_room_has_a_second_place(
         patch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
         study.tell(trial, 0.5)
         ((path, _),) = spool.waiting()
-        assert path.parent == tmp_path / f"hopaas-p2p-spool-{os.getuid()}"
+        assert path.parent == tmp_path / "lasting" / f"hopaas-p2p-spool-{os.getuid()}"
         assert path.parent.stat().st_mode & 0o777 == 0o700
+    study.storage.flush()
+    assert not list(spool.waiting())
+
+
+def test_a_result_in_the_second_place_of_the_spool_is_sent_after_the_jobs_temporary_directory_is_gone(
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = studies(patience=0.0)
+    trial = study.ask()
+    (tmp_path / "job").mkdir()
+    with store_away(), monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "job"))
+        patch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
+        study.tell(trial, 0.5)
+    (tmp_path / "job").rmdir()
+    assert len(list(spool.waiting())) == 1
     study.storage.flush()
     assert not list(spool.waiting())
 
@@ -800,6 +818,7 @@ def test_a_machine_without_a_temporary_directory_has_one_place_for_its_spool(
     study = studies(patience=0.0)
     first, second = study.ask(), study.ask()
     monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setattr(spool, "LASTING", "/proc")
     with store_away(), monkeypatch.context() as patch:
         study.tell(first, 1.0)
         patch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
@@ -820,6 +839,7 @@ def test_a_loop_waits_with_a_result_that_no_disk_takes_until_the_store_is_back(
     away.__enter__()
     monkeypatch.setattr(os, "open", _no_room_in(tmp_path / "state", os.open))
     monkeypatch.setattr("tempfile.tempdir", "/proc")
+    monkeypatch.setattr(spool, "LASTING", "/proc")
     real_wait = study.storage.peer.await_commit
 
     def back_before_the_second_wait(*arguments: Any, **options: Any) -> Any:

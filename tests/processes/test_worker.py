@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.runtime.interrupts import PREEMPTIONS
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
-from tests.support.processes import alive, campaign, cli, patient, script, start, states, until
+from tests.support.processes import CLI, alive, campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
@@ -617,6 +618,41 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
     assert worker.wait(patient(60)) == 130
     assert states(study) == ["WAITING"]
     assert study.state.trials[0].history[-1].why == "interrupted: SIGINT"
+
+
+PROGRAM = """
+import time, hopaas_p2p
+study = hopaas_p2p.open_study("{store}", "{name}")
+study.optimize(lambda trial: print("running", flush=True) or time.sleep(60))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("worker", 75), ("optimize", 129)])
+def test_a_closed_terminal_gives_the_trial_back(study: Study, tmp_path: Path, how: str, code: int) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(store=study.storage.url, name=study.name))
+    command = [sys.executable, "program.py"] if how == "optimize" else [*CLI, *WORKER, "--", "sleep", "60"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execv(command[0], command)
+    until(lambda: running(study))
+    os.close(terminal)  # SIGHUP, and nothing can be printed any more
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert states(study) == ["WAITING"]
+
+
+@pytest.mark.parametrize("how", ["worker", "optimize"])
+def test_nohup_keeps_a_program_running_when_its_terminal_is_closed(study: Study, tmp_path: Path, how: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(store=study.storage.url, name=study.name))
+    command = [sys.executable, "program.py"] if how == "optimize" else [*CLI, *WORKER, "--", "sleep", "60"]
+    program = subprocess.Popen(["nohup", *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: running(study))
+    program.send_signal(signal.SIGHUP)
+    program.send_signal(signal.SIGTERM)
+
+    assert program.wait(patient(60)) == {"worker": 75, "optimize": 143}[how]
+    assert study.state.trials[0].history[-1].why in ("pre-empted: SIGTERM", "interrupted: SystemExit")
 
 
 @pytest.mark.parametrize("number", PREEMPTIONS)

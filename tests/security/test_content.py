@@ -502,7 +502,7 @@ def test_a_sampler_of_optunas_that_raises_on_the_study_samples_one_by_one(
     for constraints in ("[1]", "[1,2]", "[1]"):
         study.handle.say(with_system("constraints", constraints))
     assert study.ask().params.keys() == SPACE.keys()
-    assert "number of constraints must be the same" in caplog.text
+    assert "must be the same for all trials" in caplog.text
     study.close()
 
 

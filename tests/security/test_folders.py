@@ -421,6 +421,7 @@ def test_the_spool_takes_the_temporary_folder_behind_a_link_whoever_made_it(
     (place / "tmp").symlink_to(own_place)
     give_away(place / "tmp")
     monkeypatch.setattr("tempfile.tempdir", str(place / "tmp"))
+    monkeypatch.setattr(spool, "LASTING", str(place / "tmp"))
     path, why = keep([], store="s", study="u", name="n", trials=[])
     assert (path and path.parent.parent, why) == (own_place, "")
 

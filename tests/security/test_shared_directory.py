@@ -251,6 +251,7 @@ def test_the_spool_is_this_users_alone(outside: Path, tmp_path: Path, monkeypatc
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(spool, "LASTING", str(temporary))
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").symlink_to(outside)
 

@@ -113,7 +113,9 @@ def two_peers(store: Path, *, threads: bool = False) -> tuple[Study, Study]:
 
 
 @pytest.mark.parametrize(
-    ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["sigterm", "ctrl-c"]
+    ("number", "ends"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+    ids=["sigterm", "sighup", "ctrl-c"],
 )
 def test_calls_give_a_silent_store_up_while_a_signal_ends_optimize_and_wait_for_it_afterwards(
     number: int, ends: type[BaseException], monkeypatch: pytest.MonkeyPatch
