@@ -119,7 +119,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
             time.sleep(_INTERVAL)
         leave_link(study, tracker)
     what = f"Exported {output.count(sent, 'trial')} to" if sent else "Every trial is already in"
-    message = f"{what} {tracker.name}: {tracker.link()}"
+    project = f" (project {tracker.project_path})" if isinstance(tracker, WandB) else ""
+    message = f"{what} {tracker.name}{project}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
