@@ -151,14 +151,13 @@ def import_(
     result = import_study(storage, source, name=name, source_study=source_study, files=files)
     if space:
         open_study(storage, result.study, create=False).set_space(space)
-    arrived = _warned(result)
     data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
     there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
     more = f", which now has {there}" if there > result.trials else ""
-    session.done(data, f"Imported {arrived} into {result.study!r}{more}.")
+    session.done(data, f"Imported {_arrived(result)} into {result.study!r}{more}.")
 
 
-def _warned(result: Arrived) -> str:
+def _arrived(result: Arrived) -> str:
     """Print the warnings; returns what arrived, in words."""
     for warning in result.warnings:
         output.say(f"Note: {warning}")
@@ -219,7 +218,6 @@ def copy(
             to = here.storage(create=True)
             result = copy_study(study, to, name=new_name, unfinished=unfinished, with_files=not no_files)
             results.append(result._asdict())
-            arrived = _warned(result)
             before = f"; {result.already_there} were there already" if result.already_there else ""
-            said.append(f"Copied {arrived} of {study.name!r} to {result.study!r}{before}.")
+            said.append(f"Copied {_arrived(result)} of {study.name!r} to {result.study!r}{before}.")
     session.done(results, "\n".join(said))
