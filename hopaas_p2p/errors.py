@@ -175,6 +175,12 @@ class NoSuchFile(InvalidInput):
     exit_code = 1
 
 
+class TooFewTrials(InvalidInput):
+    """The study has too few finished trials for this yet; run more trials first."""
+
+    exit_code = 1
+
+
 class NotYourTrial(HopaasError):
     """Only the peer that runs a trial may change it, and only until it is finished."""
 

@@ -122,7 +122,7 @@ def _explain(error: BaseException) -> int:
     """Print one line about the error; returns its exit code."""
     from hopaas_p2p.errors import HopaasError
 
-    code, message = 1, f"{type(error).__name__}: {error}. For a traceback, add --debug."
+    code, message = 1, f"{type(error).__name__}: {str(error).rstrip('.')}. For a traceback, add --debug."
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code

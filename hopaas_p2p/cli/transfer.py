@@ -16,7 +16,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, check_new, command, force_option, space_option
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.moving import FORMATS, copy_study, export_study, format_of, import_study
+from hopaas_p2p.moving import FORMATS, Arrived, copy_study, export_study, format_of, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
@@ -119,7 +119,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
             time.sleep(_INTERVAL)
         leave_link(study, tracker)
     what = f"Exported {output.count(sent, 'trial')} to" if sent else "Every trial is already in"
-    message = f"{what} {tracker.name}: {tracker.link()}"
+    project = f" (project {tracker.project_path})" if isinstance(tracker, WandB) else ""
+    message = f"{what} {tracker.name}{project}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
@@ -133,8 +134,8 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file comes from `study export` or `admin backup`; CSV can be added only to an existing study. Trials imported
-    from the same study before are not added again, except from CSV. RUNNING trials become WAITING, and are run by the
+    The file comes from `study export` or `admin backup`; CSV can be added only to an existing study. Trials that
+    it has, also its own, are not added again, except from CSV. RUNNING trials become WAITING, and are run by the
     next peer that asks. Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the
     search space from its trials; use --space to set another one.
     """
@@ -150,13 +151,18 @@ def import_(
     result = import_study(storage, source, name=name, source_study=source_study, files=files)
     if space:
         open_study(storage, result.study, create=False).set_space(space)
-    for warning in result.warnings:
-        output.say(f"Note: {warning}")
-    also = f" and {output.count(result.files, 'file')}" if result.files else ""
     data = {"study": result.study, "trials": result.trials, "files": result.files, "warnings": result.warnings}
     there = len(storage.state(storage.get_study_id_from_name(result.study)).trials)
     more = f", which now has {there}" if there > result.trials else ""
-    session.done(data, f"Imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}.")
+    session.done(data, f"Imported {_arrived(result)} into {result.study!r}{more}.")
+
+
+def _arrived(result: Arrived) -> str:
+    """Print the warnings; returns what arrived, in words."""
+    for warning in result.warnings:
+        output.say(f"Note: {warning}")
+    also = f" and {output.count(result.files, 'file')}" if result.files else ""
+    return f"{output.count(result.trials, 'trial')}{also}"
 
 
 @command("report", study="argument")
@@ -190,8 +196,8 @@ def copy(
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
     FROM and TO are directories or URLs. Without --study or --all, FROM must hold exactly one study. Repeating the
-    command copies only trials that have finished since. FROM is not changed, and others may continue to work there.
-    Checkpoints are not copied.
+    command copies only trials that have finished since. A copy can be copied back: the original gets the new trials,
+    and keeps its own notes. FROM is not changed, and others may continue to work there. Checkpoints are not copied.
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist
@@ -212,10 +218,6 @@ def copy(
             to = here.storage(create=True)
             result = copy_study(study, to, name=new_name, unfinished=unfinished, with_files=not no_files)
             results.append(result._asdict())
-            for warning in result.warnings:
-                output.say(f"Note: {warning}")
             before = f"; {result.already_there} were there already" if result.already_there else ""
-            also = f" and {output.count(result.files, 'file')}" if result.files else ""
-            copied = f"{output.count(result.trials, 'trial')}{also} of {study.name!r} to {result.study!r}"
-            said.append(f"Copied {copied}{before}.")
+            said.append(f"Copied {_arrived(result)} of {study.name!r} to {result.study!r}{before}.")
     session.done(results, "\n".join(said))

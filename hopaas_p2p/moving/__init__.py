@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import definition_of
 from hopaas_p2p.errors import InvalidInput, StudyExists, visible
@@ -23,7 +21,7 @@ from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import Fetch, from_directory, from_store, save
-from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
+from hopaas_p2p.moving.records import ORIGINAL, StudyRecords, of_study, one_of
 from hopaas_p2p.runtime.atomic import is_mostly_holes, open_regular, replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
 
@@ -43,8 +41,6 @@ _SUFFIXES: Final = (
 """The format of a file, by its extension."""
 _BEGINNINGS: Final = {b"SQLite format 3\0": "sqlite", b"PK\x03\x04": "study", b'{"op_code"': "optuna"}
 """The format of an existing file, by its first bytes."""
-_FROM: Final = "copied_from"
-"""The source's uuid, in the definition of a copy."""
 
 
 def copy_study(
@@ -52,7 +48,8 @@ def copy_study(
 ) -> Arrived:
     """Copy a study into another store, or under another name into the same one. The source stays as it is.
 
-    A second copy adds the trials that have finished since, and the source's notes and tags as they are then.
+    A second copy adds the trials that have finished since, and the source's notes and tags as they are then. A copy
+    can also be copied back: the original gets the trials that are new to it, and keeps its own notes and attributes.
 
     Args:
         source: from `open_study`; others may continue to work on it.
@@ -62,28 +59,26 @@ def copy_study(
         with_files: copy the files of the study and its trials.
 
     Raises:
-        StudyExists: there is a study of that name that is not a copy of this one.
+        StudyExists: there is a study of that name that is neither a copy of this one nor its original.
         InvalidInput: the study would be copied onto itself, or the new trials exceed the copy's budget.
         ConfigurationError: the target keeps no files; the message says what to do.
 
     """
     chosen = name or source.name
     begins = chosen not in target.study_names()
-    uuid = source.handle.uuid
+    whole = of_study(source)
     if not begins:
         study_id = target.get_study_id_from_name(chosen)
-        define = target.state(study_id).define
-        if target.handle(study_id).uuid == uuid:
+        uuid, define = target.handle(study_id).uuid, target.state(study_id).define
+        if uuid == whole.uuid:
             raise InvalidInput(f"{chosen!r} would be copied onto itself; give the copy another name")
-        if define is None or define.info.get(_FROM) != uuid:
+        if define is None or define.info.get(ORIGINAL, uuid) != whole.define.info[ORIGINAL]:
             raise StudyExists(
-                f"there is a study {chosen!r}, which is not a copy of this one; give the copy another name with --as"
+                f"the study {chosen!r} there is neither a copy of this one nor its original; choose a name with --as"
             )
-    whole = of_study(source)
     waits = () if unfinished else (TrialState.WAITING, TrialState.RUNNING)
     wanted = {number: record for number, record in whole.trials.items() if record.state not in waits}
-    define = msgspec.structs.replace(whole.define, info={**whole.define.info, _FROM: uuid})
-    whole = whole._replace(define=define, trials=wanted)
+    whole = whole._replace(trials=wanted)
     fetch = from_store(source.storage.peer.store, whole) if with_files else None
     return bring_in(target, whole, name=chosen, fetch=fetch, begins=begins)
 
@@ -154,7 +149,7 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    RUNNING trials become WAITING. Trials imported from the same study before are not added again, except those of a CSV
+    RUNNING trials become WAITING. Trials that the study has, also its own, are not added again, except those of a CSV
     file and Optuna's WAITING trials. As one commit holds many trials, 10,000 trials take seconds.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.attributes import COPIED, EXPORTER, FIDELITY
+from hopaas_p2p.core.attributes import EXPORTER, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudyControl, StudySet, TrialCreate, TrialState
@@ -18,11 +18,12 @@ from hopaas_p2p.core.validity import widened_distributions
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
 from hopaas_p2p.moving.files import Fetch, copy_files, named_files
-from hopaas_p2p.moving.records import StudyRecords, linked, origin, renamed
+from hopaas_p2p.moving.records import ORIGINAL, StudyRecords, linked, origin, renamed
 from hopaas_p2p.open import store_option
 from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:
+    from hopaas_p2p.core.state import Trial
     from hopaas_p2p.storage import Storage
 
 T = TypeVar("T")
@@ -133,17 +134,19 @@ def _add(
 
 
 def already_there(storage: Storage, name: str, source: StudyRecords) -> dict[int, int]:
-    """Number in the source -> number of its copy in the study of this name."""
-    there = {}
-    for trial in storage.state(storage.get_study_id_from_name(name)).trials:
-        if COPIED in trial.system and "study" in (found := origin(trial)):
-            there[f"{found['study']}:{found['trial']}"] = trial.number
-    known = {}
-    for number, record in source.trials.items():
-        said = json_or_none(record.system.get(COPIED, ""))
-        if isinstance(said, dict) and (key := f"{said.get('study')}:{said.get('trial')}") in there:
-            known[number] = there[key]
-    return known
+    """Number in the source -> number of the same trial in the study of this name, which may have run it itself."""
+    study_id = storage.get_study_id_from_name(name)
+    trials, uuid = storage.state(study_id).trials, storage.handle(study_id).uuid
+    there = {_key(trial, uuid, trial.number): trial.number for trial in trials}
+    there |= {f"{uuid}:{number}": number for number in range(len(trials))}  # also if it came as a waiting trial
+    keys = {number: _key(record, "", number) for number, record in source.trials.items()}
+    return {number: there[key] for number, key in keys.items() if key in there}
+
+
+def _key(trial: Trial | TrialCreate, uuid: str, number: int) -> str:
+    """The trial's origin, which by default is the trial of this number in the study of this uuid."""
+    found = origin(trial)
+    return f"{found.get('study', uuid)}:{found.get('trial', number)}"
 
 
 def _create(storage: Storage, source: StudyRecords, name: str, finished: int) -> int:
@@ -161,8 +164,7 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
             f"the study {name!r} has just been created by another process, perhaps by the same command; wait until "
             "that process has ended, and try again"
         ) from None
-    if source.control.status not in (None, "running"):  # first, because an interrupted import says it no more
-        storage.handle(study_id).say(StudyControl(source.control.status))
+    storage.handle(study_id).say(StudyControl(source.control.status))  # at once, lest an interrupted import omits it
     return study_id
 
 
@@ -190,13 +192,15 @@ def _outside(state: State, source: StudyRecords) -> Iterator[str]:
 
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
-    """Add the study's attributes; yields a warning about those that were refused."""
-    first = first_id(study_id)
+    """Add the study's attributes; yields a warning about those that were refused. An original keeps its own."""
+    first, handle = first_id(study_id), storage.handle(study_id)
+    state = handle.state if source.define.info.get(ORIGINAL) == handle.uuid else State()
     system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
-    said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
-    said += [StudySet(system={key: text}) for key, text in system.items() if not _names_exporter(key, text)]
+    system = {key: text for key, text in system.items() if key not in state.system and not _names_exporter(key, text)}
+    said = [StudySet(user={key: text}) for key, text in source.settings.user.items() if key not in state.user]
+    said += [StudySet(system={key: text}) for key, text in system.items()]
     for batch in _batches(said, _size):
-        for record, verdict in zip(batch, storage.peer.commit(storage.handle(study_id).log, *batch), strict=True):
+        for record, verdict in zip(batch, storage.peer.commit(handle.log, *batch), strict=True):
             if not verdict.accepted:
                 (name,) = record.user | record.system
                 yield f"the study's attribute {name!r} was not imported: {_why(verdict.refusal)}"

@@ -1,9 +1,10 @@
 """A study as the records that would recreate it, which are the basis of every copy, export and import.
 
-A finished trial becomes the `TrialCreate` that creates it with its result. Its attribute `COPIED` has the study and the
-number of the trial, which show whether a copy is already there, and the site and host that ran it. Numbers and ids of
-trials are those of the study that the records come from. Code that adds the records to a study with other trials maps
-them with `linked` and `renamed`.
+A finished trial becomes the `TrialCreate` that creates it with its result. Its attribute `COPIED` has its origin, which
+is the study and the number under which it ran, and the site and host that ran it. However often a trial is copied, its
+origin stays, so that a study recognizes its own trials and those it already has. Numbers and ids of trials are those of
+the study that the records come from. Code that adds the records to a study with other trials maps them with `linked`
+and `renamed`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.state import State, Trial
     from hopaas_p2p.study import Study
 
+ORIGINAL: Final = "copied_from"
+"""In the definition of a copy, also of a copy's copy: the uuid of the study that was copied first."""
 _LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")
 """System attributes of a trial that name other trials."""
 _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20})(:.*)", re.DOTALL)
@@ -61,7 +64,8 @@ def of_state(state: State, *, uuid: str = "") -> StudyRecords:
     define = state.define
     assert define is not None
     policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
-    define = msgspec.structs.replace(define, policy=policy)
+    info = {ORIGINAL: uuid, **define.info} if uuid else define.info
+    define = msgspec.structs.replace(define, policy=policy, info=info)
     budget = state.budget
     if budget is not None:  # if trials pause, some do not count against the budget
         taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]
@@ -78,11 +82,11 @@ def of_state(state: State, *, uuid: str = "") -> StudyRecords:
 
 def record_of(trial: Trial, state: State, uuid: str = "") -> TrialCreate:
     """The record that would create this trial of this State, whose lock is held."""
-    copied = origin(trial)
+    copied: dict[str, Any] = {"study": uuid, "trial": trial.number} if uuid else {}
+    copied |= {} if trial.epoch and trial.end else origin(trial)  # one that came waiting, and ran here, is our own
     peer = state.peers.get(trial.owner or "", {})
     copied |= {key: peer[key] for key in ("site", "host") if key in peer}
     copied |= {"earlier": earlier_seconds(trial)} if trial.history else {}
-    copied |= {"study": uuid, "trial": trial.number} if uuid else {}
     return TrialCreate(
         state=trial.state,
         params=dict(trial.params),
@@ -103,8 +107,8 @@ def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
 
     The result also has the `site` and `host` that ran it, and `earlier`, the seconds that it ran before its last lease.
     """
-    found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
-    return found
+    found = json_or_none(trial.system.get(COPIED, ""))  # of a foreign file, anything
+    return found if isinstance(found, dict) else {}
 
 
 def one_of(names: list[str], name: str | None, place: str) -> str:

@@ -472,7 +472,7 @@ def united(
                     uncertain.setdefault(verdict.number, missing)
         places = union.add(state, origins, uncertain)
         if study is None and state.define is not None:
-            study, its_places = of_state(state, uuid=uuid), places
+            study, its_places = of_state(state)._replace(uuid=uuid), places
     for state in later:
         union.add(state, {}, {})
     trials, numbers = union.trials()

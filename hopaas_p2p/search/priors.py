@@ -29,7 +29,7 @@ from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
 from hopaas_p2p.core.records import Categorical, Distribution
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import possible_priors
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, TooFewTrials
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
@@ -73,7 +73,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         trials: the best hundred, and others spread evenly over the remaining ranks.
 
         Raises:
-            InvalidInput: the study has several objectives, or fewer than five trials with the same parameters.
+            InvalidInput: the study has several objectives, or too many parameters.
+            TooFewTrials: the study has fewer than five finished trials with the same parameters.
 
         """
         ours = getattr(study, "handle", None)
@@ -97,7 +98,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             if one not in known.mixed and not dist.single() and known.having([one])[ranked].all()
         }
         if len(ranked) < FEWEST or not space:
-            raise InvalidInput(f"{name!r} has too few finished trials with the same parameters to learn from")
+            raise TooFewTrials(f"{name!r} has too few finished trials with the same parameters to learn from")
         picked = chosen(len(ranked))
         while True:
             values, found = known.observations(space, ranked[picked]), scores(picked, len(ranked))

@@ -30,7 +30,7 @@ from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, finished, next_start
-from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, LOWERED, REUSED, SPACE
+from hopaas_p2p.core.attributes import AGAIN, COPIED, FIDELITY, LEARNED, LOWERED, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.records import (
     Distribution,
@@ -1129,7 +1129,8 @@ class Study(optuna.Study):
             self._check_not_finished()
             frozen = self.handle.trial(number, now=True)
             params = frozen.params or frozen.system_attrs.get("fixed_params", {})
-            return self._queue({**frozen.system_attrs, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
+            system = {key: value for key, value in frozen.system_attrs.items() if key != COPIED}
+            return self._queue({**system, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
         self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 

@@ -55,6 +55,7 @@ class WandB:
         team, _, name = (project or "").rpartition("/")
         self.project = name or env.get("WANDB_PROJECT") or "hopaas"
         self.entity = team or env.get("WANDB_ENTITY")
+        self.project_path = f"{self.entity}/{self.project}" if self.entity else self.project
         self.offline = env.get("WANDB_MODE") == _OFFLINE
         self._parent = Path(env.get("WANDB_DIR") or ".")
         self._directory = self._parent / "wandb"
@@ -67,10 +68,6 @@ class WandB:
 
     def __repr__(self) -> str:
         return f"WandB({self.project!r}, offline={self.offline})"
-
-    @property
-    def _project(self) -> str:
-        return f"{self.entity}/{self.project}" if self.entity else self.project
 
     @property
     def place(self) -> str:
@@ -90,11 +87,11 @@ class WandB:
             self._ledger = json.loads(read_regular(self._ledger_file, limit=_LARGEST_LEDGER, named=True))
         except (FileNotFoundError, ValueError):
             self._ledger = {}
-        other = self._ledger.get(STUDY, {}).get("project", self._project)
-        if other != self._project:
+        other = self._ledger.get(STUDY, {}).get("project", self.project_path)
+        if other != self.project_path:
             raise ConfigurationError(
                 f"according to {self._directory}, this study's runs were already exported, to the project {other}. "
-                f"To export them to {self._project}, set WANDB_DIR to another directory"
+                f"To export them to {self.project_path}, set WANDB_DIR to another directory"
             )
         if not self._ledger and not self.offline:
             with self._translated():
@@ -129,7 +126,7 @@ class WandB:
             if view.final:
                 run.finish(exit_code=_EXIT.get(view.state))
                 del self._open[key]
-            entry.update(mark=view.mark, project=self._project, parts=self._parts(key))
+            entry.update(mark=view.mark, project=self.project_path, parts=self._parts(key))
             with replace_atomically(self._ledger_file) as draft:
                 draft.write_text(json.dumps(self._ledger))
 
@@ -150,7 +147,7 @@ class WandB:
 
     def _ask_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The server's runs of this study, as entries of the ledger."""
-        for run in _module().Api().runs(self._project, filters={"group": self._group}, lazy=False):
+        for run in _module().Api().runs(self.project_path, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
             if prefix == self._uuid and _KEY.fullmatch(key):  # another user of the server may have created other runs
                 mark, step = run.summary.get("hopaas_mark", ""), run.summary.get("_step", -1)

@@ -375,6 +375,15 @@ def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study
     assert "geheim" not in done.stderr + done.stdout
 
 
+def test_an_error_that_mlflow_ends_with_a_stop_has_one(study: Study, tmp_path: Path) -> None:
+    words = ["study", "export", "s", "-s", "store", "--format", "mlflow", "--to", "nowhere://x"]
+
+    done = cli(*words, cwd=tmp_path, check=False)
+
+    assert done.stderr.endswith(". For a traceback, add --debug.\n")
+    assert ".." not in done.stderr
+
+
 @pytest.mark.parametrize(
     "written",
     ["file://{}", "{}", "abfss://fs@acc.evil.example.org{}", "wasbs://c@[2001:db8::1]\\.blob.core.windows.net{}"],

@@ -292,7 +292,7 @@ def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None
     done = cli(*words, cwd=tmp_path, WANDB_MODE="offline")
 
     assert done.stdout == ""
-    assert done.stderr == f"Exported 3 trials to wandb: {Path('wandb')}\n"
+    assert done.stderr == f"Exported 3 trials to wandb (project tuning): {Path('wandb')}\n"
     assert sorted(runs(tmp_path)) == ["0", "1", "2", "study"]
 
 

@@ -270,6 +270,159 @@ def test_a_copy_of_a_copy_knows_where_it_came_from(
     assert _without_marks(of_study(last)) == _without_marks(of_study(middle))
 
 
+def run(study: Study, trials: int) -> None:
+    """Run so many trials, each with its own value."""
+    for _ in range(trials):
+        study.tell(study.ask(), float(len(study.trials)))
+
+
+def values(study: Study) -> list[Any]:
+    return [None if trial.values is None else trial.values[0] for trial in study.trials]
+
+
+def send(source: Study, target: Storage, way: str, directory: Path) -> arrival.Arrived:
+    """Bring the study into this store by a copy, or by a file."""
+    if way == "copy":
+        return copy_study(source, target)
+    place = directory / f"{next(_names)}.{way}"
+    export_study(source, place, files=directory / "files")
+    return import_study(target, place, files=directory / "files" if way == "journal" else None)
+
+
+@pytest.mark.parametrize("way", ["copy", "study", "journal"])
+def test_the_way_back_brings_only_what_is_new(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, way: str
+) -> None:
+    """The numbers differ here: the waiting trials 2 and 3 stay at home, and the new ones are 2 and 3 in the copy."""
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target)
+    copied = hopaas_p2p.open_study(target, "moved", create=False)
+    run(copied, 2)
+    notes.change_tags(copied, 3, add=["best"])
+    notes.save_note(copied, "about a new trial", 2)
+    notes.save_note(copied, "on the cluster")
+    copied.artifacts().put(tmp_path / "plot.svg", trial=2, filename="new.svg")
+    copied.set_user_attr("owner", "cluster")
+    copied.set_user_attr("partition", "gpu")
+
+    back = send(copied, source.storage, way, tmp_path)
+    again = send(copied, source.storage, way, tmp_path)
+
+    assert (back.trials, back.already_there, back.files, back.warnings) == (2, 2, 1, [])
+    assert (again.trials, again.already_there, again.files) == (0, 4, 0)
+    assert states(source) == ["COMPLETE", "FAIL", "RUNNING", "WAITING", "COMPLETE", "COMPLETE"]
+    assert values(source)[4:] == values(copied)[2:]
+    assert notes.tags_of(source, 5) == ["best"]
+    assert notes.note_of(source, 4) == "about a new trial"
+    assert (notes.note_of(source), source.user_attrs) == ("about the study", {"owner": "group", "partition": "gpu"})
+    assert contents(source, tmp_path) == {**FILES, "4 new.svg": b"<svg/>"}
+    assert copy_study(source, target).trials == 0
+
+
+def test_an_old_export_of_a_study_adds_nothing_to_it(source: Study, tmp_path: Path) -> None:
+    export_study(source, tmp_path / "before.study")
+    notes.save_note(source, "changed since")
+
+    result = import_study(source.storage, tmp_path / "before.study")
+
+    assert (result.trials, result.already_there) == (0, 4)
+    assert notes.note_of(source) == "changed since"
+
+
+@pytest.mark.parametrize("way", ["copy", "study"])
+def test_a_trial_has_one_origin_however_many_stores_it_passes(
+    opened: Callable[[str], Storage], tmp_path: Path, way: str
+) -> None:
+    space = {"x": hopaas_p2p.Float(0, 1)}
+    first = hopaas_p2p.open_study(opened(str(tmp_path / "a")), "s", space=space)
+    run(first, 2)
+    circle = [first]
+    for name in ("b", "c"):
+        storage = opened(str(tmp_path / name))
+        send(circle[-1], storage, way, tmp_path)
+        circle.append(hopaas_p2p.open_study(storage, "s", create=False))
+        run(circle[-1], 1)
+    _, second, third = circle
+
+    assert send(third, first.storage, way, tmp_path)[1:3] == (2, 2)
+    assert values(first) == values(third) == [1.0, 2.0, 3.0, 4.0]
+    for source, target, new in ((first, third, 0), (first, second, 1), (third, second, 0), (second, first, 0)):
+        assert send(source, target.storage, way, tmp_path).trials == new
+    assert values(second) == values(first)
+
+
+def test_a_waiting_trial_that_was_run_in_the_copy_brings_its_result_home_once(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path
+) -> None:
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target, unfinished=True)
+    copied = hopaas_p2p.open_study(target, "moved", create=False)
+    assert copy_study(copied, source.storage, unfinished=True).trials == 0
+    running = copied.ask()
+    assert copy_study(copied, source.storage, unfinished=True).trials == 0
+    copied.tell(running, 0.5)
+
+    assert [copy_study(copied, source.storage, unfinished=True).trials for _ in range(2)] == [1, 0]
+
+    assert states(source) == ["COMPLETE", "FAIL", "RUNNING", "WAITING", "COMPLETE"]
+    assert copy_study(source, target, unfinished=True).trials == 0
+
+
+def test_a_requeued_copy_is_a_trial_of_its_own(source: Study, opened: Callable[[str], Storage], tmp_path: Path) -> None:
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target)
+    copied = hopaas_p2p.open_study(target, "moved", create=False)
+    copied.requeue(1)
+
+    assert copy_study(copied, source.storage, unfinished=True).trials == 1
+
+    assert states(source)[4:] == ["WAITING"]
+
+
+def test_a_way_back_that_was_interrupted_is_completed_by_the_next(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    target = opened(str(tmp_path / "to"))
+    copy_study(source, target)
+    copied = hopaas_p2p.open_study(target, "moved", create=False)
+    run(copied, 3)
+    notes.change_tags(copied, 4, add=["best"])
+    monkeypatch.setattr(arrival, "_RECORDS", 1)
+    commit = source.storage.peer.commit
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            source.storage.peer, "commit", lambda *args: commit(*args) if len(source.trials) < 5 else killed()
+        )
+        copy_study(copied, source.storage)
+    assert len(source.trials) == 5
+
+    assert copy_study(copied, source.storage)[1:3] == (2, 3)
+
+    assert values(source)[4:] == values(copied)[2:]
+    assert notes.tags_of(source, 6) == ["best"]
+
+
+def test_the_command_brings_results_home(tmp_path: Path) -> None:
+    def work() -> None:
+        train = ("sh", "-c", 'echo "{\\"value\\": 1}"', "sh", "{x}")
+        cli("worker", "-s", "cluster", "--study", "digits", "--max-trials", "2", "--", *train, cwd=tmp_path)
+
+    cli("study", "create", "digits", "--space", "x=float(0,1)", "-s", "laptop", cwd=tmp_path)
+    cli("study", "copy", "laptop", "cluster", "--study", "digits", cwd=tmp_path)
+    work()
+
+    copied = cli("study", "copy", "cluster", "laptop", "--study", "digits", cwd=tmp_path)
+    work()
+    cli("study", "export", "digits", "-s", "cluster", "--to", "back.study", cwd=tmp_path)
+    imported = cli("study", "import", "digits", "-s", "laptop", "--from", "back.study", cwd=tmp_path)
+
+    assert copied.stderr == "Copied 2 trials of 'digits' to 'digits'.\n"
+    assert imported.stderr == "Imported 2 trials into 'digits', which now has 4.\n"
+
+
 def _without_marks(whole: StudyRecords) -> Any:
     return [
         (number, record.values, {key: fact for key, fact in origin(record).items() if key != "study"})

@@ -361,3 +361,13 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     ):
         done = cli("study", *words, check=False)
         assert said in done.stdout + done.stderr, words
+
+
+def test_a_study_with_too_few_trials_yet_is_no_wrong_use_of_the_command(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    hopaas_p2p.open_study(store, "new", space=SPACE).close()
+
+    done = cli("study", "export", "new", "--store", store, "--prior", check=False)
+
+    assert done.returncode == cli("study", "schedule", "new", "--store", store, check=False).returncode == 1
+    assert done.stderr == "hopaas-p2p: 'new' has too few finished trials with the same parameters to learn from\n"
