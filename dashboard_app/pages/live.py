@@ -88,7 +88,7 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     pace = views.pace(state, columns, now)
     card = studies.card(state, columns, page.cache.signs(frame.uuid))
     word, waiting, sites = card["word"], state.counts[WAITING], card["sites"]
-    saved = frame.once(lambda one: savings(one.columns), "saved")
+    saved = frame.once(lambda one: savings(one.state, one.columns), "saved")
     running = f"{count(sum(sites.values()), 'live peer')} at {count(len(sites), 'site')}"
     eta = "unknown" if pace["eta"] is None else duration(pace["eta"])
     eta = "done" if word == "done" or pace["left"] == 0 else eta if word in ("running", "unknown") else "not running"

@@ -77,7 +77,7 @@ def _about(state: State, learned: list[Learned]) -> str:
 
 
 def _tiles(state: State, trials: TrialTable) -> Html:
-    counts, saved = state.counts, savings(trials)
+    counts, saved = state.counts, savings(state, trials)
     also = ", ".join(f"{counts[one]:,} {one.name.lower()}" for one in (RUNNING, WAITING) if counts[one])
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
     found = [

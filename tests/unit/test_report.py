@@ -379,10 +379,10 @@ def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
         writer.trial("a", (1.0,), reports=10)
     writer.trial("a", None, reports=4)
 
-    found = savings(TrialTable.of(writer.state))
+    found = savings(writer.state, TrialTable.of(writer.state))
     assert (found.pruned, found.length, found.steps, found.made) == (1, 10, 6, 34)
     assert found.share == 0.15
-    assert savings(TrialTable.of(State())).share == 0.0
+    assert savings(State(), TrialTable.of(State())).share == 0.0
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
