@@ -28,7 +28,7 @@ from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # the most points of the history, which is sent again with every new trial
-_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕"}
+_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "paused": "‖", "fail": "✕"}
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No new trial starts until the study is resumed.",
     "paused": "No new trial starts. Running trials continue.",

@@ -84,7 +84,7 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
     whole = max(1, card["budget"] or 0, sum(card["counts"].values()))
     bar = "".join(
         f'<i class="hp-{word}" style="width:{100 * card["counts"][word] / whole:.2f}%"></i>'
-        for word in ("complete", "pruned", "running", "fail", "waiting")
+        for word in ("complete", "pruned", "paused", "running", "fail", "waiting")
         if card["counts"].get(word)
     )
     return (

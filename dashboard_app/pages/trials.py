@@ -22,7 +22,7 @@ from hopaas_p2p.moving import records, tables
 
 _COLOURS: Final = {
     "best": palette.BEST, "complete": palette.COMPLETE, "pruned": palette.PRUNED, "fail": palette.FAILED,
-    "running": palette.RUNNING, "waiting": palette.WAITING,
+    "paused": palette.PAUSED, "running": palette.RUNNING, "waiting": palette.WAITING,
 }  # fmt: skip
 _ROWS: Final = 100  # groups of failures
 _AT_ONCE: Final = 500

@@ -105,7 +105,9 @@ def history(
     layers = []  # a quarter of the points is for pruned trials; each kind can use what the other leaves
     if cut_short:
         cut = points(columns.last, pruned, max(most // 4, most - count), np.empty(0, np.int64))
-        layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
+        layers.append(
+            Series(f"{columns.cut_short}, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond")
+        )
     layers.append(Series("complete", "points", points(y, complete, max(most * 3 // 4, most - cut_short), best_rows)))
     total, shown_points = count + cut_short, sum(layer.drawn for layer in layers)
     until = float(np.nanmax(place[complete | pruned]))
@@ -122,7 +124,8 @@ def history(
         marks: Data = {"along": place[rows], "value": y[rows], "trial": rows, "said": said}
         layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
-    alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is {best}"
+    alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} {columns.cut_short} trials; "
+    alt += f"the best is {best}"
     alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
     caption = f"{shown_points:,} of {total:,} drawn. {far}".strip() if shown_points < total else far
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
@@ -248,12 +251,12 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
         return Series(name, "line", bundled(("step", "value", "trial"), lines), *look)
 
     layers = [
-        layer("pruned", some_cut, palette.PRUNED, 1.0, "none", "dotted", 0.55),
+        layer(columns.cut_short, some_cut, palette.PRUNED, 1.0, "none", "dotted", 0.55),
         layer("complete", some_whole, PLAIN, 1.0, "none", "solid", 0.55),
         layer("running", running, palette.RUNNING, 1.8, "none", "dashed"),
         layer("best", best, palette.BEST, 3.0, "none"),
     ]
-    about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
+    about = [f"{len(some_cut)} of {len(cut):,} {columns.cut_short}", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best (trial {number})" for number in best]
     alt, caption = f"Learning curves: {', '.join(about)}.", f"Trials with at least two reports: {', '.join(about)}."
