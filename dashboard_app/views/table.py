@@ -10,6 +10,7 @@ import numpy as np
 
 from dashboard_app.views.studies import first_line
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.chart import cut
 from hopaas_p2p.analysis.facts import why_not
 from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
@@ -23,6 +24,7 @@ FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps",
          "note")  # fmt: skip
 """Our own columns. A parameter with such a name is shown as `param NAME`, and an objective as `value NAME`."""
 _REASON: Final = 200
+_CHOICE: Final = 58  # as many characters fit in the widest column
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
 
@@ -65,7 +67,7 @@ def _param(column: Floats, one: Parameter) -> Any:
     if one.choices is not None:
         codes = np.where(np.isfinite(column), column, -1).astype(np.int64)
         codes[codes >= len(one.choices)] = -1
-        return np.array([*one.choices, ""], dtype=object)[codes]
+        return np.array([*(cut(choice, _CHOICE) for choice in one.choices), ""], dtype=object)[codes]
     whole = one.whole and bool((column == np.rint(column)).all()) and bool((np.abs(column) < 2**53).all())
     return column.astype(np.int64) if whole else column  # a trial without the parameter has NaN
 

@@ -148,6 +148,22 @@ def test_a_small_number_is_not_shown_as_nothing(stores: dict[str, str]) -> None:
     assert "format" not in shown.get("units", {}).get("type_config", {})
 
 
+def test_a_number_or_a_choice_that_is_too_long_for_its_column_is_not_cut_unmarked(tmp_path: Path) -> None:
+    long = "a choice with " + "very " * 20 + "many letters"
+    scribe = Scribe(space={"decay": Float(1e-8, 1.0, log=True), "kind": Categorical(("short", long, "a" * 40))})
+    scribe.join("a", "north")
+    for at in range(3):
+        scribe.trial("a", 1e-7 * (at + 1), decay=1.08125e-6, kind=float(at))
+    scribe.put_into(str(tmp_path / "store"))
+
+    frame = calm(page("trials", str(tmp_path / "store"), "study")).dataframe[0]
+    shown = json.loads(frame.proto.columns)
+
+    assert [shown[name]["type_config"]["format"] for name in ("value", "decay")] == ["%.5e"] * 2
+    assert sorted(frame.value["kind"], key=len) == ["short", "a" * 40, f"{long[:57]}…"]
+    assert shown["kind"]["width"] >= 8 * 58
+
+
 def test_a_small_range_can_be_filtered(tmp_path: Path) -> None:
     scribe = Scribe(space={"decay": Float(0.0, 1e-4), "units": Int(8, 256)})
     scribe.join("a", "north")
