@@ -150,10 +150,10 @@ def figure(chart: Chart) -> str:
 
 
 def _small(drawn: Sequence[Chart], note: str) -> Html:
-    """Small charts side by side, with a note; empty without a chart."""
+    """Small charts side by side, or a single one in full size, with a note; empty without a chart."""
     drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
-    figure = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>'
-    return Html(figure if drawn else "")
+    drawings = svg(drawn[0]) if len(drawn) == 1 else f'<div class="slices">{drawings}</div>'
+    return Html(f"<figure>{drawings}<figcaption>{note}</figcaption></figure>" if drawn else "")
 
 
 def slices(trials: TrialTable, names: Sequence[str]) -> Html:

@@ -46,7 +46,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report import write_report
-from hopaas_p2p.report.page import render
+from hopaas_p2p.report.page import render, slices
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SPACE = {"lr": Float(1e-5, 1e-1, log=True), "units": Int(8, 256), "opt": Categorical(("adam", "sgd"))}
@@ -257,6 +257,13 @@ def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:
         writer.say("a", TrialSet(number, 1, reports={1: float("nan"), 2: float("nan")}))
 
         assert "<h2>Learning curves</h2>" not in _render(writer.state)
+
+
+@pytest.mark.parametrize(("names", "size"), [(["lr"], "500 290"), (["lr", "units"], "250 170")])
+def test_a_single_slice_is_as_large_as_any_chart(names: list[str], size: str) -> None:
+    found = slices(TrialTable.of(_study(12)), names)
+
+    assert found.count(f'viewBox="0 0 {size}"') == len(names)
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2, 9, 10])
