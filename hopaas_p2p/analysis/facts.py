@@ -86,12 +86,6 @@ def counts(state: State) -> dict[str, int]:
     return found | {"PRUNED": found["PRUNED"] - paused, "PAUSED": int(paused)}
 
 
-def continued_by(state: State, trial: Trial) -> int | None:
-    """The number of the trial that continues this one."""
-    later = range(trial.number + 1, len(state.trials)) if trial.paused else ()
-    return next((one for one in later if state.trials[one].continues == trial.number), None)
-
-
 def retried(state: State) -> int:
     """The number of FAIL trials that were queued again, after a lost lease, a return or a requeue."""
     if not state.counts[FAIL]:

@@ -49,12 +49,11 @@ class Savings(NamedTuple):
 
 def savings(state: State, table: TrialTable) -> Savings:
     """What pruning saved. `table` has the study's trials."""
-    if state.configurations.population is not None:
-        return Savings()
     roots = np.fromiter(map(state.configurations.root, range(len(table))), np.int64)
     newest = np.fromiter(dict(zip(roots.tolist(), table.number, strict=True)).values(), np.int64)  # has all reports
     newest = newest[table.steps[newest] > 0]
-    steps, pruned = table.steps[newest].astype(np.float64), table.state[newest] == PRUNED
+    steps = table.steps[newest].astype(np.float64)
+    pruned = (table.state[newest] == PRUNED) & (state.configurations.population is None)
     whole, cut, total = steps[table.state[newest] == COMPLETE], steps[pruned], int(steps.sum())
     if not len(whole) or not len(cut):
         return Savings(made=total)
