@@ -28,7 +28,6 @@ from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # the most points of the history, which is sent again with every new trial
-_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "paused": "‖", "fail": "✕"}
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No new trial starts until the study is resumed.",
     "paused": "No new trial starts. Running trials continue.",
@@ -62,7 +61,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         theme.caption(" · ".join(budget_lines(spent)))
     theme.heading("Recent events")
     parts = [
-        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "↺")}</i>{theme.ago(at)}'
+        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{theme.SYMBOLS.get(kind, "↺")}</i>{theme.ago(at)}'
         f"{theme.trial_link(frame.name, number, 'trial ')} <span>{safe(text)}</span></li>"
         for at, number, kind, text in views.events(frame.state, frame.columns)
     ]

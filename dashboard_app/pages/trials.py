@@ -65,7 +65,7 @@ def _table(page: PageContext, frame: Frame) -> None:
     st.dataframe(
         found, hide_index=True, height=560, lazy=True if passing > 500 else None, placeholder="", key="trials",
         column_config={
-            **{str(name): _column(str(name), column) for name, column in found.items()},
+            **{str(name): _column(str(name), column) for name, column in found.items() if name != "started"},
             "trial": st.column_config.LinkColumn("Trial", display_text=_LINK, pinned=True, width="small"),
             "state": st.column_config.MultiselectColumn(
                 "State", width=104, options=list(_COLOURS), color=list(_COLOURS.values())
@@ -91,8 +91,7 @@ def _column(name: str, values: pd.Series[Any]) -> Any:
     """
     head = phrase(name) if name in views.FIXED or name == "value" else name
     if values.dtype.kind not in "fiu":
-        longest = max(len(name), *values.map(len)) if values.dtype.kind == "O" else len(name)
-        return st.column_config.Column(head, width=min(500, 28 + 8 * longest))
+        return st.column_config.Column(head, width=min(500, 28 + 8 * max(len(name), *values.map(len))))
     sizes = values[values.abs() > 0].abs()
     form = None if values.dtype.kind != "f" else "%.5e" if ((sizes < 1e-4) | (sizes >= 1e9)).any() else "%.6g"
     return st.column_config.NumberColumn(head, width=min(200, max(112, 28 + 8 * len(name))), format=form)
