@@ -10,7 +10,7 @@ from dashboard_app.frames import Frame
 from dashboard_app.views.table import passing
 from hopaas_p2p.analysis.table import Mask, Parameter
 
-_STATES = ("complete", "pruned", "fail", "running", "waiting")
+_STATES = ("complete", "pruned", "fail", "running", "waiting", "paused")
 
 
 def shared_filter(frame: Frame, *, states: bool = True) -> Mask:

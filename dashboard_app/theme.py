@@ -26,9 +26,9 @@ _STATIC: Final = Path(__file__).parent / "static"
 CONFIG: Final = str(_STATIC / "theme.toml")
 ICON: Final = str(_STATIC / "icon.svg")
 """Our own icon, because Streamlit fetches its icons from a third party's server."""
-_SYMBOLS: Final = {
+SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
-    "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
+    "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★", "started": "▶",
 }  # fmt: skip
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
 """Markdown's special characters, without `_` and `-` between letters, which need no escape that a screen reader would
@@ -109,7 +109,7 @@ def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, vi
 
 def pill(word: str) -> Html:
     """A state, shown by shape, word and colour."""
-    symbol = _SYMBOLS.get(word, "")
+    symbol = SYMBOLS.get(word, "")
     return Html(f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>')
 
 

@@ -28,7 +28,6 @@ from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # the most points of the history, which is sent again with every new trial
-_SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕"}
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No new trial starts until the study is resumed.",
     "paused": "No new trial starts. Running trials continue.",
@@ -62,7 +61,7 @@ def _body(page: PageContext, frame: Frame) -> None:
         theme.caption(" · ".join(budget_lines(spent)))
     theme.heading("Recent events")
     parts = [
-        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "↺")}</i>{theme.ago(at)}'
+        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{theme.SYMBOLS.get(kind, "↺")}</i>{theme.ago(at)}'
         f"{theme.trial_link(frame.name, number, 'trial ')} <span>{safe(text)}</span></li>"
         for at, number, kind, text in views.events(frame.state, frame.columns)
     ]
@@ -88,7 +87,7 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     pace = views.pace(state, columns, now)
     card = studies.card(state, columns, page.cache.signs(frame.uuid))
     word, waiting, sites = card["word"], state.counts[WAITING], card["sites"]
-    saved = frame.once(lambda one: savings(one.columns), "saved")
+    saved = frame.once(lambda one: savings(one.state, one.columns), "saved")
     running = f"{count(sum(sites.values()), 'live peer')} at {count(len(sites), 'site')}"
     eta = "unknown" if pace["eta"] is None else duration(pace["eta"])
     eta = "done" if word == "done" or pace["left"] == 0 else eta if word in ("running", "unknown") else "not running"

@@ -51,7 +51,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
             "continue; with fidelity=hopaas_p2p.Population(size=16, every=5), the worst copy the best."
         )
         return
-    saved = frame.once(lambda one: savings(one.columns), "saved")
+    saved = frame.once(lambda one: savings(one.state, one.columns), "saved")
     pruned = int(columns.is_(TrialState.PRUNED).sum())
     over = int(columns.is_(TrialState.PRUNED, TrialState.COMPLETE).sum())
     tiles = [

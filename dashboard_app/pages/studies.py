@@ -82,17 +82,18 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
         said = f"The best value went from {card['spark'][0]:.4g} to {card['spark'][-1]:.4g}"
         spark = theme.spark(card["spark"], said, wide=True)
     whole = max(1, card["budget"] or 0, sum(card["counts"].values()))
-    bar = "".join(
+    parts = "".join(
         f'<i class="hp-{word}" style="width:{100 * card["counts"][word] / whole:.2f}%"></i>'
-        for word in ("complete", "pruned", "running", "fail", "waiting")
+        for word in ("complete", "pruned", "paused", "running", "fail", "waiting")
         if card["counts"].get(word)
     )
+    bar = f'<div class="hp-bar" aria-hidden="true">{parts}</div>'
+    bar = bar if budget and frame.state.configurations.unit == "trials" else ""  # it has one part per state of trials
     return (
         f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
         f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card["word"])}</div>'
         f'<div class="hp-row"><span><span class="hp-best">{safe(best)}</span> '
-        f'<span class="hp-small">{safe(best_of)}</span></span></div>{spark}'
-        f'<div class="hp-bar" aria-hidden="true">{bar}</div>'
+        f'<span class="hp-small">{safe(best_of)}</span></span></div>{spark}{bar}'
         + "".join(f'<div class="hp-small">{line}</div>' for line in lines if line)
         + "</a>"
     )

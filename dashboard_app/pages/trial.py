@@ -17,7 +17,7 @@ from dashboard_app.theme import draw
 from dashboard_app.views import trial as views
 from hopaas_p2p.analysis import charts as drawings
 from hopaas_p2p.analysis.chart import number
-from hopaas_p2p.analysis.facts import duration, last_report, params_of, shown
+from hopaas_p2p.analysis.facts import duration, last_report, params_of, shown, trial_word
 from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
@@ -72,7 +72,7 @@ def _side_by_side(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
     theme.caption(f"{sum(params)} of {len(params)} parameters differ.")
     best, rows = frame.columns.best(), [["state"]]
     for one in numbers:
-        pill = theme.pill("best" if one == best else frame.state.trials[one].state.name.lower())
+        pill = theme.pill("best" if one == best else trial_word(frame.state.trials[one]).lower())
         rows[0].append(Html(f"{pill} {theme.trial_link(frame.name, one, 'open ')}"))
     for kind, name, texts in found:
         differs, what, cells = len(set(texts)) > 1, safe(name), [text or "-" for text in texts]
@@ -123,7 +123,7 @@ def _head(frame: Frame, trial: Trial, best: int | None) -> None:
     if best is not None and best != trial.number:
         link = theme.link("best trial", "trial", study=frame.name, trial=f"{trial.number}, {best}")
         said.append(f"compare it with the {link}")
-    pill, more = theme.pill(trial.state.name.lower()), f'<span class="hp-small">{" · ".join(said)}</span>'
+    pill, more = theme.pill(trial_word(trial).lower()), f'<span class="hp-small">{" · ".join(said)}</span>'
     st.html(f'<div class="hp-row hp-start">{pill}{theme.asked_to_stop(trial)}{more}</div>')
     rank = views.rank(frame.columns, trial.number)
     value = ", ".join(map(number, trial.values or ())) or ("none yet" if trial.state in _UNFINISHED else "none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import streamlit as st
 
@@ -20,9 +20,12 @@ from hopaas_p2p.analysis.failures import Failure, Key
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.moving import records, tables
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _COLOURS: Final = {
     "best": palette.BEST, "complete": palette.COMPLETE, "pruned": palette.PRUNED, "fail": palette.FAILED,
-    "running": palette.RUNNING, "waiting": palette.WAITING,
+    "paused": palette.PAUSED, "running": palette.RUNNING, "waiting": palette.WAITING,
 }  # fmt: skip
 _ROWS: Final = 100  # groups of failures
 _AT_ONCE: Final = 500
@@ -62,8 +65,7 @@ def _table(page: PageContext, frame: Frame) -> None:
     st.dataframe(
         found, hide_index=True, height=560, lazy=True if passing > 500 else None, placeholder="", key="trials",
         column_config={
-            **{name: phrase(name) for name in ("site", "node", "seconds", "steps", "attempt", "tags", "note")},
-            **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
+            **{str(name): _column(str(name), column) for name, column in found.items() if name != "started"},
             "trial": st.column_config.LinkColumn("Trial", display_text=_LINK, pinned=True, width="small"),
             "state": st.column_config.MultiselectColumn(
                 "State", width=104, options=list(_COLOURS), color=list(_COLOURS.values())
@@ -81,16 +83,18 @@ def _table(page: PageContext, frame: Frame) -> None:
     page.download("These trials as CSV", csv, file_name=f"{name}.csv", mime="text/csv", key="save-csv")
 
 
-def _number(name: str) -> Any:
-    """A column of numbers with six digits, at least as wide as its name.
+def _column(name: str, values: pd.Series[Any]) -> Any:
+    """A column that is at least as wide as its name and its longest text. Numbers have six digits, and an exponent if
+    some are very small or large.
 
-    Streamlit's default shows four decimals, and is only as wide as its first rows, even if they are empty.
+    Streamlit's default shows four decimals, is only as wide as its first rows, and cuts what does not fit.
     """
-    return st.column_config.NumberColumn(
-        phrase(name) if name in views.FIXED or name == "value" else name,
-        width=min(200, max(112, 28 + 8 * len(name))),
-        format="%.6g",
-    )
+    head = phrase(name) if name in views.FIXED or name == "value" else name
+    if values.dtype.kind not in "fiu":
+        return st.column_config.Column(head, width=min(500, 28 + 8 * max(len(name), *values.map(len))))
+    sizes = values[values.abs() > 0].abs()
+    form = None if values.dtype.kind != "f" else "%.5e" if ((sizes < 1e-4) | (sizes >= 1e9)).any() else "%.6g"
+    return st.column_config.NumberColumn(head, width=min(200, max(112, 28 + 8 * len(name))), format=form)
 
 
 def _csv(frame: Frame, numbers: set[int]) -> str:

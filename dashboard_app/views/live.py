@@ -9,7 +9,7 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import records
-from hopaas_p2p.analysis.facts import reason_line
+from hopaas_p2p.analysis.facts import reason_line, trial_word
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
@@ -71,12 +71,12 @@ def events(state: State, columns: TrialTable) -> list[Event]:
     for trial in _newest(state, columns.end):
         if is_last_lease(trial):
             continue  # `_losses` lists the end of such a trial
-        kind, text = trial.state.name.lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
+        kind, text = trial_word(trial).lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
         if trial.state is TrialState.COMPLETE:
             kind, more = ("best", ", the best so far") if trial.number in best else (kind, "")
             text = "complete: " + ", ".join(map(number, trial.values or ())) + more
         elif trial.state is TrialState.PRUNED:
-            text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
+            text = f"{kind} after step {max(trial.reports)}" if trial.reports else kind
         found.append(((trial.end or 0) / 1e6, trial.number, kind, text))
     for trial in _newest(state, np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan)):
         site, host = place(state, trial.owner)

@@ -11,10 +11,9 @@ import numpy as np
 from hopaas_p2p.analysis import tiles
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, number, spread, value_axis
 from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
-from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.facts import counts, state_word
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
-from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive
 
@@ -38,7 +37,7 @@ def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> 
     return {
         "word": state_word(state, working=any_alive(signs.values())),
         "best": tiles.best(columns)[1:],
-        "counts": {one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
+        "counts": {word.lower(): count for word, count in counts(state).items() if count},
         "used": state.used(),
         "budget": state.budget,
         "sites": dict(sorted(sites.items())),
@@ -59,7 +58,7 @@ def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
     best = columns.best(0)
     return {
         "trials": len(columns),
-        **{one.name.lower(): state.counts[one] for one in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)},
+        **{word.lower(): count for word, count in counts(state).items() if word not in ("RUNNING", "WAITING")},
         "best": None if best is None else float(columns.values[best, 0]),
         "compute-hours": round(spending(state).total["seconds"] / 3600, 2),
     }

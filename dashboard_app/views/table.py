@@ -10,21 +10,21 @@ import numpy as np
 
 from dashboard_app.views.studies import first_line
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.chart import cut
 from hopaas_p2p.analysis.facts import why_not
 from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.moving.tables import cell
 
 if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas as pd
 
-STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason", "tags",
          "note")  # fmt: skip
 """Our own columns. A parameter with such a name is shown as `param NAME`, and an objective as `value NAME`."""
 _REASON: Final = 200
+_CHOICE: Final = 58  # as many characters fit in the widest column
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
 
@@ -36,8 +36,7 @@ def table(
 
     rows = np.flatnonzero(shown)[::-1]
     numbers: list[int] = rows.tolist()
-    words = np.array([one.name.lower() for one in TrialState])
-    found: dict[str, Any] = {"trial": rows, "state": words[columns.state[rows]]}
+    found: dict[str, Any] = {"trial": rows, "state": np.char.lower(columns.words[rows])}
     for name, values in zip(columns.objectives, columns.values[rows].T, strict=True):
         found[f"value {name}" if name in FIXED else name] = values
     for name, column in columns.params.items():
@@ -68,7 +67,7 @@ def _param(column: Floats, one: Parameter) -> Any:
     if one.choices is not None:
         codes = np.where(np.isfinite(column), column, -1).astype(np.int64)
         codes[codes >= len(one.choices)] = -1
-        return np.array([*one.choices, ""], dtype=object)[codes]
+        return np.array([*(cut(choice, _CHOICE) for choice in one.choices), ""], dtype=object)[codes]
     whole = one.whole and bool((column == np.rint(column)).all()) and bool((np.abs(column) < 2**53).all())
     return column.astype(np.int64) if whole else column  # a trial without the parameter has NaN
 
@@ -86,7 +85,7 @@ def passing(
 
     Args:
         columns: all trials.
-        states: some of the words complete, pruned, fail, running and waiting.
+        states: some of the words complete, pruned, paused, fail, running and waiting.
         sites: names of sites.
         first, last: trial numbers, both inclusive.
         ranges: (parameter, from, to), both inclusive, in the log's representation.
@@ -94,7 +93,7 @@ def passing(
     """
     mask: Mask = np.ones(len(columns), dtype=np.bool_)
     if states:
-        mask &= np.isin(columns.state, [STATES[word] for word in states])
+        mask &= np.isin(columns.words, [word.upper() for word in states])
     if sites:
         mask &= np.isin(columns.site, [index for index, name in enumerate(columns.sites) if name in sites])
     if first is not None:

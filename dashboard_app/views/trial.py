@@ -10,7 +10,7 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, cut, dashed, number
 from hopaas_p2p.analysis.charts import by_step, reported
-from hopaas_p2p.analysis.facts import duration, last_metrics, last_report, row_of, shown, why_not
+from hopaas_p2p.analysis.facts import duration, last_metrics, last_report, row_of, shown, trial_word, why_not
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import PastLease, TrialState
 from hopaas_p2p.core.spending import is_last_lease
@@ -37,7 +37,7 @@ def leases(trial: Trial) -> list[PastLease]:
     """Every lease and how it ended, oldest first."""
     past = list(trial.history)
     if trial.owner is not None and not is_last_lease(trial):
-        how = "runs" if trial.state is TrialState.RUNNING else trial.state.name.lower()
+        how = "runs" if trial.state is TrialState.RUNNING else trial_word(trial).lower()
         past.append(PastLease(trial.owner, trial.epoch, trial.start, trial.end or 0, how))
     return past
 

@@ -28,6 +28,8 @@ from hopaas_p2p.analysis.chart import (
 )
 from hopaas_p2p.analysis.importance import Importance
 from hopaas_p2p.analysis.table import Floats, Ints, Mask, Parameter, TrialTable
+from hopaas_p2p.core.inherited import inherited
+from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -105,9 +107,12 @@ def history(
     layers = []  # a quarter of the points is for pruned trials; each kind can use what the other leaves
     if cut_short:
         cut = points(columns.last, pruned, max(most // 4, most - count), np.empty(0, np.int64))
-        layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
+        layers.append(
+            Series(f"{columns.cut_short}, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond")
+        )
     layers.append(Series("complete", "points", points(y, complete, max(most * 3 // 4, most - cut_short), best_rows)))
     total, shown_points = count + cut_short, sum(layer.drawn for layer in layers)
+    layers += _violating(columns, layers[-1])
     until = float(np.nanmax(place[complete | pruned]))
     if len(best_rows):
         line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best_rows[-1]])}
@@ -122,7 +127,8 @@ def history(
         marks: Data = {"along": place[rows], "value": y[rows], "trial": rows, "said": said}
         layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
-    alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is {best}"
+    alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} {columns.cut_short} trials; "
+    alt += f"the best is {best}"
     alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
     caption = f"{shown_points:,} of {total:,} drawn. {far}".strip() if shown_points < total else far
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
@@ -143,6 +149,7 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
         for name, some, *look in (("complete", drawn, FAINT), ("on the front", along, palette.BEST, 11, "diamond"))
         if len(some)
     ]
+    layers += _violating(columns, layers[0])
     x_axis, y_axis = (
         value_axis(f"{columns.objectives[at]} ({columns.directions[at]})", columns.values[rows, at])[0]
         for at in (first, second)
@@ -151,6 +158,13 @@ def pareto(columns: TrialTable, shown: Mask | None = None, *, first: int = 0, se
     alt = f"Pareto front of {total} objectives: {len(front)} of {len(rows):,} complete trials."
     caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
     return Chart("Pareto front", layers, x_axis, y_axis, alt, caption)
+
+
+def _violating(columns: TrialTable, of: Series) -> list[Series]:
+    """A ring around each of these points whose trial violates its constraints."""
+    bad = columns.infeasible[of.data["trial"]]
+    rings = {name: column[bad] for name, column in of.data.items()}
+    return [Series("violates the constraints", "points", rings, FAINT, 10, "emptyCircle")] if bad.any() else []
 
 
 def importance(found: Importance) -> Chart | None:
@@ -244,16 +258,16 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
     best = np.array([] if top is None else [top], np.int64)
 
     def layer(name: str, numbers: Ints, *look: Any) -> Series:
-        lines = ((finite(state.trials[number].reports), number) for number in numbers.tolist())
+        lines = ((finite(_joined(state, number)), number) for number in numbers.tolist())
         return Series(name, "line", bundled(("step", "value", "trial"), lines), *look)
 
     layers = [
-        layer("pruned", some_cut, palette.PRUNED, 1.0, "none", "dotted", 0.55),
+        layer(columns.cut_short, some_cut, palette.PRUNED, 1.0, "none", "dotted", 0.55),
         layer("complete", some_whole, PLAIN, 1.0, "none", "solid", 0.55),
         layer("running", running, palette.RUNNING, 1.8, "none", "dashed"),
         layer("best", best, palette.BEST, 3.0, "none"),
     ]
-    about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
+    about = [f"{len(some_cut)} of {len(cut):,} {columns.cut_short}", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best (trial {number})" for number in best]
     alt, caption = f"Learning curves: {', '.join(about)}.", f"Trials with at least two reports: {', '.join(about)}."
@@ -263,6 +277,16 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
     values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
     y, _ = value_axis("reported value", values, columns.worst())
     return Chart("Learning curves", layers, ChartAxis("step"), y, alt, caption, 400)
+
+
+def _joined(state: State, number: int) -> Mapping[int, float]:
+    """The reports that led to a trial. In a population, its own are only those from its last interval on."""
+    if state.configurations.population is None:
+        return state.trials[number].reports
+    found: dict[int, float] = {}
+    for part in segments(state.trials, number):
+        found.update(inherited(state.trials[part.trial].reports, part.after + 1, part.last))
+    return found
 
 
 # --- one trial, and several side by side ---

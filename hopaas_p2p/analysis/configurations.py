@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from hopaas_p2p.analysis.facts import trial_word
 from hopaas_p2p.core.admission import Continue, Start, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
@@ -60,7 +61,7 @@ def rows(state: State) -> list[ConfigurationRow]:
         row = ConfigurationRow(
             first=first,
             trials=tuple([trial.number for trial in chain]),
-            state="paused" if newest.paused else newest.state.name.lower(),
+            state=trial_word(newest).lower(),
             newest=newest,
             epochs=max(steps) - first_step + 1 if steps else 0,
             pauses_at=configurations.pauses_at(first),

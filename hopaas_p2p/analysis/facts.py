@@ -15,7 +15,7 @@ from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.attributes import AGAIN, COPIED
 from hopaas_p2p.core.records import Distribution, TrialCreate, TrialState
 from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import FAIL, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import FAIL, NEVER_PAUSING, RUNNING, WAITING, State, Trial
 from hopaas_p2p.runtime.times import to_iso
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
         "directions": list(directions),
         "objectives": list(objectives(state)),
         "trials": len(state.trials),
-        "counts": {one.name: state.counts[one] for one in TrialState},
+        "counts": counts(state),
         "retried": retried(state),
         "budget": state.budget,
         "used": state.used(),
@@ -72,6 +72,18 @@ def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
         "peers": dict(sorted(heard.items())),
         "silent": {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False},
     }
+
+
+def trial_word(trial: Trial) -> str:
+    """The trial's state in one word, which is that of Optuna, or PAUSED at a rung or in a population."""
+    return "PAUSED" if trial.paused else trial.state.name
+
+
+def counts(state: State) -> dict[str, int]:
+    """The number of trials for each `trial_word`."""
+    paused = state.configurations is not NEVER_PAUSING and sum(trial.paused for trial in list(state.trials))
+    found = {one.name: state.counts[one] for one in TrialState}
+    return found | {"PRUNED": found["PRUNED"] - paused, "PAUSED": int(paused)}
 
 
 def retried(state: State) -> int:
@@ -146,12 +158,14 @@ def trial_row(
 
 
 def row_of(state: State, number: int) -> dict[str, Any]:
-    """The row of a trial of this study, with its attempt. For a waiting trial, its parameters are the fixed ones."""
+    """The row of a trial of this study, with its attempt, and its state as `trial_word`. The parameters of a waiting
+    trial are the fixed ones.
+    """
     trial = state.trials[number]
     found = trial_row(number, trial, state.dists, state.peers.get(trial.owner or "", _NOTHING))
     if trial.state is WAITING:
         found["params"] = found["params"] or json.loads(trial.system.get("fixed_params", "{}"))
-    return found | {"attempt": trial.attempt, "paused": trial.paused}
+    return found | {"state": trial_word(trial), "attempt": trial.attempt}
 
 
 def peer_labels(state: State) -> dict[str, str]:

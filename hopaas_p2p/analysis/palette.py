@@ -9,6 +9,7 @@ from typing import Final
 
 COMPLETE: Final = "#3b7be8"
 PRUNED: Final = "#a3854f"
+PAUSED: Final = "#7c8798"
 FAILED: Final = "#d9485f"
 RUNNING: Final = "#0f9d8a"
 WAITING: Final = "#7c8798"

@@ -1,4 +1,7 @@
-"""Estimates what pruning saved. An estimate is needed, because pruned trials did not run to their end."""
+"""Estimates what pruning saved. An estimate is needed, because pruned trials did not run to their end.
+
+With rungs, the trials of one configuration count as one. A population saves nothing: each member trains to the end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 
 from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED, Floats, TrialTable
+from hopaas_p2p.core.state import State
 
 ESTIMATOR: Final = (
     "Without pruning, each pruned trial would have continued, at its own seconds per step, to the length of a complete "
@@ -17,8 +21,8 @@ ESTIMATOR: Final = (
 
 
 class Savings(NamedTuple):
-    """What pruning saved, as estimated by `ESTIMATOR`. It is zero if no trial was pruned after a report, or if no
-    complete trial reported.
+    """What pruning saved, as estimated by `ESTIMATOR`. It is zero if no trial was pruned after a report, if no complete
+    trial reported, or in a population.
     """
 
     pruned: int = 0
@@ -43,16 +47,19 @@ class Savings(NamedTuple):
         return duration(self.hours * 3600) if self.hours < 0.1 else f"{self.hours:.3g} h"
 
 
-def savings(table: TrialTable) -> Savings:
-    """What pruning saved."""
-    steps, total = table.steps.astype(np.float64), int(table.steps.sum())
-    pruned = (table.state == PRUNED) & (steps > 0)
-    whole, cut = steps[(table.state == COMPLETE) & (steps > 0)], steps[pruned]
+def savings(state: State, table: TrialTable) -> Savings:
+    """What pruning saved. `table` has the study's trials."""
+    roots = np.fromiter(map(state.configurations.root, range(len(table))), np.int64)
+    newest = np.fromiter(dict(zip(roots.tolist(), table.number, strict=True)).values(), np.int64)  # has all reports
+    newest = newest[table.steps[newest] > 0]
+    steps = table.steps[newest].astype(np.float64)
+    pruned = (table.state[newest] == PRUNED) & (state.configurations.population is None)
+    whole, cut, total = steps[table.state[newest] == COMPLETE], steps[pruned], int(steps.sum())
     if not len(whole) or not len(cut):
         return Savings(made=total)
-    pace = np.nan_to_num(table.seconds()[pruned]) / cut / 3600
+    spent = np.bincount(roots, np.nan_to_num(table.seconds()))[roots[newest[pruned]]]
     lacking = missing(whole, cut)
-    return Savings(len(cut), float(whole.mean()), float(lacking.sum()), total, float(pace @ lacking))
+    return Savings(len(cut), float(whole.mean()), float(lacking.sum()), total, float(spent / cut @ lacking) / 3600)
 
 
 def missing(lengths: Floats, made: Floats) -> Floats:

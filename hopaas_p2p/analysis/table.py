@@ -34,6 +34,7 @@ PRUNED: Final = int(TrialState.PRUNED)
 FAIL: Final = int(TrialState.FAIL)
 RUNNING: Final = int(TrialState.RUNNING)
 _OVER: Final = frozenset({COMPLETE, PRUNED, FAIL})
+_WORDS: Final = np.array([one.name for one in TrialState])
 _NAN: Final = float("nan")
 _MOST_ON_FRONT: Final = 10_000
 
@@ -67,6 +68,7 @@ class TrialTable:
         "attempt": (np.int64, 1),
         "owner": (np.int64, -1),
         "infeasible": (np.bool_, False),
+        "paused": (np.bool_, False),
     }
     """Name -> the column's type, and the column's value for a trial without one."""
     state: NDArray[np.int8]
@@ -86,6 +88,8 @@ class TrialTable:
     """The index of the trial's owner in `owners`; -1 for a trial that no peer ran."""
     infeasible: Mask
     """Which trials violate their constraints, and so are never the best."""
+    paused: Mask
+    """Which of the PRUNED trials paused at a rung or in a population."""
     values: Floats
     """One row per trial, one column per objective; NaN without a value."""
     params: dict[str, Floats]
@@ -156,6 +160,16 @@ class TrialTable:
         """Each trial's duration over all its leases; NaN for an unfinished trial or unknown times."""
         spent: Floats = np.maximum(0.0, self.end - self.start) + self.earlier
         return spent
+
+    @property
+    def words(self) -> NDArray[np.str_]:
+        """Each trial's state, as in `facts.trial_word`."""
+        return np.where(self.paused, "PAUSED", _WORDS[self.state])
+
+    @property
+    def cut_short(self) -> str:
+        """What the PRUNED trials are called together."""
+        return "pruned or paused" if self.paused.any() else "pruned"
 
     def is_(self, *states: int) -> Mask:
         """Which trials are in one of these states."""
@@ -284,6 +298,7 @@ class TrialTable:
         for at, rare in block.rare.items():
             self.attempt[block.first + at] = rare.attempt
             self.infeasible[block.first + at] = not rare.feasible
+            self.paused[block.first + at] = rare.paused
         widths, values = np.asarray(block.widths), np.asarray(block.values)
         valued = rows[widths[rows] == len(self.directions)]
         at = _starts(np.maximum(widths, 0))[valued]
@@ -306,6 +321,7 @@ class TrialTable:
         self.earlier[row] = earlier_seconds(trial)
         self.attempt[row] = trial.attempt
         self.infeasible[row] = not trial.feasible
+        self.paused[row] = trial.paused
         self.owner[row] = -1 if trial.owner is None else self._code(trial.owner)
         if trial.dists:
             self.own.add(row)

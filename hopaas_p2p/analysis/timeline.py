@@ -8,17 +8,18 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundled, cut
-from hopaas_p2p.analysis.facts import count, duration, peer_labels
+from hopaas_p2p.analysis.facts import count, duration, peer_labels, trial_word
 from hopaas_p2p.core.spending import is_last_lease, past_leases
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
+from hopaas_p2p.core.state import State
 
 _ROWS: Final = 40
 _BARS: Final = 1500
 _LINKS: Final = 60
-_KINDS: Final = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
+_KINDS: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "PAUSED": "paused", "FAIL": "failed"}
 _LOOKS: Final = {
     "complete": (palette.COMPLETE, 18, "marks", "solid"),
     "pruned": (palette.PRUNED, 10, "marks", "solid"),
+    "paused": (palette.PAUSED, 10, "marks", "solid"),
     "failed": (palette.FAILED, 6, "marks", "solid"),
     "running": (palette.RUNNING, 14, "marks", "solid"),
     "taken over": (palette.LOST, 16, "marks", "dotted"),
@@ -37,7 +38,7 @@ class Stretch(NamedTuple):
     start: int
     end: int
     kind: str
-    """One of complete, pruned, failed, running, taken over and returned."""
+    """One of complete, pruned, paused, failed, running, taken over and returned."""
 
 
 def stretches(state: State) -> list[Stretch]:
@@ -51,7 +52,7 @@ def stretches(state: State) -> list[Stretch]:
         if trial.owner is None or trial.start is None or is_last_lease(trial):
             continue
         end = max(trial.start, newest if trial.end is None else trial.end)
-        found.append(Stretch(trial.owner, trial.number, trial.start, end, _KINDS.get(trial.state, "running")))
+        found.append(Stretch(trial.owner, trial.number, trial.start, end, _KINDS.get(trial_word(trial), "running")))
     return found
 
 

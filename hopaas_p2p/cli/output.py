@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BY_COLOUR: Final = {
     "green": ("COMPLETE", "done", "alive", "passed"),
     "cyan": ("RUNNING", "running"),
-    "yellow": ("PRUNED", "paused", "stopped"),
+    "yellow": ("PRUNED", "PAUSED", "paused", "stopped"),
     "red": ("FAIL", "failing", "silent", "failed"),
     "blue": ("WAITING",),
 }

@@ -81,6 +81,7 @@ def search_in_words(attributes: Mapping[str, str]) -> dict[str, str]:
 
 def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: dict[str, Any]) -> dict[str, Any]:
     """Further facts about a trial, for `trial show`."""
+    policy, later = study.state.configurations.policy, study.state.trials[trial.number + 1 :] if trial.paused else []
     return {
         "reports": dict(sorted(frozen.intermediate_values.items())),
         "metrics": {name: dict(sorted(values.items())) for name, values in trial.metrics.items()},
@@ -93,6 +94,8 @@ def more_of_trial(study: Study, frozen: FrozenTrial, trial: Trial, attributes: d
         "stop_requested": trial.stop,
         "stop_acknowledged": trial.stopping,
         "copies": copied_trial(trial),
+        "paused_after": policy.epochs(max(trial.reports)) if policy is not None and trial.paused else None,
+        "continued_by": next((one.number for one in later if one.continues == trial.number), None),
         **{name: getattr(trial, name) for name in ("continues", "retry_of", "retried_by", "late_of")},
         "history": [
             {name: getattr(tenure, name) for name in ("owner", "epoch", "why", "kept_as")}

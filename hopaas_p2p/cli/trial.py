@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import pareto_front, row_of, value_columns, why_not
+from hopaas_p2p.analysis.facts import pareto_front, row_of, trial_word, value_columns, why_not
 from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -25,7 +25,7 @@ from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.spec import space
 
-_STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
+_STATES: Final = ("running", "complete", "pruned", "fail", "waiting", "paused")
 _ORDERS: Final = ("number", "value", "start", "seconds")
 _HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
 """Our own columns in a list. An objective with such a name gets the head `VALUE NAME`."""
@@ -69,7 +69,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     rows = [
         row_of(state, one.number) | {"tags": tags.get(one.number, []), "trials": chains.get(one.number, [one.number])}
         for one in state.trials
-        if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
+        if (not chained or one.number in chains) and (not wanted or trial_word(one) in wanted)
     ]
     shown = _in_order(rows, sort, state)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
@@ -82,7 +82,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     columns: Columns = {
         "#": "number",
         "CONTINUES": lambda row: " ".join(f"#{one}" for one in row["trials"] if one != row["number"]) or "-",
-        "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
+        "STATE": "state",
         **values,
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
@@ -153,9 +153,9 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
     ]
     if data["owner"] and all(one["how"] != "taken over" for one in data["history"]):
         history.append(f"epoch {data['epoch']}: {data['owner']} at {output.where(data)}")
-    related = {"continues": "continues", "copies": "copies", "retry_of": "retry of", "retried_by": "retried by",
-               "late_of": "late result of"}  # fmt: skip
-    links = [f"{what} #{data[name]}" for name, what in related.items() if data[name] is not None]
+    related = ("continues", "continued_by", "copies", "retry_of", "retried_by")
+    links = [f"{name.replace('_', ' ')} #{data[name]}" for name in related if data[name] is not None]
+    links += [f"late result of #{data['late_of']}"] if data["late_of"] is not None else []
     metrics = [
         f"{name} = {output.number(values[max(values)])} at step {max(values)} ({output.count(len(values), 'step')})"
         for name, values in data["metrics"].items()  # the JSON output has all steps
@@ -166,7 +166,8 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
     attributes = {**data["user_attrs"], **data["system_attrs"]}
     return {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),
-        "state": data["state"],
+        "state": data["state"]
+        + (f" after {output.count(data['paused_after'], 'step')}" if data["paused_after"] else ""),
         "values" if len(data["values"] or ()) > 1 else "value": output.numbers(data["values"]),
         "parameters": [f"{name} = {_value(value)}" for name, value in data["params"].items()],
         "parameters from": data["chosen_by"],

@@ -128,7 +128,7 @@ def _print_results(state: State, top: Trial, say: Callable[..., None]) -> None:
     say(f"  accuracy {value:.4f} in five-fold cross-validation")
     held_out = objective.held_out_accuracy(params)
     say(f"  accuracy {held_out:.4f} on 360 digits that no trial has seen", style="bold green")
-    saved = savings(TrialTable.of(state))
+    saved = savings(state, TrialTable.of(state))
     steps = round(saved.steps)
     say(
         f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}). This is an "

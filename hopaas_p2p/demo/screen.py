@@ -59,7 +59,7 @@ class Screen:
             self._next = elapsed + _INTERVAL
             top = best(state)
             value = f"best {top.values[0]:.4f}" if top is not None and top.values else "no result yet"
-            saved = f"pruning saved about {savings(TrialTable.of(state)).steps:.0f} epochs"
+            saved = f"pruning saved about {savings(state, TrialTable.of(state)).steps:.0f} epochs"
             line = f"{elapsed:5.1f} s  {_done(state)}, {state.counts[RUNNING]} running; {value}; {saved}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -93,7 +93,7 @@ def below(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float
     if top is not None and top.values:
         value = Text(f"{top.values[0]:.4f}", style="bold green")
         value.append(f"  accuracy in cross-validation, trial #{top.number}", style="default not bold")
-    saved = savings(TrialTable.of(state))
+    saved = savings(state, TrialTable.of(state))
     steps, whole = shown(round(saved.steps)), shown(round(saved.steps + saved.made))
     grid.add_row(Text(f"{elapsed:.0f} s", style="dim"), trials)
     grid.add_row(Text("best", style="dim"), value)

@@ -26,5 +26,4 @@ def _style() -> str:
 
 def drawn(chart: Chart) -> str:
     """A chart with its title and caption."""
-    css = "" if chart.wide else ' class="narrow"'
-    return f'<div{css}><div class="head">{safe(chart.title)}</div>{figure(chart)}</div>'
+    return f'<div><div class="head">{safe(chart.title)}</div>{figure(chart)}</div>'

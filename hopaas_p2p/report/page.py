@@ -11,7 +11,17 @@ from typing import Final
 
 from hopaas_p2p.analysis import charts, html, tiles
 from hopaas_p2p.analysis.chart import Chart
-from hopaas_p2p.analysis.facts import best, count, duration, last_report, peer_labels, row_of, shown, value_columns
+from hopaas_p2p.analysis.facts import (
+    best,
+    count,
+    counts,
+    duration,
+    last_report,
+    peer_labels,
+    row_of,
+    shown,
+    value_columns,
+)
 from hopaas_p2p.analysis.failures import HEADS, failures
 from hopaas_p2p.analysis.failures import cells as failure_cells
 from hopaas_p2p.analysis.html import Html, safe
@@ -23,7 +33,7 @@ from hopaas_p2p.analysis.svg import legend, svg
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import PRUNER, REPLICATE, SAMPLER
-from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, WAITING, State
+from hopaas_p2p.core.state import State
 from hopaas_p2p.search import registry
 from hopaas_p2p.search.priors import Learned, learned_of
 
@@ -77,13 +87,13 @@ def _about(state: State, learned: list[Learned]) -> str:
 
 
 def _tiles(state: State, trials: TrialTable) -> Html:
-    counts, saved = state.counts, savings(trials)
-    also = ", ".join(f"{counts[one]:,} {one.name.lower()}" for one in (RUNNING, WAITING) if counts[one])
+    counted, saved = counts(state), savings(state, trials)
+    also = ", ".join(f"{counted[one]:,} {one.lower()}" for one in ("RUNNING", "WAITING", "PAUSED") if counted[one])
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
     found = [
         tiles.best(trials),
-        ("complete", f"{counts[COMPLETE]:,}", also or "trials"),
-        ("pruned", f"{counts[PRUNED]:,}", "trials"),
+        ("complete", f"{counted['COMPLETE']:,}", also or "trials"),
+        ("pruned", f"{counted['PRUNED']:,}", "trials"),
         tiles.failed(state),
         ("peers", f"{len(owners - {None}):,}", "took part"),
     ]
@@ -140,10 +150,10 @@ def figure(chart: Chart) -> str:
 
 
 def _small(drawn: Sequence[Chart], note: str) -> Html:
-    """Small charts side by side, with a note; empty without a chart."""
+    """Small charts side by side, or a single one in full size, with a note; empty without a chart."""
     drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
-    figure = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>'
-    return Html(figure if drawn else "")
+    drawings = svg(drawn[0]) if len(drawn) == 1 else f'<div class="slices">{drawings}</div>'
+    return Html(f"<figure>{drawings}<figcaption>{note}</figcaption></figure>" if drawn else "")
 
 
 def slices(trials: TrialTable, names: Sequence[str]) -> Html:

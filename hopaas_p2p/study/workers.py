@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hopaas_p2p.analysis.facts import trial_word
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
 from hopaas_p2p.core.records import TrialState as LoggedState
@@ -297,7 +298,7 @@ class WatchedWorkers:
                 self._losses = 0
             self._ended[worker] += 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
-            progress.ended(number, "PAUSED" if trial.paused else trial.state.name, trial.values, trial.reason)
+            progress.ended(number, trial_word(trial), trial.values, trial.reason)
             for callback in callbacks:
                 callback(self._study.handle.trial(number))
 

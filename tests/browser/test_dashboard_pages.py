@@ -22,7 +22,7 @@ from dashboard_app.pages.steer import stop_all
 from dashboard_app.pages.trials import queue_again
 from dashboard_app.replica_cache import ReplicaCache
 from hopaas_p2p import access
-from hopaas_p2p.core.records import Categorical, Float, Int, StudySet
+from hopaas_p2p.core.records import Categorical, Float, Int, Policy, StudySet
 from hopaas_p2p.errors import StoreUnreachable
 from tests.support.dashboard_pages import cache, calm, close_all, listing_of, page, texts
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe, large
@@ -146,6 +146,34 @@ def test_a_small_number_is_not_shown_as_nothing(stores: dict[str, str]) -> None:
 
     assert shown["lr"]["type_config"]["format"] == "%.6g"
     assert "format" not in shown.get("units", {}).get("type_config", {})
+
+
+@pytest.mark.parametrize(("budget", "bars"), [(None, 0), (8, 1)])
+def test_only_a_study_with_a_budget_has_a_bar_that_fills(budget: int | None, bars: int, tmp_path: Path) -> None:
+    scribe = Scribe(policy=Policy(budget=budget))
+    scribe.trial("a", 1.0)
+    scribe.put_into(str(tmp_path / "store"))
+
+    shown = texts(calm(page("studies", str(tmp_path / "store"))))
+
+    assert shown.count('<div class="hp-bar"') == bars
+    assert shown.count("width:12.50%") == bars
+
+
+def test_a_number_or_a_choice_that_is_too_long_for_its_column_is_not_cut_unmarked(tmp_path: Path) -> None:
+    long = "a choice with " + "very " * 20 + "many letters"
+    scribe = Scribe(space={"decay": Float(1e-8, 1.0, log=True), "kind": Categorical(("short", long, "a" * 40))})
+    scribe.join("a", "north")
+    for at in range(3):
+        scribe.trial("a", 1e-7 * (at + 1), decay=1.08125e-6, kind=float(at))
+    scribe.put_into(str(tmp_path / "store"))
+
+    frame = calm(page("trials", str(tmp_path / "store"), "study")).dataframe[0]
+    shown = json.loads(frame.proto.columns)
+
+    assert [shown[name]["type_config"]["format"] for name in ("value", "decay")] == ["%.5e"] * 2
+    assert sorted(frame.value["kind"], key=len) == ["short", "a" * 40, f"{long[:57]}…"]
+    assert shown["kind"]["width"] >= 8 * 58
 
 
 def test_a_small_range_can_be_filtered(tmp_path: Path) -> None:

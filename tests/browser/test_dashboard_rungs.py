@@ -36,7 +36,16 @@ def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
     assert best["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     roots = {name: {state.configurations.root(one) for one in set(some["trial"])} for name, some in drawn.items()}
     assert roots["best"] == {0}
-    assert roots["pruned"] == {1, 2}  # the others have one report each: a point is no curve
+    assert roots["pruned or paused"] == {1, 2}  # the others have one report each: a point is no curve
+
+
+def test_a_curve_of_a_population_begins_with_the_first_step() -> None:
+    state = with_population().state
+    chart = charts.curves(state, TrialTable.of(state))
+    assert chart is not None
+    best = next(layer.data for layer in chart.series if layer.name == "best")
+    assert best["step"] == [1, 2, 3, 4]
+    assert best["value"] == pytest.approx([1.0, 0.5, 0.11, 0.1])  # of the member that it copied, and its own
 
 
 def test_the_page_says_where_each_configuration_stands_and_what_comes_next(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_an_empty_study_has_empty_columns() -> None:
     assert charts.history(found) is None
     assert charts.slice_(found, "lr") is None
     assert charts.parallel(found, "lr") is None
-    assert savings(found) == Savings()
+    assert savings(Scribe().state, found) == Savings()
     assert charts.curves(Scribe().state, found) is None
     assert failures.failures(Scribe().state) == {}
     assert studies.best_so_far([("empty", found)]) is None
@@ -256,7 +256,7 @@ def test_compute_saved_is_what_the_pruned_trials_were_short_of(scribe: Scribe) -
         scribe.trial("a", 1.0, seconds=3600.0, reports=(1.0,) * 10)
     scribe.trial("a", seconds=720.0, state=PRUNED, reports=(2.0, 2.0))  # six minutes a step, eight steps short
     scribe.trial("a", seconds=3600.0, state=PRUNED, reports=(2.0,) * 12)  # longer than a whole one: saved nothing
-    found = savings(TrialTable.of(scribe.state))
+    found = savings(scribe.state, TrialTable.of(scribe.state))
     assert found.hours == pytest.approx(0.8)
     assert (found.steps, found.made) == (8, 54)
     assert found.share == pytest.approx(8 / 62)

@@ -331,7 +331,7 @@ def look_at_pages(frame: Frame) -> None:
     charts.parallel(columns, *columns.parameters)
     peer_rows(state, now, {})
     timeline(state, now)
-    savings(columns)
+    savings(state, columns)
     charts.curves(state, columns)
     charts.pareto(columns)
     shown = np.ones(len(columns), dtype=np.bool_)

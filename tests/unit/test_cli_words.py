@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import os
 import re
 import subprocess
@@ -23,7 +25,7 @@ from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
-from hopaas_p2p.report.page import trials_table
+from hopaas_p2p.report.page import render, trials_table
 from tests.support.dashboard_studies import Scribe
 
 SPACE = {"x": Float(0.0, 1.0)}
@@ -433,3 +435,35 @@ def test_a_peer_whose_name_begins_like_a_number_is_no_number(cells: list[str]) -
 def test_numbers_in_a_table_are_aligned() -> None:
     cells = ["-0.5", "<0.001", "1,000", "1.2e-05", "inf", "-", "", "1 min 35 s ago", "3/10", "12 %", "5e-05"]
     assert "hp-number" in table(["value"], [[one] for one in cells], label="Values")
+
+
+def test_a_trial_that_paused_is_called_so_everywhere(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fidelity = hopaas_p2p.Rungs(min=1, max=9, eta=3)
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE, budget=3, fidelity=fidelity)) as study:
+        for _ in range(4):
+            trial = study.ask()
+            trial.report(trial.params["x"], 0)
+            trial.checkpoint(b"0", step=0)
+            if trial.should_prune():
+                study.tell(trial, state="pruned")
+        state = study.state
+        (goes_on,) = [one for one in state.trials if one.continues is not None]
+        other = next(one.number for one in state.trials if one.paused and one.number != goes_on.continues)
+        table = re.sub("<[^>]*>", " ", trials_table([other], state, most=1, live=True))
+        page = render(state, name="s", store=store, now=datetime.datetime.now(datetime.UTC))
+        study.tell(trial, state="fail")
+
+    at = ("--study", "s", "--store", store)
+    listed = json.loads(said(capsys, "trial", "list", "--all", "--state", "paused", "--json", *at)[1])
+    pruned = json.loads(said(capsys, "trial", "list", "--all", "--state", "pruned", "--json", *at)[1])
+    shown = [said(capsys, "trial", "show", str(one), *at)[1] for one in (goes_on.continues, other)]
+    whole = said(capsys, "study", "show", "s", "--store", store)[1]
+
+    assert [row["state"] for row in listed] == ["PAUSED"] * 3
+    assert pruned == []
+    assert all(re.search(r"State +PAUSED after 1 step\n", one) for one in shown)
+    assert [f"continued by #{goes_on.number}" in one for one in shown] == [True, False]
+    assert "1 FAIL, 3 PAUSED" in whole
+    assert "PAUSED" in table
+    assert "3 paused" in page
+    assert "PRUNED" not in "".join([*shown, whole, table])

@@ -15,6 +15,7 @@ import hopaas_p2p
 from dashboard_app.views.table import table as table_of
 from dashboard_app.views.trial import rank, side_by_side
 from hopaas_p2p.analysis import charts, facts, tiles
+from hopaas_p2p.analysis.svg import legend
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.blocks import close_settled
@@ -58,12 +59,19 @@ def test_the_best_trial_satisfies_its_constraints(packed: bool) -> None:
     chart = charts.history(table)
     assert chart is not None
     assert "the best is trial 3" in chart.alt
+    rings = next(layer.data for layer in chart.series if layer.name == "violates the constraints")
+    assert rings["trial"].tolist() == [0, 1, 2]
+    assert "violates the constraints" in legend(chart)
     study.close()
 
 
 def test_the_front_satisfies_its_constraints() -> None:
     study = constrained(FEW, ["minimize", "minimize"])
     assert [one.number for one in facts.pareto_front(study.state)] == [one.number for one in study.best_trials] == [3]
+    chart = charts.pareto(TrialTable.of(study.state))
+    assert chart is not None
+    rings = next(layer.data for layer in chart.series if layer.name == "violates the constraints")
+    assert rings["trial"].tolist() == [0, 1, 2]
     study.close()
 
 
@@ -108,7 +116,7 @@ def test_a_study_with_several_objectives_and_no_front_is_drawn() -> None:
     study = constrained(3, ["minimize", "minimize"])
     chart = charts.pareto(TrialTable.of(study.state))
     assert chart is not None
-    assert [layer.name for layer in chart.series] == ["complete"]
+    assert [layer.name for layer in chart.series] == ["complete", "violates the constraints"]
     assert chart.alt == "Pareto front of 2 objectives: 0 of 3 complete trials."
     study.close()
 

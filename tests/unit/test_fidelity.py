@@ -15,7 +15,8 @@ from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator
 
 import hopaas_p2p
 from hopaas_p2p.analysis.configurations import next_in_words, rows
-from hopaas_p2p.analysis.table import COMPLETE, PRUNED
+from hopaas_p2p.analysis.savings import savings
+from hopaas_p2p.analysis.table import COMPLETE, PRUNED, TrialTable
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, NoWork
@@ -93,6 +94,10 @@ def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path, caplog: pyte
         root = configurations.root(trial.number)
         reached[root] = max(reached.get(root, 0), len(trial.reports))
     assert trained.epochs == sum(reached.values()) < 9 * 9  # no epoch is done twice
+    saved = savings(state, TrialTable.of(state))
+    assert (saved.made, saved.steps) == (trained.epochs, 9 * 9 - trained.epochs)
+    assert saved.pruned == 9 - len(complete)
+    assert 0.0 < saved.hours < 1.0
     assert isinstance(study.pruner, optuna.pruners.NopPruner)
     study.close()
 

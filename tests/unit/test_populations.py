@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+from hopaas_p2p.analysis.savings import Savings, savings
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import NEW, finished, next_start
 from hopaas_p2p.core.apply import apply
@@ -120,6 +122,8 @@ def test_a_population_ends_with_a_whole_training_of_each_member(study: Herd) -> 
     assert study.state.counts[COMPLETE] == 5
     assert study.state.counts[PRUNED] == 10
     assert study.state.used() == 5
+    saved = savings(study.state, TrialTable.of(study.state))
+    assert saved == Savings(made=saved.made)
 
 
 def test_a_budget_below_the_size_makes_a_smaller_population() -> None:

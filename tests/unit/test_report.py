@@ -46,7 +46,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.report import write_report
-from hopaas_p2p.report.page import render
+from hopaas_p2p.report.page import render, slices
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SPACE = {"lr": Float(1e-5, 1e-1, log=True), "units": Int(8, 256), "opt": Categorical(("adam", "sgd"))}
@@ -259,6 +259,13 @@ def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:
         assert "<h2>Learning curves</h2>" not in _render(writer.state)
 
 
+@pytest.mark.parametrize(("names", "size"), [(["lr"], "500 290"), (["lr", "units"], "250 170")])
+def test_a_single_slice_is_as_large_as_any_chart(names: list[str], size: str) -> None:
+    found = slices(TrialTable.of(_study(12)), names)
+
+    assert found.count(f'viewBox="0 0 {size}"') == len(names)
+
+
 @pytest.mark.parametrize("trials", [0, 1, 2, 9, 10])
 def test_a_study_with_few_trials_has_a_report(trials: int) -> None:
     page = _render(_study(trials))
@@ -379,10 +386,10 @@ def test_saved_steps_are_what_pruned_trials_were_short_of() -> None:
         writer.trial("a", (1.0,), reports=10)
     writer.trial("a", None, reports=4)
 
-    found = savings(TrialTable.of(writer.state))
+    found = savings(writer.state, TrialTable.of(writer.state))
     assert (found.pruned, found.length, found.steps, found.made) == (1, 10, 6, 34)
     assert found.share == 0.15
-    assert savings(TrialTable.of(State())).share == 0.0
+    assert savings(State(), TrialTable.of(State())).share == 0.0
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
