@@ -337,6 +337,19 @@ def test_after_a_limit_a_worker_says_which_and_leaves_at_once(
     assert "must be" not in why
 
 
+@pytest.mark.parametrize("command", ["worker", "run"])
+def test_every_command_that_waits_for_a_trial_can_leave_instead(
+    command: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        study.pause()
+
+    logs = "--logs", str(tmp_path)
+    code, _, why = said(capsys, command, "--study", "s", "--store", store, "--no-wait", *logs, "--", "true")
+
+    assert (code, "the study is paused" in why) == (75, True), why
+
+
 def test_a_watched_name_shows_what_nobody_sees(
     store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
