@@ -1116,13 +1116,13 @@ class Study(optuna.Study):
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again, taking a running trial away from its owner; return the retry's number.
 
-        None when the policy's attempts are used up. With `epoch`, a running trial is requeued only if that is still
-        its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
+        None when the policy's attempts are used up. If the trial is waiting, or does not run under the lease `epoch`,
+        InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
-        trial = self.handle.existing(number)
+        trial = self.handle.existing(number) if epoch is None else self._running(number)
         number = trial.number
-        if epoch is not None:
-            self._running(number)
+        if trial.state is records.TrialState.WAITING:
+            raise InvalidInput(f"trial {number} is already waiting")
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
             frozen = self.handle.trial(number, now=True)

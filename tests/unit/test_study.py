@@ -1014,6 +1014,14 @@ def test_a_running_trial_can_be_taken_away(study: Study, studies: Any) -> None:
     assert not trial.lease_held
 
 
+def test_a_trial_that_waits_is_not_queued_twice(study: Study) -> None:
+    number = study.enqueue_trial({"lr": 0.01})
+    assert number is not None
+    with pytest.raises(InvalidInput, match="trial 0 is already waiting"):
+        study.requeue(number)
+    assert states(study) == ["WAITING"]
+
+
 def test_a_trial_is_taken_away_once_however_many_ask(study: Study, studies: Any) -> None:
     trial = study.ask()
     studies().requeue(trial.number, epoch=1)
