@@ -218,12 +218,11 @@ def resume(session: CliSession) -> None:
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
-    used = f"{state.used()} of {state.budget} {state.configurations.unit} used"
-    budget_now = "no budget" if state.budget is None else used
-    said = f": {word}, {budget_now}."
+    used = "; ".join(budget_lines(spending(state)))
+    said = f": {word}, {used}."
     if word == "done":
         cure = f"To run more trials: {session.again(f'study set {shlex.quote(resumed.name)} --budget LIMITS')}"
-        said = f", but its budget is used up: {state.ledger.reached or budget_now}. {cure}"
+        said = f", but its budget is used up: {state.ledger.reached or used}. {cure}"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
 
 

@@ -25,7 +25,6 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
@@ -1021,20 +1020,15 @@ class Study(optuna.Study):
     def _check_not_finished(self) -> None:
         state = self.state
         found, name = next_start(state), shlex.quote(self.name)
-        if not isinstance(found, Done):
-            return
-        why = found.why
-        cure, where = f"study resume {name}", store_option(self.storage.url)
-        limit = state.ledger.reached
-        if why == "budget" and limit:
-            why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
-        elif why == "budget":
-            why, cure = f"has used its budget of {count(state.budget or 0, 'trial')}", f"study set {name} --budget N"
-        else:
-            why = f"is {why}"
-        raise StudyFinished(
-            f"The study {self.name!r} {why}, so a trial queued now would never run. First run: hopaas-p2p {cure}{where}"
-        )
+        used = state.ledger.reached or f"{state.used()} of {state.places()} {state.configurations.unit} used"
+        why, cure = f"is {found.why}", f"study resume {name}"
+        if found.why == "budget":
+            why, cure = f"has used its budget ({used})", f"study set {name} --budget LIMITS"
+        if isinstance(found, Done):
+            never = f"The study {self.name!r} {why}, so a trial queued now would never run"
+            raise StudyFinished(f"{never}. First run: hopaas-p2p {cure}{store_option(self.storage.url)}")
+        if not state.has_room():
+            _log.warning("%s, so a trial of %r that is queued now starts only if a running one fails", used, self.name)
 
     def pause(self) -> None:
         """Start no trials until `resume`; running ones continue."""

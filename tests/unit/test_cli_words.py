@@ -54,7 +54,7 @@ def test_words_are_singular_readable_and_name_what_is_missing(
         assert chart is not None
         assert chart.alt.startswith("Value over x: 1 complete trial;")
     _, _, queued = said(capsys, "trial", "enqueue", "x=1", "--study", "s", "--store", store)
-    assert "has used its budget of 1 trial, so" in queued
+    assert "has used its budget (1 of 1 trials used), so" in queued
     _, shown, _ = said(capsys, "trial", "show", "0", "--study", "s", "--store", store)
     assert 'places = ["Zürich"]' in shown
     missing = str(tmp_path / "missing.csv")

@@ -172,7 +172,7 @@ def test_a_finished_study_takes_no_trial_that_would_never_run(store: str) -> Non
     study = hopaas_p2p.open_study(store, "my study", space=SPACE, budget=1)
     study.tell(study.ask(), 1.0)
     for queue in (lambda: study.enqueue_trial({"x": 0.5}), lambda: study.requeue(0)):
-        with pytest.raises(StudyFinished, match=r"would never run.*study set 'my study' --budget N"):
+        with pytest.raises(StudyFinished, match=r"would never run.*study set 'my study' --budget LIMITS"):
             queue()
     study.set_budget(2)
 
