@@ -608,9 +608,7 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
     assert re.search(
-        r"must be run again: trial 0 of \S+ on \S+\. That will be known within \d+ s"
-        r".* trial requeue 0 --study \S+ --store \S+$",
-        waited,
+        r"still running: trial 0 of \S+ on \S+, last heard of .* died, that will be known within \d+ s", waited
     )
 
 
