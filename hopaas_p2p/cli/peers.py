@@ -30,7 +30,8 @@ def list_(session: CliSession, show_all: bool) -> None:
 
     A peer is alive while its heartbeats arrive on time, "not heard from" when one is overdue, and silent once a lease
     would have expired. A silent peer is listed until another peer takes over its trial. Among peers without a
-    trial, "idle" means alive, "left" means ended, and "gone" means silent without having ended.
+    trial, "idle" means alive, "left" means ended, and "gone" means silent without having ended. Commands that ended
+    without having run a trial are omitted.
     """
     from hopaas_p2p.analysis.facts import person
     from hopaas_p2p.analysis.peers import peer_rows
@@ -43,7 +44,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     rows = [
         {name: value for name, value in row.items() if name not in ("machine", "lost", "returned", "last")}
         for row in peer_rows(state, time.time(), signs)
-        if show_all or row["running"] or row["draining"]
+        if (show_all or row["running"] or row["draining"]) and (row["last"] or row["state"] != "left")
     ]
     columns: Columns = {
         "PEER": "peer",
