@@ -78,11 +78,10 @@ def doctor(
         note(Finding("open", str(error), passed=False, cure=AGAIN))
     else:
         with contextlib.closing(store):
-            looking: Iterator[Finding] = itertools.chain(examine(store), _spooled(store))
-            if meet is not None:
-                looking = Meeting(store, meet).findings()
+            meeting = None if meet is None else Meeting(store, meet).findings()
+            if meeting is not None:
                 output.say(f"Waiting up to {output.duration(TIMEOUT)} for another node that runs the same command …")
-            for finding in looking:
+            for finding in meeting or itertools.chain(examine(store), _spooled(store)):
                 note(finding)
     failed = sum(not finding.passed for finding in findings)
     said = f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed."

@@ -57,9 +57,8 @@ def list_(session: CliSession, show_all: bool) -> None:
         "LAST SEEN": lambda row: output.ago(row["last_seen"]),
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    command = session.again(f"peers list --all {shlex.quote(study.name)}")
-    nobody, all_of_them = "No peer has taken part yet.", f"To list all peers that took part: {command}"
-    empty = nobody if show_all or not state.peers else f"No peer is running a trial. {all_of_them}"
+    every = session.again(f"peers list --all {shlex.quote(study.name)}")
+    empty = "No peer has taken part yet." if show_all else f"No peer is running a trial. To list all others: {every}"
     session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
 

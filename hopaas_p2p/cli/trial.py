@@ -19,6 +19,7 @@ from hopaas_p2p.cli.artifact import artifact
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.verbs import ask, log, release, renew, report, should_prune, tell
+from hopaas_p2p.core.attributes import CONTINUES, COPIES
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING, State
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
@@ -164,7 +165,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
         if values
     ]
     stop, seen = data["stop_requested"], "acknowledged by its peer" if data["stop_acknowledged"] else "not acknowledged"
-    listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
+    listed = {CONTINUES, COPIES} | {f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES}
     attributes = {**data["user_attrs"], **data["system_attrs"]}
     return {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),

@@ -220,7 +220,7 @@ class StudyHandle:
     def _no_work(self, found: Wait | Done, why: str = "") -> NoWork:
         heard, peer = self.log.session.owners.detector, self.peer
         with self.log.lock:
-            return no_work(self.state, found, heard, now=peer.clock(), why=why, store=peer.store.url)
+            return no_work(self.state, found, heard, peer.clock(), why, peer.store.url)
 
     def send_soon(self) -> None:
         """Send background changes of trials at once, if another peer works on the study."""

@@ -44,9 +44,7 @@ def owner_only(study: str) -> str:
     return f"Only an owner of the study {study!r} may do that. Ask one for a grant: {cure}"
 
 
-def no_work(
-    state: State, found: Wait | Done, heard: FailureDetector, *, now: float, why: str = "", store: str = ""
-) -> NoWork:
+def no_work(state: State, found: Wait | Done, heard: FailureDetector, now: float, why: str, store: str) -> NoWork:
     """The error for a caller that found nothing to start; `why` replaces the usual reason.
 
     For a `Wait`, the message names the trials, their owners and when these were last `heard`, the longest time to wait

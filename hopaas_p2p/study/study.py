@@ -1114,16 +1114,15 @@ class Study(optuna.Study):
         InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
         trial = self.handle.existing(number) if epoch is None else self._running(number)
-        number = trial.number
         if trial.state is records.TrialState.WAITING:
-            raise InvalidInput(f"trial {number} is already waiting")
+            raise InvalidInput(f"trial {trial.number} is already waiting")
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
-            frozen = self.handle.trial(number, now=True)
+            frozen = self.handle.trial(trial.number, now=True)
             params = frozen.params or frozen.system_attrs.get("fixed_params", {})
-            return self._queue({**frozen.system_attrs, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
-        self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
-        return self.state.trials[number].retried_by
+            return self._queue({**frozen.system_attrs, "fixed_params": params, AGAIN: trial.number}, frozen.user_attrs)
+        self.handle.say(TrialReclaim(trial.number, trial.epoch if epoch is None else epoch, "requeued by hand"))
+        return self.state.trials[trial.number].retried_by
 
     def _running(self, number: int) -> LoggedTrial:
         trial = self.handle.existing(number)

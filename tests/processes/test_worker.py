@@ -430,6 +430,7 @@ def test_a_stop_request_reaches_the_command_and_is_seen_on_its_way(study: Study,
     assert study.state.trials[0].reason == "enough"
 
     assert worker.wait(patient(60)) == 0
+    assert re.search(r"^trial 0: PRUNED after .* s: enough$", (tmp_path / "worker.err").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("reports", [True, False])

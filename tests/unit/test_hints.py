@@ -265,7 +265,7 @@ def waited(owners: str, *, silent: float) -> str:
     heard.look(dict.fromkeys(owners, "1"), owners, 0.0)
     heard.look(dict.fromkeys(owners, "2"), owners, 1.0)
     waits = Wait("budget", tuple(range(len(owners))), silent + 61.0)
-    return str(no_work(campaign.state, waits, heard, now=silent + 1.0))
+    return str(no_work(campaign.state, waits, heard, silent + 1.0, "", ""))
 
 
 def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
