@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Self
 
 ASK_FOR_ANOTHER: Final = (
     "Ask an administrator of the store for a new one (hopaas-p2p admin token create USER), and set "
-    "HOPAAS_TOKEN_FILE to its file"
+    "HOPAAS_TOKEN_FILE to its file. If you joined with an invitation, ask its sender for another"
 )
 """The advice about a token that is not valid."""
 

@@ -32,12 +32,8 @@ def show(session: CliSession) -> None:
         value = None if found.value is None else redacted(found.value)
         origin_ = found.origin if found.counts else f"{found.origin}, not trusted"
         rows[name] = {"value": value, "origin": origin_, "variable": variable(name), "help": setting.help}
-
-    def text() -> None:
-        cells = [[name, row["value"] or "-", row["origin"] or ""] for name, row in rows.items()]
-        output.print_table(["SETTING", "VALUE", "ORIGIN"], cells)
-
-    session.show(rows, text)
+    cells = [[name, row["value"] or "-", row["origin"] or ""] for name, row in rows.items()]
+    session.show(rows, lambda: output.print_table(["SETTING", "VALUE", "ORIGIN"], cells))
 
 
 @config.command("trust", study="none", store=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hopaas_p2p.analysis.spending import budget_lines, spending
 from hopaas_p2p.cli.options import CliSession, command, space_option, together
 from hopaas_p2p.core.attributes import METRIC_NAMES, REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet
@@ -174,7 +175,7 @@ def set_(
     if budgets:
         study.set_budget(",".join(budgets))
         data["budget"] = budget.words(budget.budget_now(study.state))
-        said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
+        said.append(f"The budget of {study.name!r}: {'; '.join(budget_lines(spending(study.state)))}.")
     if method:
         from hopaas_p2p.cli.summary import search_in_words
 

@@ -17,7 +17,7 @@ from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.open import no_such_study, open_beside, open_store
 from hopaas_p2p.stores.checks import examine
-from hopaas_p2p.stores.meet import Meeting
+from hopaas_p2p.stores.meet import TIMEOUT, Meeting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,8 +78,10 @@ def doctor(
         note(Finding("open", str(error), passed=False, cure=AGAIN))
     else:
         with contextlib.closing(store):
-            alone = itertools.chain(examine(store), _spooled(store))
-            for finding in alone if meet is None else Meeting(store, meet).findings():
+            meeting = None if meet is None else Meeting(store, meet).findings()
+            if meeting is not None:
+                output.say(f"Waiting up to {output.duration(TIMEOUT)} for another node that runs the same command …")
+            for finding in meeting or itertools.chain(examine(store), _spooled(store)):
                 note(finding)
     failed = sum(not finding.passed for finding in findings)
     said = f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed."

@@ -155,5 +155,5 @@ def _read(file: str | None) -> str:
     if file is None and joined_names() and (at_terminal or not select.select([sys.stdin], [], [], _STDIN)[0]):
         return ""  # a batch system can leave standard input open without ever writing to it
     if at_terminal:
-        return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
+        return str(click.prompt("Paste an invitation to a study (it stays hidden)", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()

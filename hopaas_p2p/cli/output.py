@@ -166,7 +166,7 @@ def ago(seconds: float | None) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print a table. On a terminal, the widest columns are cut to fit, and states are in colour."""
+    """Print a table. On a terminal, wide columns are cut to fit, except the first, and states are in colour."""
     lines = aligned([headers, *rows], right=right, for_terminal=sys.stdout.isatty())
     for line in lines:
         click.echo(line)
@@ -181,15 +181,16 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     if for_terminal:
         room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
-        while sum(widths) > room and max(widths) > 8:
-            widths[widths.index(max(widths))] -= 1
+        while sum(widths) > room and (widest := max(widths[1:], default=0)) > 8:  # the first column names the row
+            widths[widths.index(widest, 1)] -= 1
     lines = []
     for row in cells:
         parts = []
         for head, cell, width in zip(rows[0], row, widths, strict=True):
-            text = cell
-            while _width(text) > width:
-                text = text.removesuffix("…")[:-1] + "…"
+            text, kept = cell, len(cell)
+            while _width(text) > width:  # heads and paths often differ at their ends
+                kept -= 1
+                text = f"{cell[: kept - kept // 3]}…{cell[len(cell) - kept // 3 :]}"
             space = " " * (width - _width(text))
             text = _coloured(text) if for_terminal and row is not cells[0] else text
             parts.append(space + text if head in right else text + space)

@@ -30,7 +30,8 @@ def list_(session: CliSession, show_all: bool) -> None:
 
     A peer is alive while its heartbeats arrive on time, "not heard from" when one is overdue, and silent once a lease
     would have expired. A silent peer is listed until another peer takes over its trial. Among peers without a
-    trial, "idle" means alive, "left" means ended, and "gone" means silent without having ended.
+    trial, "idle" means alive, "left" means ended, and "gone" means silent without having ended. Commands that ended
+    without having run a trial are omitted.
     """
     from hopaas_p2p.analysis.facts import person
     from hopaas_p2p.analysis.peers import peer_rows
@@ -43,7 +44,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     rows = [
         {name: value for name, value in row.items() if name not in ("machine", "lost", "returned", "last")}
         for row in peer_rows(state, time.time(), signs)
-        if show_all or row["running"] or row["draining"]
+        if (show_all or row["running"] or row["draining"]) and (row["last"] or row["state"] != "left")
     ]
     columns: Columns = {
         "PEER": "peer",
@@ -56,9 +57,8 @@ def list_(session: CliSession, show_all: bool) -> None:
         "LAST SEEN": lambda row: output.ago(row["last_seen"]),
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    command = session.again(f"peers list --all {shlex.quote(study.name)}")
-    nobody, all_of_them = "No peer has taken part yet.", f"To list all peers that took part: {command}"
-    empty = nobody if show_all or not state.peers else f"No peer is running a trial. {all_of_them}"
+    every = session.again(f"peers list --all {shlex.quote(study.name)}")
+    empty = "No peer has taken part yet." if show_all else f"No peer is running a trial. To list all others: {every}"
     session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
 

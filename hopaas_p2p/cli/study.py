@@ -74,9 +74,8 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
             found.append(summary.of_study(open_study(storage, name, create=False)))
 
     def best_of(row: dict[str, Any]) -> str:
-        best = row["best"]
-        several = isinstance(best, list)
-        return "-" if not best else f"{len(best)} on the front" if several else output.numbers(best["values"])
+        best = row["best"] or {"values": None}
+        return f"{len(best)} on the front" if isinstance(best, list) else output.numbers(best["values"])
 
     columns: Columns = {
         "STUDY": "name",
@@ -167,7 +166,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
         "space": _some([f"{name}: {one}" for name, one in data["space"].items()]) or "define-by-run",
         "policy": ", ".join(_POLICY[name][1].format(one) for name, one in policy.items() if one != _POLICY[name][0]),
         "search": ", ".join(f"{name}: {one}" for name, one in data["search"].items() if one != unsaid[name]),
-        "earlier studies": [one["text"] for one in data["learned"]],
+        "prior": [one["text"] for one in data["learned"]],
         "rungs": [*(one["text"] for one in data["rungs"][-_ROWS:]), data["next"]] if data["rungs"] else "",
         "checkpoints": f"{files['count']}, {output.size(files['bytes'])}" if files["count"] else "",
         "spent": output.aligned([heads, *shown], right=heads[3:]) if found.rows else "",
@@ -218,12 +217,11 @@ def resume(session: CliSession) -> None:
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
-    used = f"{state.used()} of {state.budget} {state.configurations.unit} used"
-    budget_now = "no budget" if state.budget is None else used
-    said = f": {word}, {budget_now}."
+    used = "; ".join(budget_lines(spending(state)))
+    said = f": {word}, {used}."
     if word == "done":
         cure = f"To run more trials: {session.again(f'study set {shlex.quote(resumed.name)} --budget LIMITS')}"
-        said = f", but its budget is used up: {state.ledger.reached or budget_now}. {cure}"
+        said = f", but its budget is used up: {state.ledger.reached or used}. {cure}"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
 
 

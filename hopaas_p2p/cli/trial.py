@@ -19,15 +19,17 @@ from hopaas_p2p.cli.artifact import artifact
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.verbs import ask, log, release, renew, report, should_prune, tell
+from hopaas_p2p.core.attributes import CONTINUES, COPIES
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING, State
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 from hopaas_p2p.files import artifacts
+from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.spec import space
 
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting", "paused")
 _ORDERS: Final = ("number", "value", "start", "seconds")
-_HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
+_HEADS: Final = ("#", "CONTINUES", "STATE", "FRONT", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
 """Our own columns in a list. An objective with such a name gets the head `VALUE NAME`."""
 
 
@@ -66,10 +68,12 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     state = study.state
     chained = state.configurations is not NEVER_PAUSING and not every
     chains = {one.newest.number: list(one.trials) for one in configurations.rows(state)} if chained else {}
+    front = {one.number for one in pareto_front(state)} if len(objectives(state)) > 1 else ()
     rows = [
-        row_of(state, one.number) | {"tags": tags.get(one.number, []), "trials": chains.get(one.number, [one.number])}
-        for one in state.trials
-        if (not chained or one.number in chains) and (not wanted or trial_word(one) in wanted)
+        row_of(state, number)
+        | {"tags": tags.get(number, []), "trials": chains.get(number, [number]), "front": number in front}
+        for number, one in enumerate(state.trials)
+        if (not chained or number in chains) and (not wanted or trial_word(one) in wanted)
     ]
     shown = _in_order(rows, sort, state)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
@@ -84,17 +88,17 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         "CONTINUES": lambda row: " ".join(f"#{one}" for one in row["trials"] if one != row["number"]) or "-",
         "STATE": "state",
         **values,
+        "FRONT": lambda row: "yes" if row["front"] else "-",
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
-        "REASON": lambda row: why_not(state.trials[row["number"]]) or "-",
+        "REASON": lambda row: shortened(why_not(state.trials[row["number"]]), 100) or "-",
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }
+    optional = "CONTINUES", "FRONT", "REASON", "TAGS"
     empty = "No trials in the given states." if wanted else "No trials yet."
-    session.show_table(
-        shown, columns, right=("#", *values, "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
-    )
+    session.show_table(shown, columns, right=("#", *values, "TIME", "TRY"), optional=optional, empty=empty)
 
 
 def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[str, Any]]:
@@ -109,7 +113,6 @@ def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[
         known = ", ".join(" ".join(name.split()) for name in orders)  # the names of objectives are not trusted
         raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
     by = orders[sort]
-    front = {one.number for one in pareto_front(state)} if sort == "value" and len(directions) > 1 else ()
 
     def key(row: dict[str, Any]) -> tuple[bool, bool, bool, Any]:
         number, value = row["number"], row.get(sort)
@@ -119,7 +122,7 @@ def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[
             return (True, True, True, number)
         if by is None:
             return (False, False, False, value)
-        dominated, infeasible = bool(front) and number not in front, not state.trials[number].feasible
+        dominated, infeasible = sort == "value" and not row["front"], not state.trials[number].feasible
         return (False, infeasible, dominated, -value if directions[by] == "maximize" else value)
 
     return sorted(rows, key=key)
@@ -162,7 +165,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
         if values
     ]
     stop, seen = data["stop_requested"], "acknowledged by its peer" if data["stop_acknowledged"] else "not acknowledged"
-    listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
+    listed = {CONTINUES, COPIES} | {f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES}
     attributes = {**data["user_attrs"], **data["system_attrs"]}
     return {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),

@@ -143,7 +143,7 @@ def sentence(look: dict[str, Any]) -> str:
 
 
 def table(look: dict[str, Any]) -> list[str]:
-    """The lines of a table of the running trials."""
+    """The lines of a table of the running trials; none if no trial is running."""
     rows = [
         [
             str(one["number"]),
@@ -158,4 +158,4 @@ def table(look: dict[str, Any]) -> list[str]:
     heads, right = ["#", "WHERE", "FOR", "STEP", "REPORT", "LAST SEEN"], ("#", "FOR", "STEP", "REPORT")
     hidden = len(look["running"]) - _ROWS
     more = [f"… and {hidden} more"] if hidden > 0 else []
-    return [*output.aligned([heads, *rows], right=right), *more]
+    return [*output.aligned([heads, *rows], right=right), *more] if rows else []

@@ -28,6 +28,7 @@ worker_options = together(
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="A directory of your own for output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Store the end of a failed command's output."),
     click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential to pass on. Repeat for more."),
+    click.option("--no-wait", is_flag=True, help="Exit with code 75 when no trial can start now."),
 )
 """The options of all commands that run trials."""
 
@@ -35,7 +36,6 @@ many_options = together(
     click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
     click.option("--parallel", type=click.IntRange(min=1), default=1, metavar="N", help="Run N trials at a time."),
     click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over dead workers' trials."),
-    click.option("--no-wait", is_flag=True, help="Exit with code 75 when no trial can start now."),
 )
 """The options of all commands that run trial after trial."""
 
@@ -77,7 +77,8 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for exactly one trial.
 
-    Exit codes: 0 complete or pruned; 1 failed; 3 no work; 11 taken over by another peer; 75 run this job again.
+    It waits as `worker` does. Exit codes: 0 complete or pruned; 1 failed; 3 the study needs no more trials; 11 taken
+    over by another peer; 75 run this job again.
     """
     code, ran = work(session, command, max_trials=1, **others)
     if not ran:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.open import open_store, servers_of
@@ -33,10 +33,11 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
     route that works, or of all routes if none does.
 
     Raises:
+        Denied: the server was reached, and no longer accepts the invitation's token.
         ConfigurationError: no route works; the findings show why.
 
     """
-    failed: list[tuple[str, list[Finding]]] = []
+    failed: list[tuple[str, Finding]] = []
     before = {name: os.environ.get(name) for name in _PROXY_VARIABLES}
     for kind, file in _candidates(membership):
         findings: list[Finding] = []
@@ -54,7 +55,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
         except HopaasError as error:
             findings.append(Finding("open", str(error), passed=False, cure=AGAIN))
         if not reached:
-            failed.append((kind, findings))
+            failed += [(kind, finding) for finding in findings]
             _set_variables(before)
             continue
         for finding in findings:
@@ -65,10 +66,11 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
             return kind, membership
         found = _environments_proxy()
         return kind, membership.with_proxy(None if found is None else Secret(found))
-    for kind, findings in failed:
-        for finding in findings:
-            say(finding._replace(check=f"{kind}: {finding.check}"))
-    tried = ", ".join(kind for kind, _ in failed)
+    for kind, finding in failed:
+        say(finding._replace(check=f"{kind}: {finding.check}"))
+    if any(ASK_FOR_ANOTHER in finding.detail for _, finding in failed):
+        raise Denied(f"your invitation to {membership.study!r} has expired or was revoked. Ask its sender for another")
+    tried = ", ".join(dict.fromkeys(kind for kind, _ in failed))
     raise ConfigurationError(
         f"{membership.store} cannot be reached from here (tried: {tried}). Fix what failed above. If nodes can "
         "reach only their login node, start there: hopaas-p2p join --submit SYSTEM; if they can reach nothing, add "

@@ -371,7 +371,7 @@ class Worker:
         with handle.lock:  # from the local replica, without asking the store
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
-        why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
+        why = f": {reason_line(known.reason)}" if state in ("FAIL", "PRUNED") and known.reason else ""
         shown = "PAUSED" if known.paused else state
         line = f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}"
         self.reason = line if state == "FAIL" else self.reason

@@ -26,6 +26,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.names import ONLY_OWNERS, REQUEST
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import (
+    ASK_FOR_ANOTHER,
     BrokenChain,
     ConfigurationError,
     Denied,
@@ -284,7 +285,7 @@ class ListedService(Service):
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         roles, found = self._access.read(), self._access.token(*token)
         if found is None:
-            raise Denied("the token has expired or was revoked")
+            raise Denied(f"the token has expired or was revoked. {ASK_FOR_ANOTHER}")
         user = found.user
         if request.call == "exchange" and request.place == access.LOG and self._all(user):
             if request.commit is not None:

@@ -53,6 +53,7 @@ from hopaas_p2p.errors import (
     LeaseLost,
     NoSuchTrial,
     NotYourTrial,
+    NoWork,
     StoreUnreachable,
     StudyDeleted,
 )
@@ -213,8 +214,13 @@ class StudyHandle:
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
         found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
-            raise no_work(self.state, found, now=self.peer.clock(), why=why, store=self.peer.store.url)
+            raise self._no_work(found, why)
         return found
+
+    def _no_work(self, found: Wait | Done, why: str = "") -> NoWork:
+        heard, peer = self.log.session.owners.detector, self.peer
+        with self.log.lock:
+            return no_work(self.state, found, heard, peer.clock(), why, peer.store.url)
 
     def send_soon(self) -> None:
         """Send background changes of trials at once, if another peer works on the study."""
@@ -289,7 +295,7 @@ class StudyHandle:
         found = self.next_start()
         if not isinstance(found, Wait | Done):  # the study has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
-        raise no_work(self.state, found, now=peer.clock(), store=peer.store.url)
+        raise self._no_work(found)
 
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; return whether this process started it. Raises like `begin`."""
@@ -377,7 +383,7 @@ class StudyHandle:
             return verdict.number
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
-            raise no_work(self.state, Done(refusal), now=self.peer.clock(), store=self.peer.store.url)
+            raise self._no_work(Done(refusal))
         why = why_refused(self.refresh(), verdict, record.values)
         raise InvalidInput(f"the {record.state.name} trial was refused: {why}")
 

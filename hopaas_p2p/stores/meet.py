@@ -27,6 +27,7 @@ from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.base import Entry, Outgoing, Store, append, read_all
 
+TIMEOUT: Final = 120.0  # seconds to wait for another node
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
 _LOOK: Final = 0.2  # seconds between checks for another node
@@ -63,7 +64,7 @@ class Meeting:
 
     """
 
-    def __init__(self, store: Store, word: str, *, seconds: float = 10.0, timeout: float = 120.0) -> None:
+    def __init__(self, store: Store, word: str, *, seconds: float = 10.0, timeout: float = TIMEOUT) -> None:
         if not _WORD.fullmatch(word):
             raise InvalidInput(f"--meet {word!r}: use up to 40 letters, digits, '-' and '_'")
         self._log = store.log(f"meet-{word}")

@@ -25,7 +25,6 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
@@ -1023,20 +1022,15 @@ class Study(optuna.Study):
     def _check_not_finished(self) -> None:
         state = self.state
         found, name = next_start(state), shlex.quote(self.name)
-        if not isinstance(found, Done):
-            return
-        why = found.why
-        cure, where = f"study resume {name}", store_option(self.storage.url)
-        limit = state.ledger.reached
-        if why == "budget" and limit:
-            why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
-        elif why == "budget":
-            why, cure = f"has used its budget of {count(state.budget or 0, 'trial')}", f"study set {name} --budget N"
-        else:
-            why = f"is {why}"
-        raise StudyFinished(
-            f"The study {self.name!r} {why}, so a trial queued now would never run. First run: hopaas-p2p {cure}{where}"
-        )
+        used = state.ledger.reached or f"{state.used()} of {state.places()} {state.configurations.unit} used"
+        why, cure = f"is {found.why}", f"study resume {name}"
+        if found.why == "budget":
+            why, cure = f"has used its budget ({used})", f"study set {name} --budget LIMITS"
+        if isinstance(found, Done):
+            never = f"The study {self.name!r} {why}, so a trial queued now would never run"
+            raise StudyFinished(f"{never}. First run: hopaas-p2p {cure}{store_option(self.storage.url)}")
+        if not state.has_room():
+            _log.warning("%s, so a trial of %r that is queued now starts only if a running one fails", used, self.name)
 
     def pause(self) -> None:
         """Start no trials until `resume`; running ones continue."""
@@ -1118,21 +1112,20 @@ class Study(optuna.Study):
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again, taking a running trial away from its owner; return the retry's number.
 
-        None when the policy's attempts are used up. With `epoch`, a running trial is requeued only if that is still
-        its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
+        None when the policy's attempts are used up. If the trial is waiting, or does not run under the lease `epoch`,
+        InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
-        trial = self.handle.existing(number)
-        number = trial.number
-        if epoch is not None:
-            self._running(number)
+        trial = self.handle.existing(number) if epoch is None else self._running(number)
+        if trial.state is records.TrialState.WAITING:
+            raise InvalidInput(f"trial {trial.number} is already waiting")
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
-            frozen = self.handle.trial(number, now=True)
+            frozen = self.handle.trial(trial.number, now=True)
             params = frozen.params or frozen.system_attrs.get("fixed_params", {})
             system = {key: value for key, value in frozen.system_attrs.items() if key != COPIED}
-            return self._queue({**system, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
-        self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
-        return self.state.trials[number].retried_by
+            return self._queue({**system, "fixed_params": params, AGAIN: trial.number}, frozen.user_attrs)
+        self.handle.say(TrialReclaim(trial.number, trial.epoch if epoch is None else epoch, "requeued by hand"))
+        return self.state.trials[trial.number].retried_by
 
     def _running(self, number: int) -> LoggedTrial:
         trial = self.handle.existing(number)

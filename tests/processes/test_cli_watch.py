@@ -123,6 +123,7 @@ def test_the_live_table_shows_who_runs_what(study: Study) -> None:
     assert "0.125" in text
     assert os.uname().nodename in text
     study.tell(trial, 1.0)
+    assert table(next(looks(study))) == [], "no trial is running"
 
 
 # --- doctor ------------------------------------------------------------------------------------------------------

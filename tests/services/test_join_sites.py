@@ -140,5 +140,6 @@ def test_a_revoked_invitation_says_so(invited: World, tmp_path: Path) -> None:
     access.revoke_token(invited.store, token.name)
     env = config(tmp_path, "site1") | {"HTTPS_PROXY": invited.squids["1"].proxy()}
     done = invited.spaces.run("site1", "join", str(file), "--", *TRIAL, **env)
-    assert done.returncode == 78
+    assert done.returncode == 77
     assert "the token is wrong, expired or revoked" in done.stderr
+    assert "your invitation to 'campaign' has expired or was revoked. Ask its sender for another" in done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from hopaas_p2p.cli import main
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing
@@ -74,6 +75,15 @@ def test_a_node_that_nobody_meets_says_what_to_do(tmp_path: Path) -> None:
     (found,) = meet(DirectoryStore(tmp_path), timeout=0.5)
     assert not found["meeting"].passed
     assert "another node" in found["meeting"].cure
+
+
+def test_a_node_says_that_it_waits_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DirectoryStore(tmp_path)
+    monkeypatch.setattr(Meeting, "_wait", lambda *_: False)
+    assert main.run(["doctor", str(tmp_path), "--meet", "word"]) == 1
+    assert "Waiting up to 2 min for another node that runs the same command" in capsys.readouterr().err
 
 
 def test_nodes_that_read_different_commits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

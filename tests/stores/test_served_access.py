@@ -433,6 +433,10 @@ def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: 
     (name,) = [one.name for one in access.tokens(site.url) if one.label == "invitation to s for north"]
     revoked = cli("admin", "token", "revoke", name, HOPAAS_STORE=site.url)
     assert "Revoked" in revoked.stderr + revoked.stdout
+    refused = cli("join", "--", *trial, check=False, XDG_CONFIG_HOME=str(tmp_path / "north"), HOPAAS_TOKEN="")
+    assert refused.returncode == 77
+    assert "your invitation to 's' has expired or was revoked. Ask its sender for another" in refused.stderr
+    assert "cannot be reached" not in refused.stderr
 
 
 def test_a_job_of_a_joined_study_whose_server_is_away_waits_as_a_worker_does_and_is_run_again(

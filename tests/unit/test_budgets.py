@@ -258,10 +258,20 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
     assert "0 of 9 trials used" in shown
     assert "0 of 5 GPU hours used" in shown
     assert "ends when the value 0.1 is reached" in shown
-    assert "The budget of 's' is trials=9,kwh=2,until.target=0.1." in run(
-        "study", "set", "s", "--budget", "gpu_hours=none,kwh=2", store=store
-    )
-    assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "none", store=store)
+    changed = "The budget of 's': 0 of 9 trials used; 0 of 2 kWh used; ends when the value 0.1 is reached."
+    assert changed in run("study", "set", "s", "--budget", "gpu_hours=none,kwh=2", store=store)
+    assert "The budget of 's': no limit." in run("study", "set", "s", "--budget", "none", store=store)
+
+
+def test_more_running_trials_than_a_lowered_budget_allows_are_named(
+    tmp_path: Path, opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = opened(budget=2)
+    assert [study.ask().number, study.ask().number] == [0, 1]
+    said = run("study", "set", "s", "--budget", "1", store=study.storage.url)
+    assert "The budget of 's': 2 of 1 trials used." in said
+    assert study.enqueue_trial({}) == 2
+    assert "2 of 1 trials used, so a trial of 's' that is queued now starts only if a running one fails" in caplog.text
 
 
 def test_a_budget_that_somebody_lowered_is_not_raised_by_a_script(

@@ -56,7 +56,7 @@ def test_words_are_singular_readable_and_name_what_is_missing(
         assert chart is not None
         assert chart.alt.startswith("Value over x: 1 complete trial;")
     _, _, queued = said(capsys, "trial", "enqueue", "x=1", "--study", "s", "--store", store)
-    assert "has used its budget of 1 trial, so" in queued
+    assert "has used its budget (1 of 1 trials used), so" in queued
     _, shown, _ = said(capsys, "trial", "show", "0", "--study", "s", "--store", store)
     assert 'places = ["Zürich"]' in shown
     missing = str(tmp_path / "missing.csv")
@@ -337,6 +337,41 @@ def test_after_a_limit_a_worker_says_which_and_leaves_at_once(
     assert code == 0
     assert "the target 0.5 is reached" in why
     assert "must be" not in why
+
+
+def test_a_narrow_table_tells_objectives_apart_marks_the_front_and_keeps_names_whole(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a-name-that-somebody-copies-into-the-next-command"
+    both = ["minimize", "minimize"]
+    with contextlib.closing(hopaas_p2p.open_study(store, long, directions=both, space=SPACE)) as study:
+        study.tell(study.ask(), [0.25, 0.5])
+        study.tell(study.ask(), [0.75, 0.75])
+        study.tell(study.ask(), state="fail", reason="a very long reason " * 30)
+    _, piped, _ = said(capsys, "trial", "list", long, "--store", store)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    _, listed, _ = said(capsys, "trial", "list", long, "--store", store)
+    _, studies, _ = said(capsys, "study", "list", "--store", store)
+
+    heads, first, second, _ = piped.splitlines()
+    assert [row[heads.index("FRONT") :].split()[0] for row in (first, second)] == ["yes", "-"]
+    assert max(map(len, piped.splitlines())) < 240
+    assert re.findall(r"OBJ\S*… \d", listed.splitlines()[0]) == ["OBJEC… 1", "OBJEC… 2"]
+    assert long in studies
+
+
+@pytest.mark.parametrize("command", ["worker", "run"])
+def test_every_command_that_waits_for_a_trial_can_leave_instead(
+    command: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        study.pause()
+
+    logs = "--logs", str(tmp_path)
+    code, _, why = said(capsys, command, "--study", "s", "--store", store, "--no-wait", *logs, "--", "true")
+
+    assert (code, "the study is paused" in why) == (75, True), why
 
 
 def test_a_watched_name_shows_what_nobody_sees(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
@@ -17,6 +18,7 @@ import hopaas_p2p
 from hopaas_p2p.analysis.configurations import next_in_words, rows
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED, TrialTable
+from hopaas_p2p.cli import main
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, NoWork
@@ -116,6 +118,16 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     second.tell(trial, state="fail")
     first.close()
     second.close()
+
+
+def test_a_trial_that_continues_another_is_shown_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(_opened(tmp_path, space=SPACE, fidelity=NINE)) as study:
+        study.optimize(Trained(save=False), n_trials=12)
+        again = next(trial for trial in study.state.trials if trial.continues is not None)
+    assert main.run(["trial", "show", str(again.number), "--study", "s", "--store", study.storage.url]) == 0
+    shown = capsys.readouterr().out
+    assert f"continues #{again.continues}" in shown
+    assert "hopaas:continues" not in shown
 
 
 def test_a_promotion_costs_no_further_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

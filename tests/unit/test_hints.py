@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.admission import Wait
+from hopaas_p2p.core.leases import FailureDetector
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.jobs import Jobs
@@ -254,24 +256,44 @@ def test_jobs_that_meet_the_same_trouble_log_it_once(caplog: pytest.LogCaptureFi
     assert caplog.text.count("the same trouble") == 1
 
 
-def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
+def waited(owners: str, *, silent: float) -> str:
+    """What a peer says that waits for a trial of each of these owners, which all have been silent for so long."""
     campaign = Scribe()
-    campaign.say("ann", *[TrialCreate()] * 300)
-    waits = Wait("budget", tuple(range(300)), 60.0)
-    text = str(no_work(campaign.state, waits, now=0.0))
-    assert "must be run again: trial 0, trial 1, trial 2 and 297 more." in text
+    for owner in owners:
+        campaign.say(owner, TrialCreate())
+    heard = FailureDetector()
+    heard.look(dict.fromkeys(owners, "1"), owners, 0.0)
+    heard.look(dict.fromkeys(owners, "2"), owners, 1.0)
+    waits = Wait("budget", tuple(range(len(owners))), silent + 61.0)
+    return str(no_work(campaign.state, waits, heard, silent + 1.0, "", ""))
+
+
+def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
+    text = waited("a" * 300, silent=130.0)
+    seen = ", last heard of 2 min 10 s ago"
+    assert f"still running: trial 0{seen}, trial 1{seen}, trial 2{seen} and 297 more." in text
+    assert "If a peer has died, that will be known within 1 min." in text
     assert "If you know that it has died: hopaas-p2p trial requeue 0 1 2 --study study" in text
 
 
 def test_the_command_for_a_dead_peers_trials_names_those_of_one_peer() -> None:
     """It takes trials from live peers, too."""
+    text = waited("aba", silent=130.0)
+    assert re.search(r"that the first one has died: .* requeue 0 2 --study study\.$", text)
+
+
+def test_no_trial_of_a_peer_that_was_just_heard_of_is_offered_to_others() -> None:
+    text = waited("a", silent=3.0)
+    assert "still running: trial 0, last heard of 3 s ago. If a peer has died, that will be known within 1 min." in text
+    assert "requeue" not in text
+
+
+def test_a_peer_that_waits_names_the_owner_of_the_trial() -> None:
     url = f"memory://{secrets.token_hex(8)}"
-    first, second, third = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=3) for _ in range(3)]
-    held = [first.ask(), second.ask(), first.ask()]
-    with pytest.raises(
-        hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s --store \S+\.$"
-    ):
-        third.ask()
-    assert len(held) == 3
-    for study in (first, second, third):
+    first, second = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=1) for _ in range(2)]
+    held = first.ask()
+    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"still running: trial 0 of \S+ on \S+.* known within"):
+        second.ask()
+    assert held.number == 0
+    for study in (first, second):
         study.close()

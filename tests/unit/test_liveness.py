@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_a_study_whose_peer_died_is_idle_and_the_peer_is_silent(store: str, caps
     assert shown["peers"] == {}
 
 
+def test_a_command_that_ran_no_trial_is_not_listed_as_a_peer(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOPAAS_SITE", "here")
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
+        study.tell(study.ask(), 1.0)
+        worker = study.storage.peer.uuid
+    at = "--store", store, "--study", "s"
+    assert [main.run([*words, *at]) for words in (["study", "pause"], ["peers", "drain", "--site", "here"])] == [0, 0]
+
+    assert [one["peer"] for one in _listed(capsys, "peers", "list", *at)] == [worker]
+    assert [one["peer"] for one in _listed(capsys, "peers", "list", "--all", *at)] == [worker]
+
+
 def test_a_peer_without_a_trial_is_idle_while_it_lives_and_then_has_left_or_is_gone(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +187,7 @@ def test_a_finished_study_takes_no_trial_that_would_never_run(store: str) -> Non
     study = hopaas_p2p.open_study(store, "my study", space=SPACE, budget=1)
     study.tell(study.ask(), 1.0)
     for queue in (lambda: study.enqueue_trial({"x": 0.5}), lambda: study.requeue(0)):
-        with pytest.raises(StudyFinished, match=r"would never run.*study set 'my study' --budget N"):
+        with pytest.raises(StudyFinished, match=r"would never run.*study set 'my study' --budget LIMITS"):
             queue()
     study.set_budget(2)
 

@@ -608,9 +608,7 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
     assert re.search(
-        r"must be run again: trial 0 of \S+ on \S+\. That will be known within \d+ s"
-        r".* trial requeue 0 --study \S+ --store \S+$",
-        waited,
+        r"still running: trial 0 of \S+ on \S+, last heard of .* died, that will be known within \d+ s", waited
     )
 
 
@@ -1012,6 +1010,14 @@ def test_a_running_trial_can_be_taken_away(study: Study, studies: Any) -> None:
     assert retry == 1
     assert states(study) == ["FAIL", "WAITING"]
     assert not trial.lease_held
+
+
+def test_a_trial_that_waits_is_not_queued_twice(study: Study) -> None:
+    number = study.enqueue_trial({"lr": 0.01})
+    assert number is not None
+    with pytest.raises(InvalidInput, match="trial 0 is already waiting"):
+        study.requeue(number)
+    assert states(study) == ["WAITING"]
 
 
 def test_a_trial_is_taken_away_once_however_many_ask(study: Study, studies: Any) -> None:
