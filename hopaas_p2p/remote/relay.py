@@ -138,7 +138,7 @@ class Relay:
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 try:
-                    await self._serve(reader, writer)
+                    await self._serve(task, reader, writer)
                 except RequestRefused as refusal:
                     await self._refuse(writer, refusal.status)
         finally:
@@ -146,7 +146,9 @@ class Relay:
             self._pending.pop(task, None)
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -155,8 +157,6 @@ class Relay:
         target = self._judge(head)
         if len(self._tasks) - len(self._pending) >= self._limit:
             raise RequestRefused(503)
-        task = asyncio.current_task()
-        assert task is not None
         self._pending.pop(task, None)
         try:
             made = await asyncio.to_thread(proxies.connect, target, timeout=_TIMEOUT)

@@ -242,8 +242,7 @@ class Storage(BaseStorage):
             StoreUnreachable: the store did not answer for that long.
 
         """
-        said = StudySet(user={str(key): to_json(key, value)})
-        self.handle(study_id).say(said, within=self.peer.store_wait)
+        self.handle(study_id).say(StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Implements Optuna's method like `set_study_user_attr`."""

@@ -124,8 +124,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
         return
-    done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
-    yield Finding("write and read", done)
+    yield Finding("write and read", f"{_EXCHANGES} commits written and read back" + (left or ", and removed"))
     median = statistics.median(seconds)
     detail = f"median {median * 1000:.1f} ms, maximum {max(seconds) * 1000:.1f} ms"
     cure = "every ask and tell takes that long; use a closer store"
