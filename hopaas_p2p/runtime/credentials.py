@@ -15,6 +15,7 @@ user's own training command gets a copy without the credentials that were not pa
 from __future__ import annotations
 
 import configparser
+import contextlib
 import hmac
 import netrc
 import os
@@ -209,10 +210,9 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
 
 def is_joined(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> bool:
     """Whether these hosts get a joined study's token and not the user's own, or none because that is in doubt."""
-    try:
+    with contextlib.suppress(ConfigurationError):
         return bool(servers) and _joined_at(servers, env) is not None
-    except ConfigurationError:
-        return True
+    return True
 
 
 def _place(host: str, port: str | int) -> str:
@@ -578,12 +578,11 @@ def check_wandb(file: Path) -> None:
 
 def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
     """Whether the user's netrc has a login for this server; the tracker's own library sends it."""
-    try:
+    with contextlib.suppress(OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
         file = Path(env.get("NETRC") or "~/.netrc").expanduser()
         read_named(file)  # `netrc` would wait for a pipe
         return netrc.netrc(str(file)).authenticators(urlsplit(url).hostname or "") is not None
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
-        return False
+    return False
 
 
 _OF_THE_MONITOR: Final = {

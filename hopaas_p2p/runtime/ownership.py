@@ -184,10 +184,9 @@ def doubt(found: os.stat_result, path: Path, *, owners: set[int] | None = None) 
 
 
 def _user(uid: int) -> str:
-    try:
+    with contextlib.suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+    return f"user {uid}"
 
 
 def _is_private(gid: int, uid: int) -> bool:
@@ -201,7 +200,6 @@ def _is_private(gid: int, uid: int) -> bool:
 
 def _has_acl(path: Path) -> bool:
     """Whether an access control list may let more users write here than the mode shows."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         return _ACL in os.listxattr(path)
-    except (OSError, AttributeError):
-        return False
+    return False
