@@ -13,7 +13,6 @@ import base64
 import contextlib
 import hmac
 import http
-import logging
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -27,9 +26,9 @@ from hopaas_p2p.net.listening import listening_on, stop_listening
 from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.runtime.atomic import secret_if_any, write_private
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.settings import Secret
 
-_log: Final = logging.getLogger("hopaas_p2p")
 USER: Final = "relay"
 _HEAD: Final = 8192  # bytes of a request
 _TIMEOUT: Final = 10.0  # seconds to receive a request, and to reach the target
@@ -161,7 +160,7 @@ class Relay:
         try:
             made = await asyncio.to_thread(proxies.connect, target, timeout=_TIMEOUT)
         except HopaasError as error:
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
             raise RequestRefused(502) from None
         made.setblocking(False)  # noqa: FBT003
         there = await asyncio.open_connection(sock=made)
