@@ -114,10 +114,9 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
 def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
     """The proxy in a value of HTTPS_PROXY; raises like `proxy_for`."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
-    try:
+    number: int | None = -1
+    with contextlib.suppress(ValueError):
         number = parts.port
-    except ValueError:
-        number = -1
     unclear = not text.isprintable() or " " in (parts.hostname or "") or number == -1  # `urlsplit` drops line breaks
     if parts.scheme not in kinds or not parts.hostname or unclear:
         raise ConfigurationError(

@@ -158,12 +158,11 @@ class _Joined(NamedTuple):
 
 def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     chosen = env.get("HOPAAS_JOINED")
-    try:
-        names = settings.joined_names(env)
-    except ConfigurationError:  # no home directory, so nothing in it
-        names = []
+    names = {chosen} if chosen else set()
+    with contextlib.suppress(ConfigurationError):  # no home directory, so nothing in it
+        names.update(settings.joined_names(env))
     found = []
-    for name in sorted({*names, *([chosen] if chosen else [])}):  # an unknown study is an error
+    for name in sorted(names):  # an unknown study is an error
         values = settings.joined(name, env)
         hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
@@ -489,10 +488,9 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 
     """
     wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
-    try:
+    home = Path(os.devnull)
+    with contextlib.suppress(RuntimeError):
         home = Path(env.get("HOME") or Path.home()) / ".aws"
-    except RuntimeError:
-        home = Path(os.devnull)
     first = Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials")
     second = Path(env.get("AWS_CONFIG_FILE") or home / "config")
     for path, section in ((first, wanted), (second, wanted if wanted == "default" else f"profile {wanted}")):

@@ -326,10 +326,9 @@ class Settings:
     def seconds(self, name: str) -> float:
         """The winning value, as a positive number; raises like `find`."""
         found = self.find(name)
-        try:
+        value = -1.0
+        with contextlib.suppress(ValueError):
             value = float(found.value or "")
-        except ValueError:
-            value = -1.0
         if not value > 0:
             raise ConfigurationError(
                 f"{name} = {shown(found.value)} ({found.origin}): give a positive number of seconds"
