@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +11,12 @@ import hopaas_p2p
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _storages: Final[dict[str, Storage]] = {}
 _lock: Final = threading.Lock()
 
@@ -117,7 +116,7 @@ def _usable(server: str) -> str:
         if instead:
             settings.publish()
             if server:
-                _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
+                LOG.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
             return instead
     told = f"{redacted(server)} is a Hopaas server, and hopaas_p2p needs a store"
     raise HopaasServerError(

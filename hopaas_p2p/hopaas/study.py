@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +21,13 @@ from hopaas_p2p.hopaas.setup import NamedArguments
 from hopaas_p2p.hopaas.suggestions import PREFIX, parse
 from hopaas_p2p.hopaas.trial import FailedTrial, FrozenTrial, Trial
 from hopaas_p2p.runtime.interrupts import TERMINATIONS
+from hopaas_p2p.runtime.logs import LOG
 
 if TYPE_CHECKING:
     import optuna
 
     import hopaas_p2p
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _TERMINATED: Final = [128 + number for number in TERMINATIONS]  # by these exit codes, `Study.trial` knows the signal
 
 
@@ -177,7 +176,7 @@ class Study:
             if error is stopped:
                 raise
             if isinstance(error, FailedTrial | LeaseLost | NoWork):  # when no work is left, the script should show why
-                _log.warning("%s%s", f"trial {trial.id} fails: " if isinstance(error, FailedTrial) else "", error)
+                LOG.warning("%s%s", f"trial {trial.id} fails: " if isinstance(error, FailedTrial) else "", error)
             if not isinstance(error, FailedTrial | LeaseLost):
                 raise translation(error) from error
             if stopped is not None:

@@ -81,9 +81,8 @@ def _leads_there(membership: Membership) -> bool:
     """Whether an earlier relay still leads to the store."""
     from hopaas_p2p.remote.relay import targets_of
 
-    try:
+    with contextlib.suppress(HopaasError):
         proxy = parse_proxy(read_proxy(membership.file("relay")).reveal())
         connect_through(proxy, targets_of(membership.store)[0], timeout=5.0).close()
-    except HopaasError:
-        return False
-    return True
+        return True
+    return False

@@ -41,8 +41,7 @@ class Membership(NamedTuple):
 
     def with_proxy(self, address: Secret | None) -> Membership:
         """This membership with this proxy, or without one; the proxy's address goes into a separate file."""
-        file = None if address is None else str(_write(self.file("proxy"), address.reveal()))
-        return self.changed(proxy_file=file)
+        return self.changed(proxy_file=None if address is None else str(_write(self.file("proxy"), address.reveal())))
 
     def changed(self, **values: str | None) -> Membership:
         """This membership with these settings, and without those that are None."""

@@ -86,12 +86,9 @@ class Proxy(NamedTuple):
 
 def is_loopback(host: str) -> bool:
     """Whether this is a loopback name or address, where no third party can intercept the connection."""
-    if host == "localhost":
-        return True
-    try:
+    with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection[str] = TUNNELLING) -> Proxy | None:
@@ -117,10 +114,9 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
 def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
     """The proxy in a value of HTTPS_PROXY; raises like `proxy_for`."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
-    try:
+    number: int | None = -1
+    with contextlib.suppress(ValueError):
         number = parts.port
-    except ValueError:
-        number = -1
     unclear = not text.isprintable() or " " in (parts.hostname or "") or number == -1  # `urlsplit` drops line breaks
     if parts.scheme not in kinds or not parts.hostname or unclear:
         raise ConfigurationError(
@@ -271,10 +267,8 @@ def configure(made: socket.socket | TransportSocket) -> None:
     """Make a TCP socket send small packets at once, and detect dead connections."""
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+    options = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": _UNANSWERED}
+    for name, value in options.items():
         if hasattr(socket, name):
             with contextlib.suppress(OSError):
                 made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with contextlib.suppress(OSError):
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from queue import Empty, SimpleQueue
@@ -12,8 +11,8 @@ from typing import Any, Final
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.outbox import PendingCommit
+from hopaas_p2p.runtime.logs import LOG
 
-_log: Final = logging.getLogger("hopaas_p2p")
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
 _WARN_AFTER: Final = 3.0  # seconds for which a caller waits before the first warning
@@ -87,4 +86,4 @@ class Caller:
             self._warned = waited
             limit = "until the store answers; Ctrl-C stops waiting, and nothing is lost"
             limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
-            _log.warning("still trying, %s: %s", limit, error)
+            LOG.warning("still trying, %s: %s", limit, error)

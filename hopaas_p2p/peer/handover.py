@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.peer.session import LogClient, translated
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.stores.base import Store
 
 REQUESTS_EVERY = 60.0
 """Seconds between checks for a rescue's request, each of which is an extra round trip."""
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def answer_requests(
@@ -42,7 +40,7 @@ def answer_requests(
             try:
                 store.artifacts().put(f"{handover_prefix(uuid)}{lsn:012d}-{writer}", path)
             except (ConfigurationError, Denied) as error:
-                _log.warning("a rescue requested this study's state, which could not be sent: %s", error)
+                LOG.warning("a rescue requested this study's state, which could not be sent: %s", error)
             else:
-                _log.warning("sent the state after commit %d to a rescue of the study", lsn)
+                LOG.warning("sent the state after commit %d to a rescue of the study", lsn)
         answered[uuid] = request

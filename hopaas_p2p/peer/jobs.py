@@ -9,7 +9,6 @@ Threads are started when a job is due, at most eight. A thread that finds nothin
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -18,8 +17,8 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.runtime.logs import LOG
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _MOST: Final = 8  # threads
 AFTER_TROUBLE: Final = 5.0  # seconds until a job that failed runs again
 _NOTHING_DUE: Final = 10.0  # seconds without anything to do after which a thread ends
@@ -114,9 +113,9 @@ class Jobs(Generic[P]):
                 text, now = str(error), time.monotonic()
                 if text != self._logged[0] or now > self._logged[1] + _LOG_AGAIN:  # several jobs meet the same error
                     self._logged = text, now
-                    _log.warning("%s", text)
+                    LOG.warning("%s", text)
             except BaseException:  # noqa: BLE001  # any error is logged
-                _log.exception("a background job failed, and will run again")
+                LOG.exception("a background job failed, and will run again")
             del owner
 
     def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:

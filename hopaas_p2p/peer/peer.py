@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import os
 import random
@@ -49,9 +48,9 @@ from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogClient, LogSession, ReplicatedMachine, S, translated
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import process, provenance
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.stores.base import Beat, Log, Store
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a program about to end waits for a silent store
 _LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that is being joined
@@ -478,7 +477,7 @@ class Peer:
         if session.duplicated:
             with self._lock:
                 if session.writer == self.uuid:  # for instance because a machine image was started twice
-                    _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
+                    LOG.warning("another process writes as %s; this one continues under a new name", self.uuid)
                     self._adopted.add((self.uuid, "", _ALL))
                     self._take_another_name()
             return
@@ -635,7 +634,7 @@ class Peer:
             self._backoff.longest = min([_LONGEST_SILENCE, *(state.policy.ttl / 4 for state in self._active())])
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
-            _log.debug("store unreachable, trying again in %.1f s: %s", pause, error)
+            LOG.debug("store unreachable, trying again in %.1f s: %s", pause, error)
         else:
             self._backoff.reset()
         return pause
@@ -661,7 +660,7 @@ class Peer:
             with self.catalog.lock:  # according to the list as it is now or, after an error, as last read
                 deleted = self.catalog.state.uuids - self.studies()
             for log in [log for uuid, log in worked_on.items() if uuid in deleted]:
-                _log.warning("%s", StudyDeleted())
+                LOG.warning("%s", StudyDeleted())
                 with contextlib.suppress(HopaasError):  # a worker may not end the log, but stops using it
                     log.destroy()
         again = self._next_requests - now, self._next_listing - now
@@ -684,7 +683,7 @@ class Peer:
                     with translated():
                         self.store.sweep_beats()
                 except HopaasError as error:  # the next snapshot will replace it
-                    _log.debug("no snapshot was written: %s", error)
+                    LOG.debug("no snapshot was written: %s", error)
         return math.inf
 
     def _active(self) -> list[State]:
@@ -728,7 +727,7 @@ class Peer:
         except StoreUnreachable:
             raise
         except HopaasError as error:
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
 
     def _tend(self, log: LogClient[Any]) -> float:
         """A log's job: make exchanges for callers, and do what is due. Returns the seconds until the next run."""
@@ -791,10 +790,10 @@ class Peer:
         except StoreUnreachable:
             raise
         except StudyDeleted as error:
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
         except HopaasError as error:
             session.suspended_until = now + _SUSPENDED
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
         return _SUSPENDED
 
     def _look_after_others(self, log: LogClient[State], now: float) -> None:
@@ -838,7 +837,7 @@ class Peer:
             except StoreUnreachable:
                 raise
             except StudyDeleted as error:
-                _log.warning("%s", error)
+                LOG.warning("%s", error)
             except HopaasError as error:
                 troubles.append(error)
         if troubles:
@@ -891,7 +890,7 @@ class Peer:
             ending = "".join(traceback.format_exception_only(ends_with))  # `str` may fail for a program's error
             known = why.rstrip(".") in ending  # the handler of that error shows it
             if unsent or not known:
-                _log.warning("%s%s", what, "" if known else f": {why}")
+                LOG.warning("%s%s", what, "" if known else f": {why}")
             self.spool.keep_all(self.logs)
             self._said_farewell = True
             if not isinstance(error, Exception):

@@ -695,14 +695,13 @@ class LogClient(Generic[S]):
         """The state of the newest readable snapshot. Older ones matter if `gc` removed the commits that they
         replace.
         """
-        found = self.log.newest_snapshot()
-        while found is not None:
+        lsn: int | None = None
+        while (found := self.log.newest_snapshot(before=lsn)) is not None:
             lsn, data = found
             with contextlib.suppress(CorruptSnapshot):
                 state = self.session.machine.load(data)
                 if state.lsn == lsn:
                     return state
-            found = self.log.newest_snapshot(before=lsn)
         return None
 
     def changed(self) -> bool | None:

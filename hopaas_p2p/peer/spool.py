@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,10 +17,10 @@ from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.session import LogClient, LogSession, study_client, translated
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Outgoing, Placed, Store, read_all
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _EVERY: Final = 30.0  # seconds between checks of the spool
 
 
@@ -100,10 +99,10 @@ class SpoolSender:
                 path, why = self.keep(uuid, log)
                 trials = ", ".join(map(str, ends))
                 if path is not None:
-                    _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
+                    LOG.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
                     self._unkept = ""
                 elif trials != self._unkept:
-                    _log.error("the end of trial %s is kept in this process only: %s", trials, why)
+                    LOG.error("the end of trial %s is kept in this process only: %s", trials, why)
                     self._unkept = trials
 
     @staticmethod
@@ -124,10 +123,10 @@ class SpoolSender:
         path, why = self._write(uuid, log, commits, "history", [])
         what = f"{len(commits)} commit{'s' * (len(commits) != 1)} of this process may be missing from the log"
         if path is None:
-            _log.error("%s, and no copy could be kept: %s", what, why)
+            LOG.error("%s, and no copy could be kept: %s", what, why)
         else:
             log.session.acknowledged.clear()
-            _log.warning("%s; copies are kept in %s. Run: hopaas-p2p doctor URL", what, path)
+            LOG.warning("%s; copies are kept in %s. Run: hopaas-p2p doctor URL", what, path)
 
     def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
@@ -143,9 +142,9 @@ class SpoolSender:
                 ends = session.ends()
                 path, why = self.keep(uuid, log, last=True)
                 if path is not None and path not in before:
-                    _log.warning("unconfirmed results are kept in %s; to send them: hopaas-p2p admin spool send", path)
+                    LOG.warning("unconfirmed results are kept in %s; to send them: hopaas-p2p admin spool send", path)
                 elif path is None and why and self._lasts:
-                    _log.error("the last changes are lost with this process (ended trials: %s): %s", ends, why)
+                    LOG.error("the last changes are lost with this process (ended trials: %s): %s", ends, why)
                 elif path is None:
                     log.withdraw()
 
@@ -155,7 +154,7 @@ class SpoolSender:
         for pending in kept if isinstance(session.state, State) else ():
             for record in pending.records:
                 if isinstance(record, TrialFinish) and (why := _uncounted(session.state, pending.owner, record)):
-                    _log.warning("%s", why)
+                    LOG.warning("%s", why)
         self.forget(session)
 
     @staticmethod
@@ -180,16 +179,16 @@ class SpoolSender:
                 continue
             try:
                 for why in self.send(spooled, logs, writer=writer):
-                    _log.warning("%s: %s", spooled.name, why)
+                    LOG.warning("%s: %s", spooled.name, why)
             except StoreUnreachable:
                 raise
             except KeptForRescue as error:
-                _log.error("%s", error)
+                LOG.error("%s", error)
                 spool.remove(path)
             except HopaasError as error:  # one file does not hold up the others
                 stays = spool.set_aside(path) if isinstance(error, NoSuchStudy) else path
                 self._refused.add(stays)
-                _log.warning("%s was not sent and stays in the spool: %s", stays, error)
+                LOG.warning("%s was not sent and stays in the spool: %s", stays, error)
             else:
                 spool.sent(path, spooled, self._store.url)
 

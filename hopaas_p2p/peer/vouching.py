@@ -8,16 +8,15 @@ store keeps the result.
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import following
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.stores.base import Doubtful, Log, read_all, snapshot_step
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _REACH: Final = 8
 """How many snapshot steps to look back. An older snapshot saves a joiner little, and costs this peer a long replay."""
 _AT_ONCE: Final = 8
@@ -37,7 +36,7 @@ def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
         log.judge_snapshot(found, same=same)
         if same:
             return
-        _log.warning(
+        LOG.warning(
             "the snapshot of %s at commit %d differs from the log, and no peer uses it; run hopaas-p2p doctor URL",
             found.author,
             found.lsn,

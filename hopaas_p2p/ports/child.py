@@ -167,7 +167,6 @@ class Child(subprocess.Popen[bytes]):
 
 def signal_name(number: int) -> str:
     """SIGTERM for 15."""
-    try:
+    with contextlib.suppress(ValueError):
         return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return f"signal {number}"

@@ -301,11 +301,10 @@ class LocalPeer:
 
 def is_gone(study: Study) -> bool:
     """Whether the study was deleted; another one may have its name by now."""
-    try:
+    with contextlib.suppress(NoSuchStudy):
         study.state  # noqa: B018  # a property that reads
-    except NoSuchStudy:
-        return True
-    return False
+        return False
+    return True
 
 
 def fitted(answer: dict[str, Any], *names: str, most: int = LARGEST_ANSWER) -> dict[str, Any]:
@@ -341,7 +340,5 @@ def _short(value: Any) -> Any:
 def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:
     """Return silent clients' trials until `stopped` is set. Runs in a thread of its own."""
     while not stopped.wait(every):
-        try:
+        with contextlib.suppress(HopaasError):  # the store is unreachable; the next look tries again
             peer.expire()
-        except HopaasError:
-            continue  # the store is unreachable; the next look tries again

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import random
 import secrets
@@ -38,12 +37,12 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import path_of
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
 from hopaas_p2p.stores.directory.files import BOX, DESCRIPTION, Directory, describe
 from hopaas_p2p.stores.objects.contract import Found
 
-_log: Final = logging.getLogger("hopaas_p2p")
 SCHEME: Final = "folder://"
 _LOOKS: Final = (0.002, 0.02)  # seconds between looks for an answer: the first, the longest
 _SHARE: Final = 0.1  # the longest pause, as a fraction of the wait so far
@@ -109,7 +108,7 @@ class Box:
         if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or found.st_uid != os.geteuid():
             others = "its group" if found.st_mode & stat.S_IRWXG else "its owner, who is somebody else"
             who = "every user of this machine" if found.st_mode & stat.S_IRWXO else others
-            _log.warning(
+            LOG.warning(
                 "%s is open to %s: anyone who may write there acts with this server's rights, and anyone who may read "
                 "there sees its answers. To make it private: chmod go-rwx %s",
                 path,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import tempfile
 import time
@@ -41,8 +40,8 @@ from hopaas_p2p.remote.copies import Copy, folder_of_copies
 from hopaas_p2p.remote.protocol import CATALOG, Facts, StoreRequest
 from hopaas_p2p.remote.server import OWN, Service
 from hopaas_p2p.runtime.atomic import is_mostly_holes, scratch
+from hopaas_p2p.runtime.logs import LOG
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _QUICK: Final = 0.004  # seconds between looks for requests, if one came within the last _RECENT seconds
 _SLOW: Final = 0.05
 _FAR: Final = 0.1  # on a file server
@@ -131,7 +130,7 @@ class FolderServer:
                         active = now
                 except HopaasError as error:
                     if str(error) != said:
-                        _log.warning("the folder: %s", error)
+                        LOG.warning("the folder: %s", error)
                     pause, said = 1.0, str(error)
                 else:
                     quick = _FAR if self.box.objects.shared else _QUICK
@@ -187,10 +186,10 @@ class FolderServer:
             with contextlib.suppress(HopaasError):
                 if isinstance(error, Denied):
                     return await asyncio.to_thread(self.box.answer, name, protocol.refused(error))
-            _log.warning("the folder: %s", error)
+            LOG.warning("the folder: %s", error)
             await asyncio.sleep(1.0)
         except Exception:  # noqa: BLE001  # the other requests continue
-            _log.exception("a request failed")
+            LOG.exception("a request failed")
             await asyncio.sleep(1.0)
         finally:
             self._tasks.pop(name, None)
@@ -335,7 +334,7 @@ class FolderServer:
             raise StoreUnreachable(str(error)) from None
         if request.call == "put":
             if refusal := protocol.refusal(found):
-                _log.warning("file %s: %s", request.place, refusal[1])
+                LOG.warning("file %s: %s", request.place, refusal[1])
             await asyncio.to_thread(objects.delete, [key])
         return found
 
@@ -371,7 +370,7 @@ class FolderServer:
         place.retry_at, place.trouble = 0.0, None
         if self._away and not self._troubles():  # for any log, since a log that failed may not be requested again
             self._away = False
-            _log.info("the store answers again")
+            LOG.info("the store answers again")
         return found
 
     async def _let_in(self) -> bool:
@@ -387,6 +386,6 @@ class FolderServer:
 
     def _failed(self, place: _Place, why: str) -> None:
         if why not in self._troubles():
-            _log.warning("%s", why)
+            LOG.warning("%s", why)
         place.retry_at = time.monotonic() + place.backoff.pause()
         place.trouble, self._away = why, True

@@ -8,7 +8,7 @@ class and its message, and is raised at the other end as if the store were local
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import re
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -242,7 +242,6 @@ def encode_header(text: str) -> str:
 
 def decode_header(text: str) -> str:
     """The encoded text; empty if it cannot be decoded."""
-    try:
+    with contextlib.suppress(ValueError):
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
-    except (binascii.Error, ValueError):
-        return ""
+    return ""

@@ -13,7 +13,6 @@ import base64
 import contextlib
 import hmac
 import http
-import logging
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -27,9 +26,9 @@ from hopaas_p2p.net.listening import listening_on, stop_listening
 from hopaas_p2p.net.proxies import ServerAddress, server_of
 from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.runtime.atomic import secret_if_any, write_private
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.settings import Secret
 
-_log: Final = logging.getLogger("hopaas_p2p")
 USER: Final = "relay"
 _HEAD: Final = 8192  # bytes of a request
 _TIMEOUT: Final = 10.0  # seconds to receive a request, and to reach the target
@@ -138,7 +137,7 @@ class Relay:
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 try:
-                    await self._serve(reader, writer)
+                    await self._serve(task, reader, writer)
                 except RequestRefused as refusal:
                     await self._refuse(writer, refusal.status)
         finally:
@@ -146,7 +145,9 @@ class Relay:
             self._pending.pop(task, None)
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -155,13 +156,11 @@ class Relay:
         target = self._judge(head)
         if len(self._tasks) - len(self._pending) >= self._limit:
             raise RequestRefused(503)
-        task = asyncio.current_task()
-        assert task is not None
         self._pending.pop(task, None)
         try:
             made = await asyncio.to_thread(proxies.connect, target, timeout=_TIMEOUT)
         except HopaasError as error:
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
             raise RequestRefused(502) from None
         made.setblocking(False)  # noqa: FBT003
         there = await asyncio.open_connection(sock=made)

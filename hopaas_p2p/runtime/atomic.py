@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.ownership import doubt, open_named, opened, own_folder
+from hopaas_p2p.runtime.ownership import closing_fd, doubt, open_named, opened, own_folder
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 """How to open a file where others may write: no link is followed, and a FIFO does not block."""
@@ -97,8 +97,7 @@ def scratch(name: str = "file") -> Iterator[Path]:
 @contextlib.contextmanager
 def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
     """A folder of this user only (`path`, or a new one in it while the block lasts), and a descriptor of `path`."""
-    fd = open_named(path)
-    try:
+    with closing_fd(open_named(path)) as fd:
         folder = opened(fd, path)
         if doubt(os.fstat(fd), path) is None:
             yield folder, fd
@@ -109,8 +108,6 @@ def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
             finally:
                 with contextlib.suppress(OSError):
                     (folder / name).rmdir()
-    finally:
-        os.close(fd)
 
 
 def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) -> int:
@@ -186,16 +183,13 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = (), limit
     """
     if not link and path.is_symlink():
         raise PermissionError(f"{path} is a link")
-    fd = open_regular(path, named=link)
-    try:
+    with closing_fd(open_regular(path, named=link)) as fd:
         why = doubt(os.fstat(fd), path, owners=set(owners))
         for folder in {path.resolve().parent, path.parent.resolve()}:  # for the file, and for a link to it
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
             raise PermissionError(why)
         return _contents(fd, path, limit).decode()
-    finally:
-        os.close(fd)
 
 
 def read_named(path: Path) -> str:
@@ -238,8 +232,7 @@ def secret_if_any(path: Path, what: str) -> str | None:
             raise ConfigurationError(f"the {what} must be readable by you only: {error.strerror or error}") from None
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, patience: float) -> Iterator[None]:
+def locked(path: Path, *, patience: float) -> contextlib.AbstractContextManager[object]:
     """Hold the lock on this file, which is created if it is missing, against other processes and threads.
 
     Raises:
@@ -249,8 +242,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
     """
     import filelock  # only here: once it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
 
-    with filelock.FileLock(path, timeout=patience, mode=0o600):
-        yield
+    return filelock.FileLock(path, timeout=patience, mode=0o600)
 
 
 def is_mostly_holes(path: Path) -> bool:

@@ -15,6 +15,7 @@ user's own training command gets a copy without the credentials that were not pa
 from __future__ import annotations
 
 import configparser
+import contextlib
 import hmac
 import netrc
 import os
@@ -157,12 +158,11 @@ class _Joined(NamedTuple):
 
 def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     chosen = env.get("HOPAAS_JOINED")
-    try:
-        names = settings.joined_names(env)
-    except ConfigurationError:  # no home directory, so nothing in it
-        names = []
+    names = {chosen} if chosen else set()
+    with contextlib.suppress(ConfigurationError):  # no home directory, so nothing in it
+        names.update(settings.joined_names(env))
     found = []
-    for name in sorted({*names, *([chosen] if chosen else [])}):  # an unknown study is an error
+    for name in sorted(names):  # an unknown study is an error
         values = settings.joined(name, env)
         hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
@@ -209,10 +209,9 @@ def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | N
 
 def is_joined(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> bool:
     """Whether these hosts get a joined study's token and not the user's own, or none because that is in doubt."""
-    try:
+    with contextlib.suppress(ConfigurationError):
         return bool(servers) and _joined_at(servers, env) is not None
-    except ConfigurationError:
-        return True
+    return True
 
 
 def _place(host: str, port: str | int) -> str:
@@ -489,10 +488,9 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 
     """
     wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
-    try:
+    home = Path(os.devnull)
+    with contextlib.suppress(RuntimeError):
         home = Path(env.get("HOME") or Path.home()) / ".aws"
-    except RuntimeError:
-        home = Path(os.devnull)
     first = Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials")
     second = Path(env.get("AWS_CONFIG_FILE") or home / "config")
     for path, section in ((first, wanted), (second, wanted if wanted == "default" else f"profile {wanted}")):
@@ -578,12 +576,11 @@ def check_wandb(file: Path) -> None:
 
 def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
     """Whether the user's netrc has a login for this server; the tracker's own library sends it."""
-    try:
+    with contextlib.suppress(OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
         file = Path(env.get("NETRC") or "~/.netrc").expanduser()
         read_named(file)  # `netrc` would wait for a pipe
         return netrc.netrc(str(file)).authenticators(urlsplit(url).hostname or "") is not None
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
-        return False
+    return False
 
 
 _OF_THE_MONITOR: Final = {

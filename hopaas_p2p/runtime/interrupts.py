@@ -27,8 +27,7 @@ def interruptions() -> tuple[type[BaseException], ...]:
 
     In a program that uses asyncio, they include a task's cancellation: `asyncio.run` turns Ctrl-C into one.
     """
-    asyncio = sys.modules.get("asyncio")
-    cancelled = getattr(asyncio, "CancelledError", None)  # another thread may be importing it
+    cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", None)  # another thread may be importing it
     return INTERRUPTIONS if cancelled is None else (*INTERRUPTIONS, cancelled)
 
 

@@ -72,10 +72,9 @@ def _gpus(env: Mapping[str, str]) -> str:
         count = re.fullmatch(r"(?:\w+:)?(\d+)", env.get(name, ""))
         if count is not None:
             return count[1]
-    try:
+    with contextlib.suppress(OSError):
         return str(len(list(_NVIDIA.iterdir())))
-    except OSError:
-        return "0"
+    return "0"
 
 
 def _cores(env: Mapping[str, str]) -> str:
@@ -160,7 +159,6 @@ def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] 
 @functools.cache
 def energy_counter() -> Callable[[], float] | None:
     """The counter for this process's GPUs; None if nothing can be read."""
-    try:
+    with contextlib.suppress(ImportError):
         return gpu_energy(importlib.import_module("pynvml"), visible())
-    except ImportError:
-        return None
+    return None

@@ -88,13 +88,20 @@ def named_folder(path: Path) -> Iterator[Path]:
         OSError: the folder does not exist.
 
     """
-    fd = open_named(path)
+    with closing_fd(open_named(path)) as fd:
+        try:
+            yield opened(fd, path)
+        except OSError as error:
+            if error.filename:
+                error.filename = str(error.filename).replace(str(opened(fd, path)), str(path))
+            raise
+
+
+@contextlib.contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close this descriptor of a file or folder at the end of the block."""
     try:
-        yield opened(fd, path)
-    except OSError as error:
-        if error.filename:
-            error.filename = str(error.filename).replace(str(opened(fd, path)), str(path))
-        raise
+        yield fd
     finally:
         os.close(fd)
 
@@ -108,15 +115,12 @@ def open_named(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-    fd = os.open(path, _ITSELF)
-    try:
+    with closing_fd(os.open(path, _ITSELF)) as fd:
         found = os.fstat(fd)
         if not stat.S_ISLNK(found.st_mode):
             return os.open(path, FOLDER | os.O_NOFOLLOW)  # a file, or a folder that has just taken the link's place
         _check_owner(found, path)
         return os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
-    finally:
-        os.close(fd)
 
 
 def opened(fd: int, path: Path) -> Path:
@@ -135,16 +139,12 @@ def unmovable(path: Path) -> Path:
         OSError: there is no regular file.
 
     """
-    with named_folder(path.parent) as folder:
-        fd = os.open(folder / path.name, _ITSELF)
-        try:
-            found = os.fstat(fd)
-            if stat.S_ISLNK(found.st_mode):
-                _check_owner(found, path)
-                return unmovable(folder / os.readlink("", dir_fd=fd))
-            real = opened(fd, folder / path.name).resolve()
-        finally:
-            os.close(fd)
+    with named_folder(path.parent) as folder, closing_fd(os.open(folder / path.name, _ITSELF)) as fd:
+        found = os.fstat(fd)
+        if stat.S_ISLNK(found.st_mode):
+            _check_owner(found, path)
+            return unmovable(folder / os.readlink("", dir_fd=fd))
+        real = opened(fd, folder / path.name).resolve()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{path} is not a regular file")
     if why := doubt(real.parent.lstat(), real.parent) or who_could_move(real.parent):
@@ -184,10 +184,9 @@ def doubt(found: os.stat_result, path: Path, *, owners: set[int] | None = None) 
 
 
 def _user(uid: int) -> str:
-    try:
+    with contextlib.suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+    return f"user {uid}"
 
 
 def _is_private(gid: int, uid: int) -> bool:
@@ -201,7 +200,6 @@ def _is_private(gid: int, uid: int) -> bool:
 
 def _has_acl(path: Path) -> bool:
     """Whether an access control list may let more users write here than the mode shows."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         return _ACL in os.listxattr(path)
-    except (OSError, AttributeError):
-        return False
+    return False

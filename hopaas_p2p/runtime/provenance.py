@@ -64,10 +64,9 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
 
 
 def _user() -> str:
-    try:
+    with contextlib.suppress(KeyError, OSError):  # a container whose uid has no name
         return getpass.getuser()
-    except (KeyError, OSError):  # a container whose uid has no name
-        return str(os.getuid())
+    return str(os.getuid())
 
 
 def batch_job(env: Mapping[str, str]) -> dict[str, str]:

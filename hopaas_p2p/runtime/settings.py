@@ -16,8 +16,8 @@ numbers, but no host, no path outside its folder, and no secret file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import os
 import tomllib
 import unicodedata
@@ -28,6 +28,7 @@ from typing import Final, Literal, NamedTuple, NoReturn
 from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.arguments import near, shortened, shown
 from hopaas_p2p.runtime.atomic import read_own, read_secret, write_private
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"
@@ -42,8 +43,6 @@ _BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _OF_THE_JOINED: Final = ("token_file", "token_host")
 """Settings for a joined study's host only, which `credentials` reads, and which are never published."""
-
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class Secret:
@@ -239,10 +238,9 @@ def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _is_trusted(path: Path, text: str, env: Mapping[str, str]) -> bool:
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError, ConfigurationError):
         return read_own(_record_of_trust(path, text, env), link=False) == str(path)
-    except (OSError, UnicodeDecodeError, ConfigurationError):
-        return False
+    return False
 
 
 def _record_of_trust(path: Path, text: str, env: Mapping[str, str]) -> Path:
@@ -271,7 +269,7 @@ class Settings:
         *,
         env: MutableMapping[str, str] = os.environ,
         directory: Path | None = None,
-        warn: Callable[[str], None] = _log.warning,
+        warn: Callable[[str], None] = LOG.warning,
         names_store: bool = False,
     ) -> None:
         self._env = env
@@ -328,10 +326,9 @@ class Settings:
     def seconds(self, name: str) -> float:
         """The winning value, as a positive number; raises like `find`."""
         found = self.find(name)
-        try:
+        value = -1.0
+        with contextlib.suppress(ValueError):
             value = float(found.value or "")
-        except ValueError:
-            value = -1.0
         if not value > 0:
             raise ConfigurationError(
                 f"{name} = {shown(found.value)} ({found.origin}): give a positive number of seconds"
@@ -411,10 +408,9 @@ def _parsed(path: Path, text: str) -> dict[str, str]:
 
 def _is_inside(folder: Path, name: str) -> bool:
     """Whether this is a path in this folder, and not a URL."""
-    try:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
         return ":" not in name and (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
-    except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
-        return False
+    return False
 
 
 def _checked(path: Path, name: str, value: object) -> str:

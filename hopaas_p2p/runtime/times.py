@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from typing import Final
 
@@ -10,12 +11,10 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 def to_utc(microseconds: int | None) -> datetime.datetime | None:
     """A time of the log in UTC; None for None, and for a time outside the calendar, which a broken peer may write."""
-    if microseconds is None:
-        return None
-    try:
-        return _EPOCH + datetime.timedelta(microseconds=microseconds)
-    except OverflowError:
-        return None
+    if microseconds is not None:
+        with contextlib.suppress(OverflowError):
+            return _EPOCH + datetime.timedelta(microseconds=microseconds)
+    return None
 
 
 def to_iso(when: datetime.datetime | int | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
@@ -145,12 +146,10 @@ class KnownTrials(TrialTable):
         return learned
 
     def params_of(self, trial: FrozenTrial) -> Mapping[str, Any]:
-        if trial.state.is_finished():
-            return trial.params
-        try:
-            return self._params_of(trial)
-        except (TypeError, ValueError, AttributeError):  # another peer's announcement is malformed
-            return trial.params
+        if not trial.state.is_finished():
+            with contextlib.suppress(TypeError, ValueError, AttributeError):  # of another peer's malformed announcement
+                return self._params_of(trial)
+        return trial.params
 
     def row_of(self, number: int) -> int | None:
         """The row of the unfinished trial with this number; None if there is none."""

@@ -5,6 +5,7 @@ A test lists these names, and fails with a clear message when a new version of O
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -72,13 +73,12 @@ def grid_points(
     if not isinstance(sampler, optuna.samplers.GridSampler) or set(sampler._param_names) != set(space):
         return None
     names = [(name, space[name]) for name in sampler._param_names]
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         return [
             {name: float(one.to_internal_repr(value)) for (name, one), value in zip(names, point, strict=True)}
             for point in sampler._all_grids
         ]
-    except (TypeError, ValueError):
-        return None
+    return None
 
 
 def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:

@@ -13,6 +13,7 @@ best, and its influence decays like that of any prior (compare Hvarfner et al., 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,11 +153,10 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
                     raise InvalidInput(f"{name!r}: confidence needs a prior")
                 continue
             dist = dists[name] = to_optuna(one)
-            try:
+            inside = False
+            with contextlib.suppress(TypeError, ValueError):
                 centre[name] = float(dist.to_internal_repr(one.prior))
                 inside = isinstance(one, Categorical) or one.low <= centre[name] <= one.high
-            except (TypeError, ValueError):
-                inside = False
             if not inside:
                 raise InvalidInput(f"{name!r}: the prior {one.prior!r} is not in its range")
             widths[name] = _WIDTHS[confidence]

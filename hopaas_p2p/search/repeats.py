@@ -7,6 +7,7 @@ configurations of it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -56,11 +57,9 @@ class Tried:
         """Read these trials. Those that lack a parameter, or drew it from other choices, are ignored."""
         for trial in trials:
             if trial.params and not (trial.dists and self._has_other_choices(trial.dists)):
-                try:
+                with contextlib.suppress(KeyError):
                     numbers, key = self._place(trial.params)
-                except KeyError:
-                    continue
-                numbers[key] = trial.number
+                    numbers[key] = trial.number
 
     def _has_other_choices(self, dists: Mapping[str, object]) -> bool:
         """Whether a trial with these distributions of its own drew from other choices than this space has."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 import threading
 import weakref
@@ -61,6 +60,7 @@ from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.runtime.arguments import trial_number
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen, running
@@ -73,7 +73,6 @@ _SOON: Final = 0.05
 """Seconds for which a trial's parameters wait for more, where another peer's sampler could use them."""
 _RECENT: Final = 1.0
 """Seconds. With 64 peers on S3, 10 s made a search need a seventh more trials; tests/benchmarks/search_stores.py."""
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def is_new(trial: LoggedTrial, record: Record) -> bool:
@@ -765,13 +764,13 @@ class StudyHandle:
             if pending.verdicts is None:  # out of memory or threads, or a bug: the result must survive these, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
-                    _log.warning("the end of trial %d is kept in %s", number, path)
+                    LOG.warning("the end of trial %d is kept in %s", number, path)
             raise
         self._let_go(number)
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
-            _log.warning("trial %d is stored without %s: another peer defined it as another kind first", number, names)
+            LOG.warning("trial %d is stored without %s: another peer defined it as another kind first", number, names)
         return verdict
 
     def _let_go(self, number: int) -> None:
@@ -799,14 +798,14 @@ class StudyHandle:
             only = f"trial {number}: {said}. Its end is kept in this process only, and sent at the next contact: {why}"
             if not isinstance(error, StoreUnreachable) or self.peer.store_wait <= self.peer.patience:
                 raise type(error)(only)
-            _log.warning("%s", only)
+            LOG.warning("%s", only)
             return False
         kept = f"Its end is kept in {path} and sent at the next contact, or with: hopaas-p2p admin spool send"
         if isinstance(error, BrokenChain):
             kept = f"Its end is kept in {path} for a rescue: hopaas-p2p doctor STORE --rescue"
         if not isinstance(error, StoreUnreachable):
             raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
-        _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
+        LOG.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
         return True
 
     def _put_last(
@@ -850,9 +849,7 @@ class StudyHandle:
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
             if owned is None or not mine or self._travelled(owned) or owned.frozen.state.is_finished():
                 return
-        _log.warning(
-            "trial %d is released, because it has no result and this program can no longer give it one", number
-        )
+        LOG.warning("trial %d is released, because it has no result and this program can no longer give it one", number)
         try:
             self.release(number, reason="forgotten: its object or its program was gone before `tell`")
         except (UpdateFinishedTrialError, HopaasError) as error:

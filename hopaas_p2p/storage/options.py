@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from functools import partial
@@ -12,11 +11,11 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import NoStore, StoreAway
 from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.metering import energy_counter
 from hopaas_p2p.runtime.provenance import describe
 from hopaas_p2p.stores.base import Store
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LOOK_FOR_STORE: Final = 2.0  # seconds between checks whether a file system is mounted again
 _SAY_EVERY: Final = 60.0  # seconds between two log lines saying that it is not
 
@@ -54,7 +53,7 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
             if now >= due:
                 due = now + _SAY_EVERY
                 away = f"the store {url} is not there now" if isinstance(error, NoStore) else error
-                _log.warning("waiting: %s", away)
+                LOG.warning("waiting: %s", away)
         time.sleep(_LOOK_FOR_STORE if within is None else min(_LOOK_FOR_STORE, within / 4))
 
 

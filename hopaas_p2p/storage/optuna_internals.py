@@ -10,7 +10,6 @@ import contextlib
 import copy
 import datetime
 import functools
-import logging
 import os
 import re
 import sys
@@ -29,8 +28,8 @@ from optuna.study._frozen import FrozenStudy as FrozenStudy  # noqa: PLC0414  # 
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import HopaasError, waits_for
+from hopaas_p2p.runtime.logs import LOG
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, in 2106: until then, float seconds are exact to a microsecond
 T = TypeVar("T", bound=optuna.trial.Trial)
 
@@ -214,7 +213,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         trial.relative_search_space, trial._relative_params = {}, {}
         if not _may_be_samplers(error, trial):
             raise
-        _log.warning("the sampler failed on trial %d, so parameters are drawn one by one: %s", trial.number, error)
+        LOG.warning("the sampler failed on trial %d, so parameters are drawn one by one: %s", trial.number, error)
         for name, distribution in space.items():
             suggest(trial, name, distribution)
 
@@ -230,7 +229,7 @@ def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution
         value = drawn.sample_independent(study, trial._cached_frozen_trial, name, distribution)
         trial.relative_search_space, trial._relative_params = {name: distribution}, {name: value}
         found = optuna.trial.Trial._suggest(trial, name, distribution)  # raises again if no sampler caused the error
-        _log.warning("the sampler failed on trial %d, so %r is drawn at random: %s", trial.number, name, error)
+        LOG.warning("the sampler failed on trial %d, so %r is drawn at random: %s", trial.number, name, error)
         return found
 
 
@@ -287,15 +286,14 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
     except Exception as error:
         if not type(study.sampler).__module__.startswith("optuna."):
             raise
-        _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
+        LOG.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
 
 
 def contains(distribution: BaseDistribution, value: object) -> bool:
     """Whether a parameter of this distribution may have this value."""
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         return distribution._contains(distribution.to_internal_repr(value))
-    except (ValueError, TypeError):
-        return False
+    return False
 
 
 # --- pickles -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 import os
 import secrets
@@ -47,6 +46,7 @@ from hopaas_p2p.open import no_such_study
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import credentials, process
 from hopaas_p2p.runtime.arguments import seconds, whole
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
@@ -56,7 +56,6 @@ from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.storage.refusals import owner_only
 from hopaas_p2p.translate import attributes, checked_step, created, directions_of, to_json
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
 """In units of `Store.freshness`. Heartbeats may be seen late by one such unit plus an eighth of a ttl."""
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
@@ -242,8 +241,7 @@ class Storage(BaseStorage):
             StoreUnreachable: the store did not answer for that long.
 
         """
-        said = StudySet(user={str(key): to_json(key, value)})
-        self.handle(study_id).say(said, within=self.peer.store_wait)
+        self.handle(study_id).say(StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Implements Optuna's method like `set_study_user_attr`."""
@@ -363,7 +361,7 @@ class Storage(BaseStorage):
         try:
             handle.finish(number, state, told)
         except LeaseLost as lost:
-            _log.warning("%s", lost)
+            LOG.warning("%s", lost)
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
@@ -430,7 +428,7 @@ class Storage(BaseStorage):
         except StoreUnreachable:
             pass  # stays queued
         except HopaasError as error:  # perhaps in another study; calls on this one report their own errors
-            _log.warning("%s", error)
+            LOG.warning("%s", error)
 
     # --- beyond Optuna: the storage ---
 
@@ -483,7 +481,7 @@ class Storage(BaseStorage):
             raise taken
         shortest = _SHORTEST_TTL * self.peer.store.freshness
         if define.policy.ttl < shortest:
-            _log.warning(
+            LOG.warning(
                 "lease_ttl is %g s. Heartbeats in this store may be seen %g s late. For a dead peer's trial to be "
                 "queued again within twice lease_ttl, use at least lease_ttl=%g",
                 define.policy.ttl,
@@ -602,7 +600,7 @@ class Storage(BaseStorage):
         except HopaasError as error:
             if error.retry:
                 raise
-            _log.warning("the study %r cannot be opened: %s", listing.name, error)
+            LOG.warning("the study %r cannot be opened: %s", listing.name, error)
             return None
         if state.define is None:
             return None

@@ -189,7 +189,7 @@ class Log(ABC):
 
     def whole_snapshot(self, head: bytes) -> bytes | None:
         """The snapshot with this head and its blocks; None if the head is damaged, or a block is missing."""
-        try:
+        with contextlib.suppress(snapshot.CorruptSnapshot):
             names = snapshot.names_in(head)
             found: dict[str, bytes] = {}
             while some := [name for name in names if name not in found][:BLOCKS_AT_ONCE]:
@@ -198,8 +198,7 @@ class Log(ABC):
                     return None
                 found |= part
             return snapshot.whole(head, found)
-        except snapshot.CorruptSnapshot:
-            return None
+        return None
 
     def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
         """Like `newest_snapshot`, but only what `snapshot.split` calls the head, even if it cannot be read."""

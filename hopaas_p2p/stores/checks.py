@@ -124,8 +124,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
         return
-    done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
-    yield Finding("write and read", done)
+    yield Finding("write and read", f"{_EXCHANGES} commits written and read back" + (left or ", and removed"))
     median = statistics.median(seconds)
     detail = f"median {median * 1000:.1f} ms, maximum {max(seconds) * 1000:.1f} ms"
     cure = "every ask and tell takes that long; use a closer store"
@@ -139,8 +138,7 @@ def _beat(store: Store) -> Iterator[Finding]:
     store.beat(Beat(peer, "gone"))
     seen = found.startswith(value)  # a server adds the peer's user
     detail = "a heartbeat is seen" if seen else f"read {found!r}"
-    cure = "peers would consider each other dead; use another store"
-    yield Finding("beat", detail, passed=seen, cure=cure)
+    yield Finding("beat", detail, passed=seen, cure="peers would consider each other dead; use another store")
 
 
 def _studies(store: Store) -> Iterator[Finding]:

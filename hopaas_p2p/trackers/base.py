@@ -6,13 +6,13 @@ which it was created. Data that it already has are not sent again, and its mark 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
 from hopaas_p2p.runtime.atomic import scratch
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import without_passwords
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.view import RunView, look
@@ -20,7 +20,6 @@ from hopaas_p2p.trackers.view import RunView, look
 if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_WHY: Final = 1000  # characters
 
 
@@ -86,7 +85,7 @@ def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> I
             try:
                 path = files.get(one, place)
             except (InvalidInput, StoreCorrupt) as error:
-                _log.warning("the file %s is not exported: %s", one.id, error)
+                LOG.warning("the file %s is not exported: %s", one.id, error)
                 continue
             yield one, path
 
@@ -125,7 +124,7 @@ class Export:
                     try:
                         self.tracker.put(run, self._study.artifacts())
                     except TrackerRefused as error:
-                        _log.warning("%s does not accept %s: %s", self.tracker.name, run.name, error)
+                        LOG.warning("%s does not accept %s: %s", self.tracker.name, run.name, error)
                     self._marks[run.number] = mark
                     sent += run.number is not None
                 if run.final and run.number is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import logging
 import os
 import random
 import threading
@@ -26,10 +25,10 @@ from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker, first_line
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
 _MAX_FAILURES: Final = 3  # in a row, after which the exporter lets another peer try
 _SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last export
@@ -52,7 +51,7 @@ class BackgroundExports:
             try:
                 thread.start()
             except RuntimeError as error:
-                _log.warning("%s is not kept up to date: %s; %s", thread.tracker, first_line(error), thread.cure)
+                LOG.warning("%s is not kept up to date: %s; %s", thread.tracker, first_line(error), thread.cure)
         atexit.register(self.close)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
@@ -74,7 +73,7 @@ class BackgroundExports:
         for thread in filter(_ExportThread.is_alive, self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                _log.warning("%s has not received the last updates of this study: %s", thread.tracker, thread.cure)
+                LOG.warning("%s has not received the last updates of this study: %s", thread.tracker, thread.cure)
 
 
 class _ExportThread(threading.Thread):
@@ -103,13 +102,13 @@ class _ExportThread(threading.Thread):
                     break
                 self.ending.wait(pause)
         except Exception as error:  # noqa: BLE001  # retries would not help, but another peer may have other settings
-            _log.warning("%s: %s", self._tracker.name, first_line(error))
+            LOG.warning("%s: %s", self._tracker.name, first_line(error))
             with contextlib.suppress(Exception):
                 self._election.resign()
         try:
             self._tracker.close()
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises
-            _log.warning("%s: %s", self._tracker.name, first_line(error))
+            LOG.warning("%s: %s", self._tracker.name, first_line(error))
 
     def _step(self, *, last: bool) -> float:
         """Export if this peer is the exporter; returns the seconds until the next step."""
@@ -133,13 +132,13 @@ class _ExportThread(threading.Thread):
             if self._failures == 1 or last:
                 kind = "" if isinstance(error, HopaasError) else f"{type(error).__name__}: "
                 what = self.cure if last else "training continues, and sending is retried"
-                _log.warning("%s%s; %s", kind, first_line(error), what)
+                LOG.warning("%s%s; %s", kind, first_line(error), what)
             if self._failures >= _MAX_FAILURES or last:  # another peer may have a better connection
                 with contextlib.suppress(HopaasError):  # if the store is also down, others notice the silence
                     self._election.resign()
             return self._backoff.pause()
         if self._failures:
-            _log.info("%s is reachable again, and has received the missing data", self._tracker.name)
+            LOG.info("%s is reachable again, and has received the missing data", self._tracker.name)
         self._failures = 0
         self._backoff.reset()
         return self._every

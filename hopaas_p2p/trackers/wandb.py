@@ -83,10 +83,9 @@ class WandB:
             )
         self._close_runs()
         self._uuid, self._group = study.tags[STUDY], study.name
-        try:
+        self._ledger = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
             self._ledger = json.loads(read_regular(self._ledger_file, limit=_LARGEST_LEDGER, named=True))
-        except (FileNotFoundError, ValueError):
-            self._ledger = {}
         other = self._ledger.get(STUDY, {}).get("project", self.project_path)
         if other != self.project_path:
             raise ConfigurationError(

@@ -17,25 +17,23 @@ pre-empted job starts over. In your own loop, use `Training`:
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, Self, SupportsFloat
+from typing import Any, NoReturn, Self, SupportsFloat
 
 import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
 from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.runtime.interrupts import TERMINATIONS, handled
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.study.ranks import MpiRanks, RankedTrial, Ranks, ranks
 from hopaas_p2p.study.trial import Trial
 
 __all__ = ["MpiRanks", "Preemption", "RankedTrial", "Training", "ranks"]
-
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def keep(
@@ -56,7 +54,7 @@ def keep(
         except LeaseLost:
             trial.prune()
         except StoreUnreachable as error:
-            _log.warning("the checkpoint of step %d was not stored: %s", step, error)
+            LOG.warning("the checkpoint of step %d was not stored: %s", step, error)
 
 
 class Reporting:

@@ -23,8 +23,7 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     """The findings about this directory."""
     yield Finding("format", f"{FORMAT}, store {store.objects.uuid}")
     yield file_system(store.objects)
-    cure = "commits would be lost; use a directory on another file system"
-    yield race(store.objects, "beats/race-").finding(cure)
+    yield race(store.objects, "beats/race-").finding("commits would be lost; use a directory on another file system")
     key = f"beats/clock-{secrets.token_hex(6)}"
     try:
         before = time.time()

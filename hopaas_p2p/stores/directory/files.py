@@ -493,13 +493,9 @@ class Directory:
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         gone = f"{_REMOVED}{secrets.token_hex(6)}"
-        with reaching(path):
-            try:
-                with self._opened(folder) as fd:
-                    os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=fd)
-            except FileNotFoundError:
-                return
-        self._off_this_thread(lambda: self._clear(folder))
+        with reaching(path), contextlib.suppress(FileNotFoundError), self._opened(folder) as fd:
+            os.rename(name, gone, src_dir_fd=fd, dst_dir_fd=fd)
+            self._off_this_thread(lambda: self._clear(folder))
 
     def _clear(self, folder: str) -> None:
         """Remove what was moved aside in this folder by this process, or by processes that died before they removed
@@ -617,10 +613,9 @@ def _reached(path: str | Path, error: OSError) -> HopaasError:
 
 def not_permitted(store: Path, may: str) -> Denied:
     """The error for a store whose permissions keep this user out, and how to fix it."""
-    try:
+    owner, group = "its owner", "GROUP"
+    with contextlib.suppress(OSError, KeyError):
         owner, group = store.owner(), store.group()
-    except (OSError, KeyError):
-        owner, group = "its owner", "GROUP"
     return Denied(
         f"Permission denied: the store {store} belongs to {owner}; you may {may}. To share it with the group {group}, "
         f"{owner} runs: chmod -R g+rwX {store} && find {store} -type d -exec chmod g+s {{}} +"

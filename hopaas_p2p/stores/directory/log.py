@@ -135,8 +135,7 @@ class FolderLog(WriteOnceLog[Directory]):
     def _check_hole(self, lsn: int, deadline: float) -> None:
         """Check that no commit follows this lsn, at which a reader that was behind has found none."""
         for key in (self.key(lsn), self.pack(lsn)):
-            folder = key.rpartition("/")[0] + "/"
-            if numbered(self.objects.listed(folder, after=key)):
+            if numbered(self.objects.listed(key.rpartition("/")[0] + "/", after=key)):
                 if self._get(lsn, deadline) is not None:  # written just now
                     return
                 if not self._packed_from(lsn):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -41,11 +42,10 @@ _WRITTEN_WITHIN: Final = 2.0  # seconds within which the creator of a descriptio
 
 def _is_there(path: Path) -> bool:
     """Whether something with that name exists; raises an OSError if that cannot be determined."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return True
+    return False
 
 
 class DirectoryStore(ObjectBackedStore[Directory]):

@@ -105,8 +105,7 @@ def install(connection: Any) -> int:
         raise wrong_schema(before)
     if not before:
         _make_schema(connection)
-    owner = schema_owner(connection)
-    query(connection, f"SET LOCAL ROLE {quoted(owner, connection)}")
+    query(connection, f"SET LOCAL ROLE {quoted(schema_owner(connection), connection)}")
     for version in sorted(version for version in migrations if version > before):
         query(connection, migrations[version])
         query(connection, "INSERT INTO hopaas.schema_version (version) VALUES (%s)", (version,))

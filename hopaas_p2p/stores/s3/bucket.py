@@ -173,7 +173,8 @@ class Bucket:
                 answer = answer if stream and answer.status in _DONE else http.whole(answer)
                 if (date := http.parse_date(answer.headers.get("Date"))) is not None:
                     self._heard = date - time.time()
-                code = "" if answer.status in _DONE else _code(answer.data or b"")
+                told = None if answer.status in _DONE else _CODE.search(answer.data or b"")
+                code = told[1].decode() if told else ""  # none, for instance, in a proxy's HTML page
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 self.interruptions += 1
                 failure = unreachable(address, error)
@@ -335,8 +336,7 @@ class Bucket:
 
             def send(part: int) -> str:
                 data = os.pread(file.fileno(), _PART, (part - 1) * _PART)
-                query = {**upload, "partNumber": str(part)}
-                answer = self._ask("PUT", key, what, query=query, body=data, bulk=True)
+                answer = self._ask("PUT", key, what, query={**upload, "partNumber": str(part)}, body=data, bulk=True)
                 return str(answer.headers.get("ETag", ""))
 
             try:
@@ -390,12 +390,6 @@ class Bucket:
     def close(self) -> None:
         """Close the connections; they are opened again when needed."""
         self._pool = None
-
-
-def _code(data: bytes) -> str:
-    """The code in the body of a refusal; empty if there is none, as in a proxy's HTML page."""
-    found = _CODE.search(data)
-    return found[1].decode() if found else ""
 
 
 class _Builder(ElementTree.TreeBuilder):

@@ -122,8 +122,7 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
     if old and not dry_run:
         boundary = f"{root}boundary/{last:020d}"
         store.objects.put_new(boundary, b"commits up to this one were removed\n")
-        earlier = [key for key in store.objects.listed(f"{root}boundary/") if key < boundary]
-        store.objects.delete(earlier)
+        store.objects.delete([key for key in store.objects.listed(f"{root}boundary/") if key < boundary])
     return (yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run))
 
 

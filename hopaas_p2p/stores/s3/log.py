@@ -9,7 +9,6 @@ later (`confirmation`).
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -19,6 +18,7 @@ from msgspec.structs import astuple
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
@@ -30,7 +30,6 @@ from hopaas_p2p.stores.s3.confirmation import Confirmation
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
 from hopaas_p2p.stores.s3.search import WIDEST
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _CATALOG: Final = 2 * WIDEST - 1
 """If the catalog has more commits than this, which take five windows of GETs, its snapshot is read instead."""
 
@@ -185,7 +184,7 @@ class BucketLog(WriteOnceLog[Bucket]):
             self._missing(lsn)
         if self._hole != lsn:
             self._hole = lsn
-            _log.warning(
+            LOG.warning(
                 "%s is missing, but there are objects after it: somebody put them there ahead of time, or removed a "
                 "commit. The log is read up to that point, and continues there",
                 self.key(lsn),
