@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -18,9 +17,8 @@ from dashboard_app.replica_cache import cache_of
 from hopaas_p2p.errors import explained
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.net.listening import FewStrangers
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.storage import Storage
-
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class _Server(FewStrangers, WSGIServer):
@@ -29,7 +27,7 @@ class _Server(FewStrangers, WSGIServer):
 
 class _SilentRequestHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the standard library's name
-        _log.debug(format, *args)
+        LOG.debug(format, *args)
 
 
 def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Server:

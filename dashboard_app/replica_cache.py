@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import logging
 import math
 import threading
 import time
@@ -28,10 +27,10 @@ from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyD
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.peer.liveness import SignOfLife, owners_of, sign_of_life
 from hopaas_p2p.peer.session import LogClient, translated
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _TICK: Final = 0.5  # seconds between checks for due work
 _EVERY: Final = 1.0  # seconds between pulls of a viewed study; more if the store's own interval is longer
 _VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view
@@ -314,7 +313,7 @@ class ReplicaCache:
             soon = isinstance(error, StoreUnreachable) or log is self._catalog
             log.trouble, pause = str(error), _UNREACHABLE if soon else _UNREADABLE
         except Exception as error:  # noqa: BLE001
-            _log.exception("%s cannot be shown", what)
+            LOG.exception("%s cannot be shown", what)
             log.trouble, pause = f"{what} cannot be shown: {type(error).__name__}", _UNREADABLE
         log.due, log.looked_at = now + pause, True
         with self._looked:

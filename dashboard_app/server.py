@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import html
-import logging
 import shutil
 import socket
 import tempfile
@@ -31,13 +30,13 @@ from dashboard_app.replica_cache import cache_of
 from dashboard_app.routes import may_scrape, routes
 from hopaas_p2p.errors import explained
 from hopaas_p2p.net.listening import bound_strangers
+from hopaas_p2p.runtime.logs import LOG
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """The script that Streamlit executes."""
 _LARGEST_UPLOAD: Final = 32  # MiB; Streamlit keeps it in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression; a first visit takes 0.15 s to compress 4 MB to 1.3 MB
 _SOON: Final = 0.5  # seconds until the port is surely open
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def settings(opts: DashboardOptions) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
             Middleware(DashboardMiddleware, prefix=opts.prefix),
             Middleware(GZipMiddleware, compresslevel=_LEVEL),  # Streamlit does not compress its own 4 MB of files
         ],
-        on_script_error=lambda error: _log.error("a page failed", exc_info=error),
+        on_script_error=lambda error: LOG.error("a page failed", exc_info=error),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -43,18 +42,6 @@ def is_seen(character: str) -> bool:
 def escaped(character: str) -> str:
     """The character's number, as Python writes it in a string."""
     return f"\\u{ord(character):04x}" if ord(character) < 1 << 16 else f"\\U{ord(character):08x}"
-
-
-def _on_one_line(record: logging.LogRecord) -> bool:
-    """Put a message on one line, so that text from a server, a proxy or a peer cannot look like another message."""
-    record.msg, record.args = visible(" ".join(record.getMessage().splitlines())), ()
-    if record.exc_info:
-        lines = logging.Formatter().formatException(record.exc_info).splitlines()
-        record.exc_text = "\n".join(f"  {visible(line)}" for line in lines)
-    return True
-
-
-logging.getLogger("hopaas_p2p").addFilter(_on_one_line)
 
 
 class HopaasError(Exception):

@@ -29,6 +29,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
+from hopaas_p2p.runtime.logs import LOG
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds; short, because the event loop and the store's thread take turns at every request
@@ -107,7 +108,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO)
 
     async def run() -> int:
         service = Service(lambda _: open_store(target, create=target.lower().startswith("s3:")))  # creates no directory

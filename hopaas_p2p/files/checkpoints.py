@@ -7,7 +7,6 @@ so that a peer can resume from the earlier one if the last file is torn or lost.
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import tempfile
 from pathlib import Path
@@ -20,12 +19,12 @@ from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt, waits_for
 from hopaas_p2p.files.artifacts import artifacts_of, existing_file, removed_if_refused, within
 from hopaas_p2p.runtime.arguments import whole
 from hopaas_p2p.runtime.atomic import sha256_of
+from hopaas_p2p.runtime.logs import LOG
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.stores.base import Artifacts
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LOCAL: Final = "a file of this process"
 
 
@@ -109,7 +108,7 @@ def load(
                 return checkpoint.step, path
         except KeyError:
             why = "gone, or does not belong to this study"
-        _log.warning("the checkpoint of step %d is %s; trying the previous one", checkpoint.step, why)
+        LOG.warning("the checkpoint of step %d is %s; trying the previous one", checkpoint.step, why)
         path.unlink(missing_ok=True)
     return None
 

@@ -7,7 +7,6 @@ trials (`moving.records`), wherever they come from. CSV and Parquet are for othe
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shlex
 import sys
@@ -23,6 +22,7 @@ from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import Fetch, from_directory, from_store, save
 from hopaas_p2p.moving.records import ORIGINAL, StudyRecords, of_study, one_of
 from hopaas_p2p.runtime.atomic import is_mostly_holes, open_regular, replace_atomically
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import redacted
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "format_of", "import_study"]
 
-_log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("study", "csv", "parquet", "optuna")
 _SUFFIXES: Final = (
     dict.fromkeys(("", ".study", ".backup", ".zip"), "study")
@@ -117,7 +116,7 @@ def export_study(
     source, store = of_study(study), study.storage.peer.store
     if files is not None:
         for warning in save(source, from_store(store, source), Path(files)):
-            _log.warning("%s", warning)
+            LOG.warning("%s", warning)
     if chosen == "study":
         manifest = backup.back_up(store, Path(target), only=source.uuid)
         return sum(one.trials for one in manifest.studies)

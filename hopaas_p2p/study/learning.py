@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ from hopaas_p2p.core.records import Distribution
 from hopaas_p2p.core.state import TAKES_A_PLACE
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.search.priors import Prior, Taught, stored_priors
 from hopaas_p2p.translate import to_optuna
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 LearnFrom = str | Sequence["str | Prior"]
 AUTO: Final = "auto"
 _LARGE: Final = 20  # finished trials from which "auto" includes a study that is still running
-
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 def check_learning(directions: Sequence[object]) -> None:
@@ -46,7 +44,7 @@ def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[st
     """Warn if this space expresses a belief that differs from the one with which the study of that name began."""
     mine = Prior.believed(space)
     if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
-        _log.warning("the prior= of %r is ignored: it differs from the one that the study began with", name)
+        LOG.warning("the prior= of %r is ignored: it differs from the one that the study began with", name)
 
 
 def find_priors(

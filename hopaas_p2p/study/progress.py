@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import optuna
 
 from hopaas_p2p.core import records
+from hopaas_p2p.runtime.logs import LOG
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage.handle import StudyHandle
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_REASON: Final = 500  # characters
 _INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole, or about waiting
 
@@ -32,56 +32,56 @@ class ProgressLog:
         self._study = handle
         self._quiet = quiet
         self._handler: logging.Handler | None = None
-        self._level = _log.level
+        self._level = LOG.level
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
         self._own: list[tuple[float, int]] = []
         """The trials that this call has ended and that are not known to have ended in the log, as (value, number)."""
 
     def __enter__(self) -> ProgressLog:
-        if not _log.hasHandlers() and not self._quiet:
+        if not LOG.hasHandlers() and not self._quiet:
             in_notebook = "ipykernel" in sys.modules  # which shows stderr in red
             self._handler = logging.StreamHandler(sys.stdout if in_notebook else sys.stderr)
             self._handler.setFormatter(logging.Formatter("%(message)s"))
-            _log.addHandler(self._handler)
-            _log.setLevel(self._level or optuna.logging.get_verbosity())
+            LOG.addHandler(self._handler)
+            LOG.setLevel(self._level or optuna.logging.get_verbosity())
         if self.enabled:
-            _log.info("joined study %r: %s", self._name, self._standing())
+            LOG.info("joined study %r: %s", self._name, self._standing())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._handler is not None:
-            _log.removeHandler(self._handler)
-            _log.setLevel(self._level)
+            LOG.removeHandler(self._handler)
+            LOG.setLevel(self._level)
 
     @property
     def enabled(self) -> bool:
-        return _log.isEnabledFor(logging.INFO) and not self._quiet
+        return LOG.isEnabledFor(logging.INFO) and not self._quiet
 
     def ended(self, number: int, state: str, values: Sequence[float] | None, reason: str | None) -> None:
         """Log that a trial of this call ended in this state, or PAUSED; once per minute, also the study's progress."""
         if not self.enabled:
             return
         if values is None:
-            _log.info("trial %d: %s%s", number, state, f" ({last_line(reason)})" if reason else "")
+            LOG.info("trial %d: %s%s", number, state, f" ({last_line(reason)})" if reason else "")
         else:
             word = "" if state == "COMPLETE" else f" {state}"
             shown = ", ".join(f"{value:.6g}" for value in values)
-            _log.info("trial %d:%s %s%s", number, word, shown, self._best(None if word else (values[0], number)))
+            LOG.info("trial %d:%s %s%s", number, word, shown, self._best(None if word else (values[0], number)))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _INTERVAL
-            _log.info("study %r: %s", self._name, self._standing())
+            LOG.info("study %r: %s", self._name, self._standing())
 
     def waiting(self, why: str) -> None:
         """Log that no trial can start at present, at most once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
-            _log.info("waiting for study %r: %s", self._name, why)
+            LOG.info("waiting for study %r: %s", self._name, why)
 
     def stopped(self, why: str) -> None:
         """Log why this call starts no more trials."""
         if self.enabled:
-            _log.info("left study %r: %s; %s", self._name, why, self._standing())
+            LOG.info("left study %r: %s; %s", self._name, why, self._standing())
 
     def _best(self, ended: tuple[float, int] | None = None) -> str:
         """The best trial so far, in words; `ended` is the (value, number) of a trial that has just ended."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
@@ -25,6 +24,7 @@ from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import constraints_of
 from hopaas_p2p.errors import NoWork
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
@@ -34,7 +34,6 @@ from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
 _DRAWS: Final = 8  # further draws to find a new configuration
 _SAME_DRAWS: Final = 2  # after this many repeats of its own last draws, a sampler has nothing else to offer
@@ -309,7 +308,7 @@ class Proposer:
             raise self._nothing_new("every configuration of the search space has been tried")
         if not self._said_used_up:
             self._said_used_up = True
-            _log.warning(
+            LOG.warning(
                 "all %s configurations of the search space of %r have been tried; from now on they are repeated",
                 self._tried.size,
                 self._study.study_name,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import os
 import sys
 import tempfile
@@ -34,10 +33,10 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from hopaas_p2p import errors
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.interrupts import describe, interruptions
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.translate import as_python
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _MEETING: Final = timedelta(seconds=30)  # how long the first rank waits for the others to arrive
 _LOOK: Final = timedelta(seconds=5)  # the longest delay of a signal while this rank waits for another
 _ENDING: Final = 10.0  # seconds within which a launcher ends the other ranks; torchrun checks every 0.1 to 5 s
@@ -152,7 +151,7 @@ class _StoreRanks(Ranks):
                 self._store.wait(others, _MEETING)
             except self._not_yet:
                 self._together = False
-                _log.warning("the other ranks did not call optimize in time, so the first rank runs its trials alone")
+                LOG.warning("the other ranks did not call optimize in time, so the first rank runs its trials alone")
             self._store.set("begun", b"together" if self._together else b"alone")
         elif self._together is None:
             self._store.set(f"rank {self.rank} is here", b"")

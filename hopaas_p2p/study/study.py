@@ -70,6 +70,7 @@ from hopaas_p2p.runtime.arguments import (
     whole,
 )
 from hopaas_p2p.runtime.interrupts import describe, interruptions, termination_raises
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
@@ -124,7 +125,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.trackers import Tracker
     from hopaas_p2p.trackers.follow import BackgroundExports
 
-_log: Final = logging.getLogger("hopaas_p2p")
 
 _LONGEST_PAUSE: Final = 10.0  # seconds between two checks of a study that cannot start a trial now
 _LOOK: Final = 1.0  # seconds; a signal that another thread receives does not end a wait without a limit
@@ -216,10 +216,10 @@ def open_study(
         if was_lowered(study.state, larger):
             what = f"--budget {shlex.quote(after or 'none')}{store_option(storage.url)}"
             cure = f"hopaas-p2p study set {shlex.quote(name)} {what}"
-            _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
+            LOG.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
             study.set_budget(larger)
-            _log.warning("the budget of %r is raised from %s to %s", name, before, after or "no limit")
+            LOG.warning("the budget of %r is raised from %s to %s", name, before, after or "no limit")
     if trackers:
         from hopaas_p2p.trackers.follow import BackgroundExports
 
@@ -371,7 +371,7 @@ class Loop:
             except StoreUnreachable as error:
                 if time.monotonic() < deadline:
                     raise
-                _log.warning("no more trials are started because the time is up: %s", error)
+                LOG.warning("no more trials are started because the time is up: %s", error)
                 return None
             except NoWork as error:  # not kept, because its traceback holds this frame, and so the objective
                 found, why = error.found, error.reason
@@ -389,7 +389,7 @@ class Loop:
     def _settle(self) -> None:
         """Wait until the ends of this thread's trials, which are sent with the next exchange, are durable."""
         for number, verdict in self._study.handle.settle_deferred():
-            _log.warning("%s", self._study.handle.refusal(number, verdict))
+            LOG.warning("%s", self._study.handle.refusal(number, verdict))
 
     def _run(self, trial: Trial) -> TrialState:
         """Run one trial to its end, which is queued; returns how it ended."""
@@ -418,7 +418,7 @@ class Loop:
         try:
             self._study._end(trial.number, values, state, reason=reason, defer=True)
         except LeaseLost as lost:  # another process gave it back
-            _log.warning("%s", lost)
+            LOG.warning("%s", lost)
         else:
             self._progress.ended(trial.number, word, values, reason)
 
@@ -543,7 +543,7 @@ class Study(optuna.Study):
             for what, mine in others.items():
                 theirs = in_words(getattr(searcher.stored, what))
                 level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose a default
-                _log.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
+                LOG.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
 
     @property
     def learned(self) -> list[Learned]:
@@ -642,7 +642,7 @@ class Study(optuna.Study):
             self._keep_to_method()
         complaints, searcher.complaints = searcher.complaints, []
         for complaint in complaints:
-            _log.warning("%s", complaint)
+            LOG.warning("%s", complaint)
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
             check_points(self.sampler, self.space)
@@ -677,7 +677,7 @@ class Study(optuna.Study):
         with contextlib.suppress(LeaseLost):  # another peer has taken it over, and will end it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
-                _log.warning("the queued trial %d failed: %s", number, why)
+                LOG.warning("the queued trial %d failed: %s", number, why)
                 handle.finish(number, TrialState.FAIL, None, why)
             elif known is not None:
                 for key, text in (constraints_of(known.system) | {REUSED: str(known.number)}).items():
@@ -778,7 +778,7 @@ class Study(optuna.Study):
             values = None if math.isnan(last) else (last,)
         elif handle.log.session.state.configurations.policy and handle.is_at_rung(number, reports):
             how = state.name
-            _log.warning("trial %d is %s and does not pause at its rung; to pause, call trial.prune()", number, how)
+            LOG.warning("trial %d is %s and does not pause at its rung; to pause, call trial.prune()", number, how)
         self._telling.add(me)
         try:
             after_trial(self, frozen, state, values)
@@ -833,11 +833,11 @@ class Study(optuna.Study):
         try:
             with self.storage.peer.in_a_hurry():
                 self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
-            _log.info("trial %d: returned; the next process that asks for a trial runs it again", number)
+            LOG.info("trial %d: returned; the next process that asks for a trial runs it again", number)
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:
-            _log.warning("the interrupted trial could not be returned now: %s", trouble)
+            LOG.warning("the interrupted trial could not be returned now: %s", trouble)
 
     def optimize(
         self,
@@ -996,7 +996,7 @@ class Study(optuna.Study):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
             if (known := self.state.dists) and name not in known:  # the objective may still suggest it
                 hint = near(name, known, f"they have {', '.join(map(repr, known))}")  # `repr` escapes terminal codes
-                _log.warning("no trial of %r so far has a parameter %r; %s", self.name, name, hint)
+                LOG.warning("no trial of %r so far has a parameter %r; %s", self.name, name, hint)
         if skip_if_exists and has_trial_with(self, params):
             return None
         return self._queue({"fixed_params": dict(params)}, dict(mapping("user_attrs", user_attrs or {})))
@@ -1030,7 +1030,7 @@ class Study(optuna.Study):
             never = f"The study {self.name!r} {why}, so a trial queued now would never run"
             raise StudyFinished(f"{never}. First run: hopaas-p2p {cure}{store_option(self.storage.url)}")
         if not state.has_room():
-            _log.warning("%s, so a trial of %r that is queued now starts only if a running one fails", used, self.name)
+            LOG.warning("%s, so a trial of %r that is queued now starts only if a running one fails", used, self.name)
 
     def pause(self) -> None:
         """Start no trials until `resume`; running ones continue."""

@@ -5,7 +5,6 @@ It is a subclass of `optuna.trial.Trial`, so every callback written for Optuna a
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
 from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.spec.metrics import checked, refuse
 from hopaas_p2p.storage.optuna_internals import become, cached_trial, suggest
 from hopaas_p2p.translate import checked_step
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage.handle import StudyHandle
 
 _NOT_FETCHED: Final = (-1, Path())
-_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class _NoParameters(dict[str, Any]):
@@ -140,7 +139,7 @@ class Trial(optuna.trial.Trial):
         for name, value in kept.items():
             if math.isnan(value) and name not in self._nan:
                 self._nan = self._nan | {name}
-                _log.warning("trial %d: the metric %s is NaN at step %d", number, name, step)
+                LOG.warning("trial %d: the metric %s is NaN at step %d", number, name, step)
         refuse(wrong, step=step, kept=kept)
 
     @property

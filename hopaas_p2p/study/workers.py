@@ -15,7 +15,6 @@ One lost process breaks a ProcessPoolExecutor. Give `on=` a function that create
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pickle
 import re
@@ -43,6 +42,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.runtime.arguments import shown, whole
 from hopaas_p2p.runtime.interrupts import INTERRUPTIONS, describe, interruptions
+from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import variable
 from hopaas_p2p.storage.options import StorageOptions, open_peer
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from hopaas_p2p.study.trial import Objective
     from hopaas_p2p.study_like import StudyLike
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between checks of futures and log
 _LOSSES: Final = 5  # workers lost in a row, beyond their number, without an ended trial in between
 _CREW, _WORKER = "crew", "worker"
@@ -244,7 +243,7 @@ class WatchedWorkers:
         if share is not None:
             share = max(0, share - self._ended[number])  # a late result is an extra trial
         more = "" if share == 0 else "; another one is started"
-        _log.warning("worker %d was lost (%s)%s", number, str(error).strip().split("\n")[0] or error, more)
+        LOG.warning("worker %d was lost (%s)%s", number, str(error).strip().split("\n")[0] or error, more)
         if share != 0:
             self._send(share)
 
@@ -328,7 +327,7 @@ class WatchedWorkers:
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
         except HopaasError as trouble:
-            _log.warning(
+            LOG.warning(
                 "the workers could not be told to stop, and will start more trials (%s). End their jobs, or run "
                 "`hopaas-p2p peers drain PEER --study %s` for each peer in `hopaas-p2p peers list`",
                 *(trouble, shlex.quote(self._study.name)),
@@ -349,7 +348,7 @@ def _warned() -> Iterator[None]:
     try:
         yield
     except StoreUnreachable as error:
-        _log.warning("%s", error)
+        LOG.warning("%s", error)
 
 
 def _size(executor: Any) -> int:
