@@ -196,7 +196,7 @@ def test_pages_leave_streamlit_nothing_to_run_later_that_does_not_ask_for_the_ro
         ("routes.py", "cache.frame"),
         ("app.py", "on_click=st.login"),
         ("app.py", "on_click=st.logout"),
-        ("server.py", "on_script_error=lambda error: _log.error('a page failed', exc_info=error)"),
+        ("server.py", "on_script_error=lambda error: LOG.error('a page failed', exc_info=error)"),
     }
 
 
