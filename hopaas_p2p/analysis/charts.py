@@ -183,7 +183,7 @@ def importance(found: Importance) -> Chart | None:
 def slice_(
     columns: TrialTable, name: str, objective: int = 0, shown: Mask | None = None, *, most: int = _SLICE
 ) -> Chart | None:
-    """The objective's value over one parameter."""
+    """The objective's value against one parameter; None if there is nothing to draw."""
     mask = columns.complete(objective, shown) & np.isfinite(columns.params[name])
     rows = np.flatnonzero(mask)
     if not len(rows):

@@ -1,8 +1,8 @@
 """The entry point, which finds the command, runs it, and turns every error into one line and an exit code.
 
 0 ok · 1 failure · 2 usage · 3 no work · 10 prune · 11 lease lost · 69 store unreachable · 75 run again ·
-77 denied · 78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown only with
-`--debug`.
+77 denied · 78 configuration · 130 interrupted. Data goes to stdout, messages to stderr; a traceback is shown with
+`--debug` or HOPAAS_DEBUG.
 """
 
 from __future__ import annotations

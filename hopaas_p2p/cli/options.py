@@ -222,8 +222,8 @@ def command(
 
     Args:
         title: the command's name, by default the function's.
-        study: how the study is named, either not at all, by `--study`, or by an argument, for which `--study` works,
-            too.
+        study: how users name the study: "none", not at all; "option", with `--study`; "argument", with an argument or
+            with `--study`.
         store: whether the command takes `--store`.
         how: further arguments of `click.command`.
 

@@ -56,7 +56,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 @click.option("--all-studies", is_flag=True, help="Allow every study, including future ones.")
 @click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, if `doctor` recommends it.")
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
-    """Print the smallest policy that lets a key of the bucket work on a study.
+    """Print the smallest policy that gives an access key the rights of a role.
 
     Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """

@@ -30,7 +30,7 @@ def spool() -> None:
 
     The results are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes
     part in a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it
-    is sent. A result sent to another URL of its store is also kept for its own URL, for 30 days.
+    is sent. A result sent to another URL of its store is also kept for 30 days, to be sent to its peer's URL.
     """
 
 

@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 class Backoff:
-    """Pauses that double up to a limit, and vary at random, so that peers do not all come back at once.
+    """Pauses that double, up to a limit, and vary at random, so that peers do not all retry at the same moment.
 
     Args:
         first, longest: seconds.

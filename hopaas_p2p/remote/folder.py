@@ -320,7 +320,7 @@ class FolderServer:
         objects, key = self.box.objects, f"files/{name}"
         if request.call == "put" and await asyncio.to_thread(is_mostly_holes, self.box.path / key):
             await asyncio.to_thread(objects.delete, [key])
-            return protocol.refused(InvalidInput("this file is far larger than its contents, so it is not stored"))
+            return protocol.refused(InvalidInput("this file is mostly holes (sparse), so it is not stored"))
         try:
             async with self._files:
                 with scratch() as file:

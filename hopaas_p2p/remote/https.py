@@ -341,7 +341,10 @@ class HttpsSession:
         return False
 
     async def _answer(self, request: h11.Request) -> None:
-        """Answer a request whose head has arrived. Raises RequestRefused if the caller may not make it, or not now."""
+        """Answer a request whose head has arrived.
+
+        Raises RequestRefused if the request is invalid or forbidden, or must be sent again later.
+        """
         headers: dict[bytes, list[str]] = {}
         for name, value in request.headers:
             headers.setdefault(name, []).append(value.decode("latin-1"))

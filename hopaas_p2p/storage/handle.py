@@ -189,8 +189,8 @@ class StudyHandle:
         return found
 
     def _doubted_until(self, owner: str) -> float | None:
-        """The `Alive` of `next_start`: None if an owner has shown a sign of life since this process found nothing to
-        start.
+        """The `Alive` of `next_start`: None if this owner has shown a sign of life since this process found nothing
+        to start.
         """
         if self._idle_since is None:
             self._idle_since = self.peer.clock()

@@ -391,7 +391,7 @@ class Storage(BaseStorage):
         """Implements Optuna's method. The list is new; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
-        if states == _WAITING and not state.waiting:  # in every ask of Optuna
+        if states == _WAITING and not state.waiting:  # Optuna's `ask` calls this each time
             return []
         with handle.lock:
             view.catch_up(handle.state)

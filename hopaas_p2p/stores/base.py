@@ -292,7 +292,7 @@ class Log(ABC):
         """The lsns of commits that this process recently appended, and has not read back."""
         return []
 
-    # --- snapshots of others, where the store knows users ---
+    # --- snapshots of others, where the store has users ---
 
     def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
         """The newest snapshot in (after, up_to] that this user may judge; None if all users trust a newer one."""

@@ -18,7 +18,7 @@ from hopaas_p2p.runtime.settings import SETTINGS, variable
 _HEAD: Final = f"""# The command line
 
 Add `--help` to a command to see its arguments, options and examples. Data goes to stdout and messages to stderr. Every
-command but `demo`, `completion` and `serve https` takes `--json`. A traceback is shown only with `--debug`.
+command but `demo`, `completion` and `serve https` takes `--json`. Add `--debug` to see a traceback.
 
 ## Exit codes
 
