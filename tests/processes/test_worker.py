@@ -622,21 +622,25 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import time, hopaas_p2p
+import pathlib, time, hopaas_p2p
 study = hopaas_p2p.open_study("{store}", "{name}")
-study.optimize(lambda trial: print("running", flush=True) or time.sleep(60))
+study.optimize(lambda trial: pathlib.Path("begun").touch() or time.sleep(60))
 """
 
 
 @pytest.mark.parametrize(("how", "code"), [("worker", 75), ("optimize", 129)])
 def test_a_closed_terminal_gives_the_trial_back(study: Study, tmp_path: Path, how: str, code: int) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(store=study.storage.url, name=study.name))
-    command = [sys.executable, "program.py"] if how == "optimize" else [*CLI, *WORKER, "--", "sleep", "60"]
+    command = (
+        [sys.executable, "program.py"]
+        if how == "optimize"
+        else [*CLI, *WORKER, "--", "sh", "-c", "touch begun; sleep 60"]
+    )
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(tmp_path)
         os.execv(command[0], command)
-    until(lambda: running(study))
+    until((tmp_path / "begun").exists)
     os.close(terminal)  # SIGHUP, and nothing can be printed any more
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
@@ -646,9 +650,13 @@ def test_a_closed_terminal_gives_the_trial_back(study: Study, tmp_path: Path, ho
 @pytest.mark.parametrize("how", ["worker", "optimize"])
 def test_nohup_keeps_a_program_running_when_its_terminal_is_closed(study: Study, tmp_path: Path, how: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(store=study.storage.url, name=study.name))
-    command = [sys.executable, "program.py"] if how == "optimize" else [*CLI, *WORKER, "--", "sleep", "60"]
+    command = (
+        [sys.executable, "program.py"]
+        if how == "optimize"
+        else [*CLI, *WORKER, "--", "sh", "-c", "touch begun; sleep 60"]
+    )
     program = subprocess.Popen(["nohup", *command], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: running(study))
+    until((tmp_path / "begun").exists)
     program.send_signal(signal.SIGHUP)
     program.send_signal(signal.SIGTERM)
 

@@ -162,10 +162,13 @@ class Directory:
             if self._checked.get(folder, 0.0) >= 0.0:
                 self._check_links(folder)
             if self._checked.get(folder, 0.0) <= 0.0:
-                with _open(folder, FOLDER | os.O_NOFOLLOW) as fd:
+                fd = os.open(folder, FOLDER | os.O_NOFOLLOW)
+                try:
                     if _PLACES and not os.readlink(_PLACES % fd).endswith(folder[len(self.root) :]):
                         raise FileNotFoundError(errno.ENOENT, f"{folder} was moved away")
                     return self._create(data, name, fd)
+                finally:
+                    os.close(fd)
         if self._hard_links:
             try:
                 return _name_file(data, path, dir_fd, hard=True)
