@@ -40,7 +40,7 @@ from typing import Any, Final, TypeVar, cast
 
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, open_regular, read_fd, read_regular
-from hopaas_p2p.runtime.ownership import FOLDER, step_down
+from hopaas_p2p.runtime.ownership import FOLDER, closing_fd, step_down
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import BORN_WHOLE, NFS, UNFIT, mount_of
 from hopaas_p2p.stores.objects.contract import Found, delete_each
@@ -550,16 +550,6 @@ class Directory:
             os.close(fd)
 
 
-@contextlib.contextmanager
-def _open(path: str | Path, flags: int, dir_fd: int | None = None) -> Iterator[int]:
-    """A descriptor of a file or folder, while the block lasts."""
-    fd = os.open(path, flags, 0o666, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def _name_file(data: bytes, path: str, dir_fd: int | None = None, *, hard: bool) -> bool:
     """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
     folder, slash, name = path.rpartition("/")
@@ -647,7 +637,7 @@ def _is_folder(path: str) -> bool:
 
 def make_folder(folder: Path) -> bool:
     """Create a folder whose parent exists, and give it to the parent's group; return whether it is new."""
-    with _open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as parent:
+    with closing_fd(os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as parent:
         return _make_folder(folder.name, parent)
 
 
@@ -657,7 +647,7 @@ def _make_folder(name: str, parent: int) -> bool:
     except FileExistsError:
         return False
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-    with contextlib.suppress(OSError), _open(name, flags, parent) as fd:  # its next user notices if it was removed
+    with contextlib.suppress(OSError), closing_fd(os.open(name, flags, dir_fd=parent)) as fd:  # a removal is seen later
         _share(fd, os.fstat(parent))
     return True
 
@@ -707,7 +697,8 @@ def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
 def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = None) -> None:
     """Write a new file, durable when this returns. After an error in sync or close, none of the file is durable."""
     above = os.stat(path.rpartition("/")[0]) if dir_fd is None else os.fstat(dir_fd)
-    with _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, dir_fd) as fd:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with closing_fd(os.open(path, flags, 0o666, dir_fd=dir_fd)) as fd:
         _share(fd, above, bits=0o666)
         for chunk in [data] if isinstance(data, bytes) else data:
             rest = memoryview(chunk)
