@@ -524,11 +524,17 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
 
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
-    """Return the trial on behalf of its owner: to WAITING, or to FAIL for good."""
-    state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
-    if record.fail:
-        _close(state, trial, FAIL, TrialRelease, commit.at, record.reason)
+    """Return the trial on behalf of its owner: to WAITING, or to FAIL for good. A trial that was asked to stop is
+    PRUNED, unless a limit of the study asked.
+    """
+    asked = trial.stop if trial.stop != state.ledger.reached else None
+    if record.fail or asked is not None:
+        to, reason = (FAIL, record.reason) if record.fail else (PRUNED, asked)
+        state.ledger.ended(trial.number, BOOKED[to], commit.at, record.used)
+        trial.values = None if record.fail else _newest_value(state, trial)
+        _close(state, trial, to, TrialRelease, commit.at, reason)
         return
+    state.ledger.ended(trial.number, "given back", commit.at, record.used)
     _end_lease(trial, commit.at, record.reason or "released")
     _enter(state, trial, WAITING, TrialRelease)
     trial.owner = None
@@ -546,11 +552,9 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     state.ledger.was_lost(trial.number, record.lived, state.stored)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
-    newest = last_step(trial.reports) if last_try and state.policy.interrupted == "prune" else None
-    if newest is not None:
-        last = (trial.reports[newest],)
-        trial.values = last if _can_end(state, COMPLETE, last) else None
-    _close(state, trial, FAIL if newest is None else PRUNED, TrialReclaim, commit.at, record.reason)
+    prunes = last_try and state.policy.interrupted == "prune" and trial.reports
+    trial.values = _newest_value(state, trial) if prunes else None
+    _close(state, trial, PRUNED if prunes else FAIL, TrialReclaim, commit.at, record.reason)
     if last_try:
         return None
     # the same parameters again, with the attributes that Optuna's own retry callback writes
@@ -727,6 +731,13 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: di
         trial.user = merged(trial.user, record.user)
     if record.system:
         trial.system = merged(trial.system, record.system)
+
+
+def _newest_value(state: State, trial: Trial) -> tuple[float, ...] | None:
+    """The newest report as the values of a pruned trial, if it can be that."""
+    newest = last_step(trial.reports)
+    last = () if newest is None else (trial.reports[newest],)
+    return last if _can_end(state, COMPLETE, last) else None
 
 
 def _close(state: State, trial: Trial, to: TrialState, by: type, at: int, reason: str | None) -> None:

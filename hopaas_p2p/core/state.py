@@ -73,7 +73,7 @@ TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
     (RUNNING, TrialSet): Move("lease", (RUNNING,)),
     (RUNNING, TrialCheckpoint): Move("lease", (RUNNING,)),
     (RUNNING, TrialFinish): Move("lease", (COMPLETE, PRUNED, FAIL)),
-    (RUNNING, TrialRelease): Move("lease", (WAITING, FAIL)),
+    (RUNNING, TrialRelease): Move("lease", (WAITING, PRUNED, FAIL)),
     (RUNNING, TrialReclaim): Move("epoch", (FAIL, PRUNED)),
     (RUNNING, TrialTakeOver): Move("epoch", (COMPLETE, PRUNED, FAIL)),
     (RUNNING, TrialStop): Move("epoch", (RUNNING,)),

@@ -522,4 +522,4 @@ class Worker:
         except StoreUnreachable as error:  # its lease will expire, and others take it over
             self._say(f"trial {trial.number} could not be returned now; others take it over later: {error}")
             return TrialState.RUNNING.name
-        return TrialState.WAITING.name
+        return self.study.state.trials[trial.number].state.name  # PRUNED if it was asked to stop

@@ -819,7 +819,8 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Release a running trial of this process, which is then WAITING again, with the same parameters.
+        """Release a running trial of this process, which is then WAITING again, with the same parameters, or PRUNED if
+        it was asked to stop.
 
         Returns False if it was WAITING already, or the release was refused because the lease was lost.
         """

@@ -833,7 +833,8 @@ class Study(optuna.Study):
         try:
             with self.storage.peer.in_a_hurry():
                 self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
-            LOG.info("trial %d: returned; the next process that asks for a trial runs it again", number)
+            if number in self.state.waiting:
+                LOG.info("trial %d: returned; the next process that asks for a trial runs it again", number)
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:

@@ -450,6 +450,21 @@ def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
     assert "did not stop when asked: enough" in (study.state.trials[0].reason or "")
 
 
+def test_a_trial_that_was_asked_to_stop_does_not_run_again_when_its_worker_is_preempted_meanwhile(
+    study: Study, tmp_path: Path
+) -> None:
+    command = script(tmp_path, REPORTING + "trial.report(0.5, 1)\nprint('ready', flush=True)\ntime.sleep(60)")
+    worker = start(*WORKER, "--grace", "30", "--", *command, cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+    study.stop_trial(0, reason="diverged")
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(patient(60)) is not None
+    assert states(study) == ["PRUNED"]
+    assert study.state.trials[0].reason == "diverged"
+    assert re.search(r"^trial 0: PRUNED after .* s: diverged$", (tmp_path / "worker.err").read_text(), re.MULTILINE)
+
+
 def log_of(where: Path, number: int = 0) -> str:
     path = where / "hopaas-logs" / "s" / f"{number}.log"
     return path.read_text() if path.exists() else ""

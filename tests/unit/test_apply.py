@@ -102,9 +102,11 @@ def records_of(kind: type, *, epoch: int) -> list[Record]:
 def test_the_table_says_all_that_the_holder_of_the_lease_may_do(before: TrialState, kind: type) -> None:
     rule = TRANSITIONS.get((before, kind))
     reached = set()
-    for index, interrupted in itertools.product(range(3), ("fail", "prune")):
+    for index, interrupted, stopped in itertools.product(range(3), ("fail", "prune"), (False, True)):
         scribe = Scribe(defined(attempts=1, interrupted=interrupted))
         trial = trial_in(scribe, before)
+        if stopped:
+            scribe.say("founder", TrialStop(0, trial.epoch))
         choices = records_of(kind, epoch=trial.epoch)
         if index >= len(choices):
             continue
@@ -231,7 +233,7 @@ def test_no_six_records_of_two_peers_on_two_trials_break_an_invariant(budget: in
     every = {(start, kind, end) for (start, kind), move in TRANSITIONS.items() for end in move.to if end is not start}
     unsaid = {(RUNNING, TrialReclaim, PRUNED), (WAITING, TrialFinish, PRUNED), (RUNNING, TrialFinish, PRUNED)}
     unsaid |= {(RUNNING, TrialTakeOver, end) for end in (COMPLETE, PRUNED, FAIL)}
-    unsaid |= {(RUNNING, TrialRelease, FAIL)}  # the two peers say none of these
+    unsaid |= {(RUNNING, TrialRelease, end) for end in (PRUNED, FAIL)}  # the two peers say none of these
     unsaid |= {(RUNNING, LateFinish, FAIL)} if budget is None else set()  # there is a place for both
     assert moved == every - unsaid, "of one trial by its record, and of the other by a late result"
 
@@ -669,6 +671,14 @@ def test_a_trial_released_for_good_fails_and_is_not_counted_as_the_objectives_fa
     scribe.say("ann", TrialRelease(0, 1, fail=True, reason="no memory"))
     assert (trial.state, trial.reason) == (FAIL, "no memory")
     assert scribe.say("ann", TrialCreate()).accepted
+
+
+def test_a_trial_that_was_asked_to_stop_is_pruned_when_its_owner_is_preempted(scribe: Scribe) -> None:
+    trial = scribe.start("ann", reports={1: 2.0})
+    scribe.say("founder", TrialStop(0, 1, "diverged"))
+    scribe.say("ann", TrialRelease(0, 1, reason="pre-empted"))
+    assert (trial.state, trial.reason, trial.values, trial.owner) == (PRUNED, "diverged", (2.0,), "ann")
+    assert not scribe.state.waiting
 
 
 def test_a_release_gives_the_place_in_the_budget_back() -> None:

@@ -256,6 +256,16 @@ def test_a_higher_limit_lets_the_study_go_on_and_those_that_have_not_stopped_yet
     assert [trial.stop for trial in study.state.trials] == [None, "1 GPU hours are spent"]
 
 
+def test_a_trial_that_a_limit_asked_to_stop_waits_again_when_its_owner_is_preempted() -> None:
+    study = Campaign(Budget(gpu_hours=1.0))
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0}))
+    (trial,) = study.state.trials
+    assert trial.stop == "1 GPU hours are spent"
+    study.at(2, "ann", TrialRelease(0, 1))
+    assert (trial.state, trial.stop) == (TrialState.WAITING, None)
+
+
 def test_limits_beside_a_budget_of_trials_leave_that_exact() -> None:
     study = Campaign(Budget(gpu_hours=100.0), budget=2)
     assert study.at(0, "ann", ASK, ASK).accepted
