@@ -443,7 +443,8 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     if word is None:
         if record.paused and record.state is PRUNED:
             trial.paused = state.configurations.is_at_rung(trial.number, trial.reports, ever=True)
-        state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
+        outcome = "paused" if trial.paused else BOOKED[record.state]
+        state.ledger.ended(trial.number, outcome, commit.at, record.used)
         trial.values = record.values
         _close(state, trial, record.state, TrialFinish, commit.at, record.reason)
         return None

@@ -6,8 +6,8 @@ joined. An owner that measured the energy, ran several trials at once, or notice
 the correct amounts (`Used`). If an owner died, an observer records how long it saw the owner alive.
 
 All amounts are whole numbers, so that they can be moved from one account to another without a remainder. The cost of a
-running trial is booked as *running*. This cost then becomes *complete*, *pruned* or *failed*, *lost* if the trial's
-peer died, or *given back* until a later lease ends the trial.
+running trial is booked as *running*. This cost then becomes *complete*, *pruned*, *paused* or *failed*, *lost* if the
+trial's peer died, or *given back* until a later lease ends the trial.
 
 Limits are judged when a record is applied, from the log up to that record. This module reads no clock. A time is
 reached when the clocks of two of the peers that wrote the last eight commits have passed it, so one wrong clock ends no
@@ -56,8 +56,8 @@ _LONGEST_NAME: Final = 64
 OTHERS: Final = "others"
 """The site and person for costs beyond the first thousand accounts."""
 
-Outcome = Literal["running", "complete", "pruned", "failed", "lost", "given back"]
-OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "failed", "lost", "given back", "running")
+Outcome = Literal["running", "complete", "pruned", "paused", "failed", "lost", "given back"]
+OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "paused", "failed", "lost", "given back", "running")
 BOOKED: Final[dict[int, Outcome]] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",

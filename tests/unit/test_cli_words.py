@@ -20,7 +20,7 @@ import hopaas_p2p
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.facts import person
 from hopaas_p2p.analysis.html import table
-from hopaas_p2p.analysis.spending import aligned_amounts
+from hopaas_p2p.analysis.spending import aligned_amounts, spending
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
@@ -487,6 +487,7 @@ def test_a_trial_that_paused_is_called_so_everywhere(store: str, capsys: pytest.
         table = re.sub("<[^>]*>", " ", trials_table([other], state, most=1, live=True))
         page = render(state, name="s", store=store, now=datetime.datetime.now(datetime.UTC))
         study.tell(trial, state="fail")
+        spent = {row["state"]: row["attempts"] for row in spending(state).rows}
 
     at = ("--study", "s", "--store", store)
     listed = json.loads(said(capsys, "trial", "list", "--all", "--state", "paused", "--json", *at)[1])
@@ -499,6 +500,7 @@ def test_a_trial_that_paused_is_called_so_everywhere(store: str, capsys: pytest.
     assert all(re.search(r"State +PAUSED after 1 step\n", one) for one in shown)
     assert [f"continued by #{goes_on.number}" in one for one in shown] == [True, False]
     assert "1 FAIL, 3 PAUSED" in whole
+    assert spent == {"paused": 3, "failed": 1}
     assert "PAUSED" in table
     assert "3 paused" in page
     assert "PRUNED" not in "".join([*shown, whole, table])
