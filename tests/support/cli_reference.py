@@ -36,10 +36,10 @@ command but `demo`, `completion` and `serve https` takes `--json`. Add `--debug`
 
 ## Settings
 
-A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
-`~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
-`{PROGRAM} config show` shows each value and where it comes from. A file has lines such as `store = "./campaign"`.
-Settings without a name in brackets are variables only.
+A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, the [joined study](join.md) in
+use, `./hopaas.toml`, `~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
+`{PROGRAM} config show` shows each value and its origin. A file has lines such as `store = "./campaign"`. Settings
+without a name in brackets are variables only.
 
 """
 
