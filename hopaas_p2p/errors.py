@@ -210,7 +210,7 @@ class NothingSucceeded(HopaasError):
 
 
 class WorkersLost(HopaasError):
-    """The workers of an executor ended one after the other, without running a trial."""
+    """The workers of an executor ended one after the other, without finishing a trial."""
 
 
 class StudyFinished(HopaasError):
