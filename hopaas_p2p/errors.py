@@ -210,7 +210,7 @@ class NothingSucceeded(HopaasError):
 
 
 class WorkersLost(HopaasError):
-    """The workers of an executor ended one after the other, without running a trial."""
+    """The workers of an executor ended one after the other, without finishing a trial."""
 
 
 class StudyFinished(HopaasError):
@@ -227,6 +227,9 @@ class Denied(HopaasError):
 
 GUEST: Final = "is the guest of one study: it can neither create nor delete studies, nor take part in another"
 """Why a guest is refused elsewhere; the schema of Postgres has the same words."""
+
+READ_ONLY: Final = "this node can read studies, but not take part; mount the file system for writing"
+"""The advice about a file system that is mounted for reading only."""
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
 """After one of these errors, a record has no verdict yet, and may be sent later, once the cause is fixed."""

@@ -572,7 +572,7 @@ class State(LogState):
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials: by name, by site, or with its `optimize` call."""
         about = self.peers.get(peer, {})
-        return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
+        return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site', '')}", about.get("crew", "")))
 
 
 def definition_of(state: State, name: str) -> StudyDefine:

@@ -54,7 +54,7 @@ def checks(
     except HopaasError as error:
         cure = "check that the server is up, and that this node may connect to it"
         if proxy:
-            cure = "fix HTTPS_PROXY, or ask your site to let the proxy connect to this server"
+            cure = f"fix {proxy.origin}, or ask your site to let the proxy connect to this server"
         cure += "; if only a login node may connect, use: hopaas-p2p serve relay"
         yield Finding("proxy" if proxy else "connect", str(error), passed=False, cure=cure)
         return False

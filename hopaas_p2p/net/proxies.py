@@ -10,6 +10,7 @@ import base64
 import contextlib
 import http.client
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -72,6 +73,8 @@ class Proxy(NamedTuple):
     address: ServerAddress
     login: Secret | None
     """`user:password`."""
+    origin: str = "HTTPS_PROXY"
+    """The variable that names it."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}"
@@ -104,15 +107,16 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
 
     """
     proxies = getproxies_environment()
-    given = proxies.get(scheme) or proxies.get("all")
+    kind = scheme if proxies.get(scheme) else "all"
+    given, origin = proxies.get(kind), f"{kind}_proxy"
     inside = scheme == "http" and is_loopback(server.host)  # allowed without TLS because it stays on this machine
     if not given or inside or proxy_bypass_environment(str(server), proxies):
         return None
-    return parse_proxy(given, kinds=kinds)
+    return parse_proxy(given, kinds=kinds, origin=origin if os.environ.get(origin) else origin.upper())
 
 
-def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
-    """The proxy in a value of HTTPS_PROXY; raises like `proxy_for`."""
+def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING, origin: str = "HTTPS_PROXY") -> Proxy:
+    """The proxy in a value of the variable `origin`; raises like `proxy_for`."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
     number: int | None = -1
     with contextlib.suppress(ValueError):
@@ -120,11 +124,11 @@ def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
     unclear = not text.isprintable() or " " in (parts.hostname or "") or number == -1  # `urlsplit` drops line breaks
     if parts.scheme not in kinds or not parts.hostname or unclear:
         raise ConfigurationError(
-            "HTTPS_PROXY cannot be parsed; write http://user:password@host:port"
+            f"{origin} cannot be parsed; write http://user:password@host:port"
             + (", or socks5h://host:port" if "socks5h" in kinds else "")
         )
     login = Secret(f"{unquote(parts.username)}:{unquote(parts.password or '')}") if parts.username else None
-    return Proxy(parts.scheme, ServerAddress(parts.hostname, number or _PORTS[parts.scheme]), login)
+    return Proxy(parts.scheme, ServerAddress(parts.hostname, number or _PORTS[parts.scheme]), login, origin)
 
 
 def connect(server: ServerAddress, *, timeout: float) -> socket.socket:
@@ -257,9 +261,9 @@ def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) ->
 
 
 def _wrong_login(proxy: Proxy, said: str) -> ConfigurationError:
-    have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
+    have = f"the login in {proxy.origin} is wrong" if proxy.login else "it requires a login"
     return ConfigurationError(
-        f"the proxy {proxy} answered {said}: {have}; set HTTPS_PROXY=http://user:password@host:port"
+        f"the proxy {proxy} answered {said}: {have}; set {proxy.origin}=http://user:password@host:port"
     )
 
 

@@ -65,7 +65,7 @@ class HopaasRest:
             case "POST", "should_prune":
                 return self._should_prune(request)
             case "POST", "tell":
-                self._say(request["hopaas_trial"], "tell", values=[float(request["loss"])])
+                self._say(request["hopaas_trial"], "tell", values=[request["loss"]])
                 return ""
             case "POST", "mark_as_failed":
                 self._say(request["hopaas_trial"], "tell", state="fail", reason=str(request.get("error", "")))

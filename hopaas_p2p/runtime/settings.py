@@ -213,7 +213,7 @@ def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     path = folder / f"{name}.toml"
     if path.parent != folder:
         raise ConfigurationError(f"HOPAAS_JOINED={name!r} is not the name of a joined study")
-    with explained(f"{path} is ignored"):
+    with explained(f"{path} cannot be used"):
         if not path.exists():
             others = ", ".join(joined_names(env)) or "none"
             raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}")

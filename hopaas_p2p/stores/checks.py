@@ -24,7 +24,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import GUEST, BrokenChain, Denied, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import GUEST, READ_ONLY, BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.stores.base import Beat, Log, Outgoing, Store, read_all
 
@@ -34,7 +34,7 @@ _NO_PERMISSION: Final = "read access is not enough to take part; ask the directo
 _CURES: Final[dict[int | None, str]] = {
     errno.EACCES: _NO_PERMISSION,
     errno.EPERM: _NO_PERMISSION,
-    errno.EROFS: "this node can read studies, but not take part; mount the file system for writing",
+    errno.EROFS: READ_ONLY,
 }
 """Number of a system error -> what to do."""
 _SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell
@@ -79,7 +79,7 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         number = getattr(error.__cause__, "errno", None)
         said, cure = str(error), "try again when the store can be reached" if error.retry else AGAIN
         if isinstance(error, Denied):
-            cure, number = _CURES.get(number, _READ_ONLY), None
+            cure = _READ_ONLY
         elif isinstance(error, BrokenChain | StoreCorrupt):
             cure = "copy the readable part into a new study: hopaas-p2p doctor STORE --rescue"
         cure, goes_on = _CURES.get(number, cure), number in _CURES

@@ -1,4 +1,4 @@
-"""The log lines of `optimize`: that it joined, how each trial ended, how far the study is, and why it stopped."""
+"""The log lines of `optimize`: how far the study is, how each trial ended, and why it stopped."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ProgressLog:
             LOG.addHandler(self._handler)
             LOG.setLevel(self._level or optuna.logging.get_verbosity())
         if self.enabled:
-            LOG.info("joined study %r: %s", self._name, self._standing())
+            LOG.info("study %r: %s", self._name, self._standing())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -54,8 +54,10 @@ class Tracker(Protocol):
             TrackerUnreachable: the tracker did not answer.
         """
 
-    def put(self, view: RunView, files: StudyArtifacts) -> None:
+    def put(self, view: RunView, files: StudyArtifacts) -> bool | None:
         """Bring one run up to date, however much of it already exists. Its mark is written last.
+
+        False if the tracker shows no run of a trial in this state, so nothing was sent.
 
         Raises:
             TrackerUnreachable: the tracker did not answer.
@@ -122,11 +124,11 @@ class Export:
                 mark = run.mark
                 if self._marks.get(run.number) != mark:
                     try:
-                        self.tracker.put(run, self._study.artifacts())
+                        put = self.tracker.put(run, self._study.artifacts())
+                        sent += put is not False and run.number is not None
                     except TrackerRefused as error:
                         LOG.warning("%s does not accept %s: %s", self.tracker.name, run.name, error)
                     self._marks[run.number] = mark
-                    sent += run.number is not None
                 if run.final and run.number is not None:
                     self._settled.add(run.number)
         except BaseException:

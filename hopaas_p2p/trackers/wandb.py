@@ -97,10 +97,10 @@ class WandB:
                 self._ledger = dict(self._ask_server())
         return {None if key == STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
 
-    def put(self, view: RunView, files: StudyArtifacts) -> None:
+    def put(self, view: RunView, files: StudyArtifacts) -> bool:
         """Send the data that the run lacks, and finish the run once it is complete."""
         if view.state == "WAITING":  # a trial's run begins when the trial does
-            return
+            return False
         with self._translated():
             key = STUDY if view.number is None else str(view.number)
             run = self._run(key, view)
@@ -128,6 +128,7 @@ class WandB:
             entry.update(mark=view.mark, project=self.project_path, parts=self._parts(key))
             with replace_atomically(self._ledger_file) as draft:
                 draft.write_text(json.dumps(self._ledger))
+        return True
 
     def link(self) -> str:
         if self.offline:

@@ -156,6 +156,7 @@ def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> N
     [
         ('{{"value": NaN}}', "a value must be a number, got NaN"),
         ('{{"value": "high"}}', "a value must be a number, got 'high'"),
+        ('{{"value": true}}', "a value must be a number, got True"),
         ('{{"values": [1, 2]}}', "1 value expected, got 2"),
     ],
 )

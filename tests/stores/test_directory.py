@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.log import clocks
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
-from tests.support.processes import as_nobody
+from tests.support.processes import as_nobody, campaign
 
 STUDY = Path("v1/study/study")
 
@@ -1337,6 +1338,28 @@ def test_a_peer_that_ends_while_its_trial_runs_leaves_its_beat(tmp_path: Path) -
     left = len(running.state(study_id).running)
     running.close()
     assert len(DirectoryStore(tmp_path / "store").objects.listed("beats/")) == left
+
+
+def test_a_file_system_mounted_for_reading_only_ends_optimize_and_one_in_trouble_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = campaign(tmp_path, patience=0.1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "symlink", refuse)
+        patch.setattr(Path, "symlink_to", refuse)
+        with pytest.raises(StoreUnreachable, match="Read-only file system"):  # as of GlusterFS without a quorum
+            study.optimize(lambda _: 1.0)
+        real = os.fstatvfs
+        mounted = SimpleNamespace(f_flag=real(0).f_flag | os.ST_RDONLY)
+        patch.setattr(os, "fstatvfs", lambda _: mounted)
+        with pytest.raises(Denied, match="this node can read studies, but not take part; mount the file system for"):
+            study.optimize(lambda _: 1.0)
+    study.optimize(lambda _: 1.0)
+    study.close()
 
 
 def test_an_object_that_may_not_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -815,9 +815,12 @@ def test_a_drained_peer_gets_no_trial_and_keeps_the_one_it_has(scribe: Scribe) -
 def test_a_site_is_drained_as_a_whole(scribe: Scribe) -> None:
     scribe.say("ann", PeerJoin({"site": "here"}))
     scribe.say("bob", PeerJoin({"site": "there"}))
-    scribe.say("founder", PeerDrain(site="here"))
+    scribe.say("carl", PeerJoin({}))
+    for site in ("here", "None"):  # carl has none
+        scribe.say("founder", PeerDrain(site=site))
     assert scribe.say("ann", TrialCreate()).refusal == "draining"
-    assert scribe.say("bob", TrialCreate()).accepted
+    for peer in ("bob", "carl"):
+        assert scribe.say(peer, TrialCreate()).accepted
 
 
 # --- late results ------------------------------------------------------------------------------------------------

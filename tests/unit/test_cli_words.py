@@ -128,10 +128,11 @@ def test_a_value_outside_the_space_is_named_with_the_space_as_people_write_it(
 ) -> None:
     hopaas_p2p.open_study(store, "s", space=SPACE).close()
 
-    code, _, why = said(capsys, "trial", "enqueue", "x=7", "--study", "s", "--store", store)
+    for given, value in (("7", "7"), ("true", "True")):
+        code, _, why = said(capsys, "trial", "enqueue", f"x={given}", "--study", "s", "--store", store)
 
-    assert code == 2
-    assert "x = 7 is not in float(0,1)" in why
+        assert code == 2
+        assert f"x = {value} is not in float(0,1)" in why
 
 
 def test_what_is_empty_is_said_on_stderr(store: str, capsys: pytest.CaptureFixture[str]) -> None:

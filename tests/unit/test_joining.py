@@ -242,7 +242,7 @@ def test_an_invitation_of_a_time_that_no_calendar_has_is_none(expires: int) -> N
 def test_a_file_that_others_may_write_does_not_count(config: Path) -> None:
     membership.accept(invitation())
     (config / "digits.toml").chmod(0o666)
-    with pytest.raises(ConfigurationError, match="is ignored"):
+    with pytest.raises(ConfigurationError, match="cannot be used"):
         Settings().get("store")
 
 

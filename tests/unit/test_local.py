@@ -445,6 +445,7 @@ def test_a_number_beyond_doubles_is_a_wrong_request(server: LocalServer) -> None
 
     assert post(server, "/api/should_prune/the-key", said)[0] == 400
     assert post(server, "/api/tell/the-key", said)[0] == 400
+    assert post(server, "/api/tell/the-key", {**said, "loss": True})[0] == 400
     assert post(server, "/api/tell/the-key", {**said, "loss": 1.0})[0] == 200
 
 

@@ -12,8 +12,9 @@ import certifi
 import pytest
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.net import checks
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.net.proxies import Proxy, ServerAddress, connect_through
+from hopaas_p2p.net.proxies import Proxy, ServerAddress, connect_through, proxy_for
 from hopaas_p2p.net.trust import authorities, client_context
 from tests.support.listening import Answering, Dripping, Listening
 
@@ -104,3 +105,18 @@ def test_a_proxy_that_drips_its_answer_is_given_up_at_the_deadline(scheme: str, 
         with pytest.raises(StoreUnreachable, match=f"^the proxy {scheme}://127.0.0.1:{listening.port} "):
             connect_through(proxy, ServerAddress("store.example", 443), timeout=0.5)
         assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY", "all_proxy"])
+def test_an_error_of_a_proxy_names_the_variable_that_it_came_from(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    server = ServerAddress("gateway.example.org")
+    monkeypatch.setenv(name, "ftp://proxy")
+    with pytest.raises(ConfigurationError, match=f"^{name} cannot be parsed"):
+        proxy_for(server)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    *_, found = checks.checks(server, None, proxy_for(server))
+    assert (found.passed, found.cure.split(",")[0]) == (False, f"fix {name}")

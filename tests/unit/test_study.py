@@ -459,7 +459,7 @@ def test_optimize_says_what_it_does(study: Study, caplog: pytest.LogCaptureFixtu
         study.optimize(objective, n_trials=4, catch=RuntimeError)
     name = repr(study.name)
     assert [message for message in caplog.messages if "taken" not in message] == [
-        f"joined study {name}: 0 done, 0 running",
+        f"study {name}: 0 done, 0 running",
         "trial 0: 0.5, best 0.5 (#0)",
         "trial 1: FAIL (RuntimeError: no memory)",
         "trial 2: 0.25, best 0.25 (#2)",

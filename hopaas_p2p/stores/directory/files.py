@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import READ_ONLY, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, open_regular, read_fd, read_regular
 from hopaas_p2p.runtime.ownership import FOLDER, closing_fd, step_down
 from hopaas_p2p.stores.base import Progress
@@ -592,13 +592,17 @@ def reaching(path: str | Path) -> Iterator[None]:
 
 def _reached(path: str | Path, error: OSError) -> HopaasError:
     """Our error for this error of the file system. Nothing was acknowledged."""
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         # if the description can be read, this user lacks the right; otherwise a Kerberos ticket may have expired
         for folder in Path(path).parents:
             with contextlib.suppress(OSError):
-                os.close(os.open(folder / (_META if folder.name == _ROOT else BOX), READ))
+                with closing_fd(os.open(folder / (_META if folder.name == _ROOT else BOX), READ)) as fd:
+                    read_only = os.fstatvfs(fd).f_flag & os.ST_RDONLY
                 store = folder.parent if folder.name == _ROOT else folder
-                return not_permitted(store, "read it but not write to it")
+                if error.errno != errno.EROFS:
+                    return not_permitted(store, "read it but not write to it")
+                if read_only:  # otherwise the server of a network file system is in trouble, which may pass
+                    return Denied(f"{store}: {error.strerror}: {READ_ONLY}")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInput(f"{path}: {error.strerror}")
     return StoreUnreachable(f"{path}: {error.strerror or error}. Nothing acknowledged is lost.")
