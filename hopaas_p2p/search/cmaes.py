@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis.table import Floats
 from hopaas_p2p.core.attributes import CMAES
+from hopaas_p2p.search.surrogate import values_at
 
 if TYPE_CHECKING:
     from cmaes import CMA
@@ -51,23 +52,14 @@ class UnitCube:
 
     def params(self, point: Floats) -> dict[str, Any]:
         """The parameters nearest to this point."""
-        return {name: value_at(one, place) for (name, one), place in zip(self.space.items(), point, strict=True)}
+        places = zip(self.space.items(), np.reshape(point, (-1, 1)), strict=True)
+        return {name: one.to_external_repr(values_at(one, place).item()) for (name, one), place in places}
 
 
 def _range(one: FloatDistribution | IntDistribution) -> tuple[float, float]:
     half = 0.0 if one.step is None else one.step / 2
     low, high = one.low - half, one.high + half
     return (math.log(low), math.log(high)) if one.log else (low, high)
-
-
-def value_at(one: FloatDistribution | IntDistribution, place: float) -> Any:
-    """The value at a place from 0 to 1 of the range."""
-    low, high = _range(one)
-    value = low + float(place) * (high - low)
-    value = math.exp(value) if one.log else value
-    if one.step is not None:
-        value = one.low + round((value - one.low) / one.step) * one.step
-    return one.to_external_repr(min(max(value, one.low), one.high))
 
 
 class Evolution:

@@ -32,7 +32,6 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import possible_priors
 from hopaas_p2p.errors import InvalidInput, TooFewTrials
 from hopaas_p2p.runtime.atomic import read_regular
-from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
 from hopaas_p2p.search.optuna_internals import listed, reader_of
 from hopaas_p2p.search.surrogate import (
@@ -163,10 +162,9 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         if not dists:
             return None
         cube = Cube(dists)
-        values = {name: np.full(_BELIEVED, place) for name, place in centre.items()}
-        for dimension, (name, dist) in enumerate(list(dists.items())[: halton.DIMENSIONS]):
-            others = [halton.value(number, dimension, 0, dist) for number in range(1, _BELIEVED)]
-            values[name][1:] = [dist.to_internal_repr(one) for one in others]
+        values = cube.anywhere(np.random.RandomState(1), _BELIEVED)
+        for name, place in centre.items():
+            values[name][0] = place
         points = cube.points(values)
         shares = [0.06 if isinstance(dist, CategoricalDistribution) else 1 for dist in dists.values()]
         parts = zip(cube.squares(points, points[:1]), widths.values(), shares, strict=True)

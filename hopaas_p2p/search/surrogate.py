@@ -145,7 +145,7 @@ class Cube:
 
     def anywhere(self, numbers: np.random.RandomState, count: int) -> dict[str, Floats]:
         """Configurations drawn uniformly."""
-        return {name: _values(one, numbers.uniform(size=count)) for name, one in self.space.items()}
+        return {name: values_at(one, numbers.uniform(size=count)) for name, one in self.space.items()}
 
     def nearby(self, numbers: np.random.RandomState, best: Mapping[str, Floats], count: int) -> dict[str, Floats]:
         """Configurations that differ from one of these in a single parameter, by steps of various sizes."""
@@ -175,7 +175,7 @@ def _places(one: BaseDistribution, values: Floats) -> Floats:
     return _within((scaled - low) / ((high - low) or 1.0), -1.0, 2.0)
 
 
-def _values(one: BaseDistribution, places: Floats) -> Floats:
+def values_at(one: BaseDistribution, places: Floats) -> Floats:
     """The values at places from 0 to 1, each cell of a stepped number as likely as any other."""
     if isinstance(one, CategoricalDistribution):
         return np.asarray(np.floor(np.minimum(places, 1 - _SMALLEST) * len(one.choices)))
