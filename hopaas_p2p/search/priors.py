@@ -212,7 +212,8 @@ class Taught:
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
-        self.cube = Cube(space)
+        # most choices of others are no prior's, and a column of features for each could fill the memory
+        self.cube = Cube(space, {name for prior in priors for name in prior.space})
         self.priors: list[PriorRecord] = []
         """The priors that share a parameter with the space."""
         self._processes: list[Process] = []
