@@ -210,7 +210,8 @@ class Taught:
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
-        self.cube = Cube(space)
+        # most choices of others are no prior's, and a column of features for each could fill the memory
+        self.cube = Cube(space, {name for prior in priors for name in prior.space})
         self.priors: list[PriorRecord] = []
         """The priors that share a parameter with the space."""
         self._processes: list[Process] = []
@@ -284,12 +285,13 @@ class Learned(NamedTuple):
 
     def __str__(self) -> str:
         agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
+        name, *lacks = (" ".join(one.split()) for one in (self.name, *self.lacks))  # a line break would begin a fact
         if not self.shared:
-            return f"Ignored {self.name} (no parameter in common)"
+            return f"Ignored {name} (no parameter in common)"
         if self.weight < _COUNTS:
-            return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
-        lacks = f"; says nothing about {', '.join(self.lacks)}" if self.lacks else ""
-        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f}{lacks})"
+            return f"Ignored {name} ({agrees.removesuffix(', ')})"
+        about = f"; says nothing about {', '.join(lacks)}" if lacks else ""
+        return f"Learned from {name} ({agrees}weight {self.weight:.1f}{about})"
 
 
 def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:

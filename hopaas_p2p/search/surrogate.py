@@ -24,7 +24,7 @@ machine the threads of BLAS would wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple, Self
 
@@ -95,13 +95,20 @@ def first_lengths(parameters: int) -> Lengths:
 
 
 class Cube:
-    """A search space with each value mapped to a place from 0 to 1. Two different choices have distance 1."""
+    """A search space with each value mapped to a place from 0 to 1. Two different choices have distance 1.
 
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+    Args:
+        space: the search space.
+        coded: the parameters whose choices have features, by default all. The others must have an infinite length.
+
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], coded: Container[str] | None = None) -> None:
         self.space = dict(space)
         self._choices = [isinstance(one, CategoricalDistribution) for one in space.values()]
         self._numbers = np.flatnonzero(~np.array(self._choices, np.bool_))
-        counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in space.values()]
+        some = [one if coded is None or name in coded else None for name, one in space.items()]
+        counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in some]
         self._owners = np.repeat(np.arange(len(counts)), counts)
         """The parameter of each code. The first code of each parameter is for choices outside the space, whose index is
         -1."""

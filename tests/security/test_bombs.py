@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import optuna
 import pytest
 from click.testing import CliRunner
@@ -41,7 +42,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import read_own
 from hopaas_p2p.search.known import KnownTrials
-from hopaas_p2p.search.priors import Prior
+from hopaas_p2p.search.priors import Prior, Taught
 from hopaas_p2p.storage import handle
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
@@ -605,3 +606,18 @@ def test_a_list_of_ten_thousand_studies_opens_a_hundred(tmp_path: Path, monkeypa
     assert opened == []
     assert listed("o*") == ["old"]
     assert len(set(opened)) == 1
+
+
+def test_choices_that_no_prior_has_take_no_room_where_priors_are_judged() -> None:
+    """Without a search space, any worker adds parameters, each with ten thousand choices for a few kilobytes."""
+    prior = Prior("earlier", {"x": Float(0, 1)}, {"x": [0.1, 0.2, 0.3]}, [-1.0, 0.0, 1.0], [1.0], 0.01)
+    known = {"x": FloatDistribution(0, 1)}
+    many = known | {f"p{place}": CategoricalDistribution(tuple(range(10_000))) for place in range(10)}
+    tracemalloc.start()
+    taught = Taught(many, [prior])
+    anywhere = taught.cube.points(taught.cube.anywhere(np.random.RandomState(1), 100))
+    told = taught.means(anywhere)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    assert np.allclose(told, Taught(known, [prior]).means(anywhere[:, :1]), atol=1e-4)

@@ -22,7 +22,7 @@ from hopaas_p2p.core.validity import possible_system
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.report import write_report
 from hopaas_p2p.samplers import TPESampler, default_sampler
-from hopaas_p2p.search.priors import Taught
+from hopaas_p2p.search.priors import Learned, Taught
 from hopaas_p2p.search.surrogate import Hypotheses, agreement
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
@@ -130,6 +130,12 @@ def test_what_is_no_prior_at_all_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_prior_that_cannot_be_read_is_named_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"none' is not a prior, .* writes it: No such file or directory$"):
         Prior.from_file(tmp_path / "none")
+
+
+def test_what_was_learned_is_said_in_one_line_whatever_names_a_worker_gives_parameters() -> None:
+    one = Learned("earlier\nState  done", None, 0.3, ("x",), ("y).\nhopaas-p2p: done", "a b"), None)
+    assert str(one) == "Learned from earlier State done (weight 0.3; says nothing about y). hopaas-p2p: done, a b)"
+    assert "\n" not in str(one._replace(shared=())) + str(one._replace(weight=0.0))
 
 
 def test_no_study_learns_from_nine(prior: Prior) -> None:
