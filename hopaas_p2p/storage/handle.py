@@ -420,7 +420,13 @@ class StudyHandle:
         if owned is None:
             trial = self.state.trials[number]
             if trial.end is not None:
-                raise AlreadyFinished(number)
+                last, passed = trial.history[-1] if trial.history else None, trial.owner in self.peer.acts_for
+                if not passed or last is None or (last.epoch + 1, last.kept_as) != (trial.epoch, None):
+                    raise AlreadyFinished(number)
+                # lost before this process, to which it was passed, wrote to it; a result is late, as after a write
+                trial = msgspec.structs.replace(
+                    trial, state=records.TrialState.RUNNING, epoch=last.epoch, end=None, values=None
+                )
             if trial.state is records.TrialState.WAITING:
                 return None
             if not self.peer.is_mine(trial.owner):

@@ -355,6 +355,29 @@ def test_a_child_that_met_an_outage_has_sent_everything_when_its_next_report_ret
     lent.storage.close()
 
 
+@pytest.mark.parametrize("seen", ["seen before", "seen after"])
+def test_a_result_of_a_trial_that_was_lost_before_the_child_wrote_anything_is_kept_as_a_late_one(
+    studies: Callable[..., Study], seen: str
+) -> None:
+    """As in a process pool, where a task waits, or trains for hours without a report; here it stays in this process."""
+    study = studies()
+    text = pickle.dumps(study.ask())
+    lent = pickle.loads(text) if seen == "seen before" else None
+    study.requeue(0)
+    lent = lent or pickle.loads(text)
+    assert lent.should_prune()
+    lent.report(0.25, 1)
+    with pytest.raises(LeaseLost) as lost:
+        lent.study.tell(lent, 0.5)
+    trials = studies().trials
+    kept = trials[lost.value.kept_as]
+    assert (kept.value, kept.intermediate_values, kept.system_attrs["late_of"]) == (0.5, {1: 0.25}, 0)
+    assert [trial.state.name for trial in trials] == ["FAIL", "FAIL", "COMPLETE"]
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        lent.study.tell(lent, 0.75)
+    lent.storage.close()
+
+
 # --- 3 and 4: readers that share what they must not ----------------------------------------------------------------
 
 
