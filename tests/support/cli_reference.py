@@ -30,7 +30,7 @@ command but `demo`, `completion` and `serve https` takes `--json`. Add `--debug`
 * 11: the lease was lost, because another peer took the trial over
 * 69: the store cannot be reached; trying again may help
 * 75: run this job again, because the trial was returned (`worker`, `run`) or the store's file system is not mounted
-* 77: the store denies this to the user
+* 77: permission denied
 * 78: a setting, a URL or the store cannot be used as it is
 * 130: interrupted
 
