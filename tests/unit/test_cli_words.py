@@ -503,3 +503,17 @@ def test_a_trial_that_paused_is_called_so_everywhere(store: str, capsys: pytest.
     assert "PAUSED" in table
     assert "3 paused" in page
     assert "PRUNED" not in "".join([*shown, whole, table])
+
+
+def test_a_command_without_effect_on_a_study_or_trial_says_so(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, budget=5)
+    trial = study.ask()
+    words = ("pause", "Already paused: 's'"), ("stop", "Already stopped: 's'"), ("resume", "Nothing to resume in 's'")
+    for word, without in words:
+        for again in (False, True):
+            _, _, why = said(capsys, "study", word, "s", "--store", store)
+            assert (without in why) is again
+    for asked in ("Trial 0 was asked to end.", "Trial 0 was already asked to end."):
+        assert asked in said(capsys, "trial", "stop", "0", "--study", "s", "--store", store)[2]
+    study.tell(trial, 1.0)
+    study.close()
