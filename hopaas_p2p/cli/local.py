@@ -16,6 +16,7 @@ import click
 
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, host_and_port
 from hopaas_p2p.errors import ConfigurationError, explained
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.atomic import secret_if_any, state_folder, write_private
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _key(given: str | None) -> tuple[Path, str]:
         ConfigurationError: the file is empty, or others can read or write it, or it can be neither read nor created.
 
     """
-    file = Path(given).expanduser() if given else state_folder() / "local.key"
+    file = expanded(given) if given else state_folder() / "local.key"
     key = secret_if_any(file, "key file")
     if key is None:
         key = secrets.token_urlsafe(32)

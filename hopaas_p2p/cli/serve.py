@@ -29,6 +29,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.logs import LOG
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
@@ -160,7 +161,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     _allow_many_files()
-    targets, login_file = targets_of(url), login_file.expanduser()  # a shell leaves --login-file=~/x as it is
+    targets, login_file = targets_of(url), expanded(login_file)  # a shell leaves --login-file=~/x as it is
     password, (host, port) = read_password(login_file), host_and_port(listen)
 
     async def run() -> None:

@@ -17,6 +17,7 @@ from hopaas_p2p.cli.create import create, set_
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.open import store_option
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
@@ -206,14 +207,16 @@ def _some(lines: list[str]) -> list[str]:
 def pause(session: CliSession) -> None:
     """Start no new trials until `study resume`. Running trials continue, and peers wait."""
     paused = session.study()
+    done = "Already paused:" if paused.state.status == "paused" else "Paused"
     paused.pause()
-    session.done({"state": "paused"}, f"Paused {paused.name!r}. Running trials continue.")
+    session.done({"state": "paused"}, f"{done} {paused.name!r}. Running trials continue.")
 
 
 @study.command(study="argument")
 def resume(session: CliSession) -> None:
     """Start trials again, even after `stop` or too many failures."""
     resumed = session.study()
+    done = "Resumed" if next_start(resumed.state).why in ("paused", "stopped", "failing") else "Nothing to resume in"
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
@@ -222,7 +225,7 @@ def resume(session: CliSession) -> None:
     if word == "done":
         cure = f"To run more trials: {session.again(f'study set {shlex.quote(resumed.name)} --budget LIMITS')}"
         said = f", but its budget is used up: {state.ledger.reached or used}. {cure}"
-    session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
+    session.done({"state": word, "budget": state.budget}, f"{done} {resumed.name!r}{said}")
 
 
 @study.command(study="argument")
@@ -230,6 +233,7 @@ def resume(session: CliSession) -> None:
 def stop(session: CliSession, trials: bool) -> None:
     """End the study. No more trials start, and running trials are finished."""
     stopped = session.study()
+    done = "Already stopped:" if stopped.state.status == "stopped" else "Stopped"
     stopped.stop_all()
     running = list(stopped.state.running)
     for number in list(running) if trials else ():
@@ -238,7 +242,7 @@ def stop(session: CliSession, trials: bool) -> None:
         except InvalidInput:  # the trial has ended meanwhile
             running.remove(number)
     asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
-    session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")
+    session.done({"state": "stopped", "running": running}, f"{done} {stopped.name!r}.{asked}")
 
 
 @study.command(study="argument")

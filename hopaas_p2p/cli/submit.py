@@ -26,6 +26,7 @@ from hopaas_p2p.ports import batch
 from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.limits import parse_duration
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder, who_could_move
 from hopaas_p2p.runtime.settings import SETTINGS, joined_folder, variable
@@ -99,7 +100,7 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
         if credentials.is_secret(variable(name), value):
             why = f"{name} = {redacted(value)}: a job must not contain a password"
             raise ConfigurationError(f"{why}. Put it into a file, and set HOPAAS_TOKEN_FILE or PGPASSFILE to its path")
-        told[variable(name)] = str(Path(value).expanduser().absolute()) if name.endswith("_file") else str(value)
+        told[variable(name)] = str(expanded(value).absolute()) if name.endswith("_file") else str(value)
     return told
 
 

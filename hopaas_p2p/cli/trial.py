@@ -253,9 +253,10 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
                 study.handle.finish(number, OptunaState.FAIL, None, reason or "withdrawn by hand")
                 done.append(f"Trial {number} was withdrawn.")
                 continue
+        asked = "already asked" if study.state.trials[number].stop else "asked"
         try:
             study.stop_trial(number, reason=reason)
         except InvalidInput as error:
             raise NoSuchTrial(str(error)) from None
-        done.append(f"Trial {number} was asked to end.")
+        done.append(f"Trial {number} was {asked} to end.")
     session.done({"numbers": list(numbers)}, "\n".join(done))

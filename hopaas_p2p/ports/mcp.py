@@ -11,6 +11,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, HopaasError, visible
 from hopaas_p2p.ports.local import ACTS, READS, TRIAL_TOOLS, LocalPeer
 from hopaas_p2p.ports.verbs import Reply
+from hopaas_p2p.runtime.arguments import shortened
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -43,7 +44,7 @@ def server(peer: LocalPeer) -> MCPServer:
             try:
                 return await super().call_tool(*args, **given)
             except ToolError as error:  # which may repeat what came with the call
-                raise type(error)(visible(str(error)[:_LONGEST_ERROR], keep="\n")) from error.__cause__
+                raise type(error)(visible(str(error)[: 2 * _LONGEST_ERROR], keep="\n")) from error.__cause__
 
     made = Server("hopaas-p2p", version=hopaas_p2p.__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     for tool in (getattr(peer, name) for name in (*READS, *((*ACTS, *TRIAL_TOOLS) if peer.actions else ()))):
@@ -53,7 +54,7 @@ def server(peer: LocalPeer) -> MCPServer:
 
 
 def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
-    """The function, with its answer as JSON text that is marked as data."""
+    """The function, with its answer, or its error, as JSON text that is marked as data."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> str:
@@ -62,7 +63,7 @@ def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
         except HopaasError as error:
             from mcp.server.mcpserver.exceptions import ToolError
 
-            raise ToolError(str(error)) from None
+            raise ToolError(json.dumps({"data": {"error": shortened(str(error), _LONGEST_ERROR)}})) from None
         return json.dumps({"data": found}, ensure_ascii=True, separators=(",", ":"))
 
     answer.__annotations__ = {**function.__annotations__, "return": str}

@@ -36,6 +36,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import path_of
@@ -93,7 +94,7 @@ class Box:
             ConfigurationError: another store is served there, or the folder cannot be created.
 
         """
-        path = path.expanduser().absolute()
+        path = expanded(path).absolute()
         with explained(f"cannot serve through {path}"):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.open import redacted
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
 
@@ -25,7 +26,7 @@ def write_report(study: StudyLike, path: str | Path) -> Path:
 
     with looking_at(study) as present:
         state = snapshot.load(snapshot.dump(present))  # a copy, so that the peer can continue
-    now, target = datetime.datetime.now(datetime.UTC), Path(path).expanduser()
+    now, target = datetime.datetime.now(datetime.UTC), expanded(path)
     text = render(state, name=study.name, store=redacted(study.storage.url), now=now)
     with replace_atomically(target) as draft:
         draft.write_text(text, encoding="utf-8", errors="replace")

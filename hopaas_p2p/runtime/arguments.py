@@ -6,10 +6,12 @@ import difflib
 import functools
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-from hopaas_p2p.errors import InvalidInput, InvalidType
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, InvalidType
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -137,6 +139,14 @@ def _index(value: Any) -> int | None:
         return int(operator.index(value))
     except TypeError:
         return None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by a home directory; raises ConfigurationError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"{path}: there is no such user here; for a directory, put ./ first") from None
 
 
 def number_of(value: Any) -> float | None:

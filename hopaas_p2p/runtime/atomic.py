@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, explained
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.ownership import closing_fd, doubt, open_named, opened, own_folder
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -200,7 +201,7 @@ def read_named(path: Path) -> str:
         UnicodeDecodeError: the file is not text.
 
     """
-    return read_regular(path.expanduser(), limit=_LARGEST_TEXT, named=True).decode()
+    return read_regular(expanded(path), limit=_LARGEST_TEXT, named=True).decode()
 
 
 def read_secret(path: Path) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.arguments import near, shortened, shown
+from hopaas_p2p.runtime.arguments import expanded, near, shortened, shown
 from hopaas_p2p.runtime.atomic import read_own, read_secret, write_private
 from hopaas_p2p.runtime.logs import LOG
 from hopaas_p2p.runtime.redaction import redacted
@@ -93,7 +93,7 @@ def read_proxy(path: Path) -> Secret:
 
     """
     with explained(f"proxy_file = {path}"):
-        text = read_secret(path.expanduser())
+        text = read_secret(expanded(path))
     if not is_one_line(text):
         raise ConfigurationError(f"proxy_file = {path}: this is not one line of text")
     return Secret(text)

@@ -291,10 +291,9 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
 
 def contains(distribution: BaseDistribution, value: object) -> bool:
     """Whether a parameter of this distribution may have this value; True and False are not numbers."""
-    if isinstance(value, bool) and not hasattr(distribution, "choices"):
-        return False
+    takes_it = hasattr(distribution, "choices") or not isinstance(value, bool)
     with contextlib.suppress(ValueError, TypeError):
-        return distribution._contains(distribution.to_internal_repr(value))
+        return takes_it and distribution._contains(distribution.to_internal_repr(value))
     return False
 
 

@@ -25,6 +25,7 @@ from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
+from hopaas_p2p.ports.ticket import ticket_of
 from hopaas_p2p.report.page import render, trials_table
 from tests.support.dashboard_studies import Scribe
 
@@ -505,3 +506,36 @@ def test_a_trial_that_paused_is_called_so_everywhere(store: str, capsys: pytest.
     assert "PAUSED" in table
     assert "3 paused" in page
     assert "PRUNED" not in "".join([*shown, whole, table])
+
+
+def test_a_command_without_effect_on_a_study_or_trial_says_so(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, budget=5)
+    trial = study.ask()
+    words = ("pause", "Already paused: 's'"), ("stop", "Already stopped: 's'"), ("resume", "Nothing to resume in 's'")
+    for word, without in words:
+        for again in (False, True):
+            _, _, why = said(capsys, "study", word, "s", "--store", store)
+            assert (without in why) is again
+    for asked in ("Trial 0 was asked to end.", "Trial 0 was already asked to end."):
+        assert asked in said(capsys, "trial", "stop", "0", "--study", "s", "--store", store)[2]
+    study.tell(trial, 1.0)
+    study.close()
+
+
+def test_a_home_of_nobody_is_named_and_the_result_that_should_go_there_is_kept(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE)
+    ticket = str(ticket_of(study, study.ask().number))
+    nowhere = "~nobody-of-that-name/x"
+
+    code, _, why = said(capsys, "trial", "tell", "0.5", "--ticket", ticket, "--store", nowhere)
+
+    assert code == 78
+    assert f"{nowhere}: there is no such user here" in why
+    assert "The result is kept in" in why
+    for words in (("study", "list", "--store"), ("study", "report", "s", "--store", store, "--to")):
+        code, _, why = said(capsys, *words, nowhere)
+        assert code == 78
+        assert f"{nowhere}: there is no such user here" in why
+    study.close()

@@ -595,13 +595,12 @@ def _reached(path: str | Path, error: OSError) -> HopaasError:
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         # if the description can be read, this user lacks the right; otherwise a Kerberos ticket may have expired
         for folder in Path(path).parents:
-            with contextlib.suppress(OSError):
-                with closing_fd(os.open(folder / (_META if folder.name == _ROOT else BOX), READ)) as fd:
-                    read_only = os.fstatvfs(fd).f_flag & os.ST_RDONLY
+            description = folder / (_META if folder.name == _ROOT else BOX)
+            with contextlib.suppress(OSError), closing_fd(os.open(description, READ)) as fd:
                 store = folder.parent if folder.name == _ROOT else folder
                 if error.errno != errno.EROFS:
                     return not_permitted(store, "read it but not write to it")
-                if read_only:  # otherwise the server of a network file system is in trouble, which may pass
+                if os.fstatvfs(fd).f_flag & os.ST_RDONLY:  # otherwise a file server is in trouble, which may pass
                     return Denied(f"{store}: {error.strerror}: {READ_ONLY}")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInput(f"{path}: {error.strerror}")

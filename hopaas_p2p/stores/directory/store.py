@@ -16,6 +16,7 @@ from typing import Final
 
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NoStore, StoreAway
+from hopaas_p2p.runtime.arguments import expanded
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
@@ -65,10 +66,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         super().__init__()
-        try:
-            self.path = Path(path).expanduser().absolute()
-        except RuntimeError as error:
-            raise ConfigurationError(f"{path}: {error}") from None
+        self.path = expanded(path).absolute()
         self.url = self.path.as_uri()
         self._root = self.path / "v1"
         self._proven = False
