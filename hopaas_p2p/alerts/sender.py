@@ -5,6 +5,7 @@ An alert that the receiver did not accept is posted again, with the same `id`.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -122,7 +123,10 @@ def webhook(url: Secret) -> Send:
         ConfigurationError: this is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
 
     """
-    if not _URL.fullmatch(url.reveal()):  # a later error about the URL could show it
+    valid = False
+    with contextlib.suppress(ValueError):  # of a port or an address that cannot be one
+        valid = _URL.fullmatch(url.reveal()) is not None and bool(server_of(url.reveal()))
+    if not valid:  # a later error about the URL could show it
         raise ConfigurationError(
             "the webhook is not an http or https URL in ASCII, without a login; see HOPAAS_WEBHOOK and "
             "HOPAAS_WEBHOOK_FILE"

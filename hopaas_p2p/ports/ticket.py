@@ -170,7 +170,8 @@ def carry(
             waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anyone may end a waiting trial
             if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
-                raise handle.refusal(ticket.number, verdict, end.values)
+                if verdict.refusal != "finished":  # otherwise a result of this ticket is kept already
+                    raise handle.refusal(ticket.number, verdict, end.values)
             raise LeaseLost(f"this ticket no longer holds the lease of trial {ticket.number}: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
         verbs = TrialVerbs(study, begin(Trial, study, handle.trial(ticket.number, now=True)))

@@ -129,6 +129,16 @@ def test_release_gives_the_trial_to_the_next(here: dict[str, Any], study: Study)
     assert code("trial", "tell", "1", "--ticket", second["ticket"], **here) == 0
 
 
+def test_a_late_result_that_is_told_again_is_late_again(here: dict[str, Any], study: Study) -> None:
+    first = asked(here)
+    run("trial", "release", "--ticket", first["ticket"], **here)
+    second = asked(here)
+    for _ in range(2):
+        told = run("trial", "tell", "2", "--ticket", first["ticket"], check=False, **here)
+        assert (told.returncode, "--debug" in told.stderr) == (11, False)
+    assert [trial.values for trial in study.trials if trial.number != second["number"]] == [[2.0]]
+
+
 def test_prune_is_an_exit_code(here: dict[str, Any], study: Study) -> None:
     for _ in range(6):
         trial = study.ask()

@@ -285,6 +285,7 @@ def test_a_webhook_that_is_not_a_url_is_refused_without_showing_it(tmp_path: Pat
 def test_a_webhook_is_http_or_https() -> None:
     with_spaces = [f"https://x.example.org/s3cr3t{odd}" for odd in (" x", "\n", "\u20ac")]  # which Python would show
     odd_hosts = ("https://a..b/s3cr3t", f"https://{'a' * 64}.b/s3cr3t", "https://x:\u0661/s3cr3t")
+    odd_hosts += ("https://x:99999/s3cr3t", "https://[::::::]/s3cr3t")  # Python refuses these when it connects
     for url in (
         "file:///etc/passwd",
         "ftp://x/y",
