@@ -515,7 +515,8 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         late.system[LATE_VALUES] = msgspec.json.encode(record.values).decode()
     else:
         late.values = record.values
-    ledger.came_late(lost.number, commit.at, record.used, late.reports)
+    if place == len(lost.history) - 1:  # an earlier lease was given back, and has been counted
+        ledger.came_late(lost.number, commit.at, record.used, late.reports)
     _note_result(state, late)
     _enter(state, late, late.state)
     lost.history = list(lost.history)

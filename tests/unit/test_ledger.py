@@ -174,6 +174,19 @@ def test_a_late_result_is_no_longer_lost(study: Campaign) -> None:
     assert (study.cost("complete").time, study.cost("complete").epochs) == (3 * HOUR, 2)
 
 
+def test_a_late_result_of_a_lease_that_was_given_back_changes_nothing_about_the_one_that_was_lost(
+    study: Campaign,
+) -> None:
+    """As when a child of ann's process, which was pre-empted, trains to the end all the same."""
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialRelease(0, 1))
+    study.at(2, "bob", ASK)
+    study.at(5, "cat", TrialReclaim(0, 2, lived=HOUR))
+    assert study.at(9, "ann", end(0, 1)).refusal == "late"
+    assert [study.cost("lost", site).time / HOUR for site in ("north", "south")] == [1.0, 1.0]
+    assert study.state.ledger.total.time == 2 * HOUR
+
+
 def test_epochs_count_each_time_they_are_trained_and_not_when_they_are_inherited(study: Campaign) -> None:
     study.at(0, "ann", ASK)
     study.at(1, "ann", TrialSet(0, 1, reports=dict.fromkeys(range(10), 1.0)))
