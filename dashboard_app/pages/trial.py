@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,6 +22,7 @@ from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.runtime.times import to_utc
 from hopaas_p2p.study.method import chosen_by
 
 _UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)
@@ -139,14 +139,10 @@ def _head(frame: Frame, trial: Trial, best: int | None) -> None:
     ])  # fmt: skip
 
 
-def _when(at: float | None) -> str:
-    """A time in microseconds since 1970, in readable form."""
-    if at is None:
-        return "at an unknown time"
-    try:
-        return datetime.datetime.fromtimestamp(at / 1e6, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, OSError, ValueError):
-        return "at an invalid time"
+def _when(at: int | None) -> str:
+    """A time of the log, in readable form."""
+    when = to_utc(at)
+    return "at an unknown time" if when is None else f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:

@@ -118,29 +118,27 @@ class KernelDensity:
 
     def _read(self, rows: Ints) -> None:
         absent = np.full(len(rows), np.nan)
-        at = _place(rows)
         values = {
-            name: self._columns.merged(name, at) if name in self._columns.params else absent for name in self.names
+            name: self._columns.merged(name, rows) if name in self._columns.params else absent for name in self.names
         }
         present = ~np.isnan([values[name] for name in self.names]).any(axis=0)
         self._leave_out(rows[self._chosen[rows] & ~present])
         if not present.all():
             rows, values = rows[present], {name: some[present] for name, some in values.items()}
-            at = _place(rows)
         mu = np.reshape([axis.placed(values[name]) for name, axis in self.axes.items()], (len(self.axes), len(rows)))
-        self._leave_out(rows[self._chosen[rows] & (self._mu[:, at] != mu).any(axis=0)])
-        self._mu[:, at] = mu
+        self._leave_out(rows[self._chosen[rows] & (self._mu[:, rows] != mu).any(axis=0)])
+        self._mu[:, rows] = mu
         for name, choices in self.choices.items():
-            choices.codes[at] = values[name].astype(np.int64)
+            choices.codes[rows] = values[name].astype(np.int64)
         masses = log_range_mass((self._low - mu) / self._sigma, (self._high - mu) / self._sigma)
-        made = self.matrix[at] if isinstance(at, slice) else np.empty((len(rows), self.matrix.shape[1]))
+        made = np.empty((len(rows), self.matrix.shape[1]))
         made[:, -1] = 1
         made[:, -2] = -masses[self._real].sum(axis=0)
         for place, normal in enumerate(self.normals.values()):
-            scaled = (normal.mu[at] - normal.middle) / normal.sigma
+            scaled = (normal.mu[rows] - normal.middle) / normal.sigma
             made[:, place] = scaled
             made[:, -2] -= scaled**2 / 2
-        self.matrix[at] = made
+        self.matrix[rows] = made
         for axis, mass in zip(self.cells.values(), masses[~self._real], strict=True):
             axis.note(rows, mass)
 
@@ -392,13 +390,6 @@ class Comparison:
                     part *= one.factors_at(rows, self._points[name])
             total += self._weights[rows] @ part
         return total
-
-
-def _place(rows: Ints) -> Ints | slice:
-    """These ascending rows as a slice if they are contiguous, because numpy copies a slice several times as fast."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return rows
 
 
 def _merged(tables: Sequence[tuple[Ints, Floats]], rows: int) -> list[tuple[Ints, Floats]]:
