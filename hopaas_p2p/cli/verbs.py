@@ -236,7 +236,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
 @_verb
 @click.option("--reason", help="Why the trial is released.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
-    """Release the ticket's trial. Another peer runs it again, with the same parameters, unless it was asked to stop."""
+    """Release the ticket's trial. Another peer runs it again, unless it was asked to stop."""
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("release", reason=reason)["trial"]
     session.done({"number": number}, f"Trial {number} is returned.")

@@ -306,9 +306,7 @@ class TrialFinish(msgspec.Struct, array_like=True, frozen=True, tag="trial.finis
 
 
 class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.release"):
-    """The owner returns its trial: WAITING with the same parameters (pre-emption), or FAIL for good. A trial that a
-    `trial.stop` asked to end is PRUNED.
-    """
+    """The owner returns its trial: WAITING with the same parameters (pre-emption), PRUNED after a stop, or FAIL."""
 
     number: int
     epoch: int
