@@ -62,9 +62,8 @@ def test_what_cannot_happen_in_a_situation_has_a_test() -> None:
 
 def test_the_figures_of_attacks_are_no_higher_than_what_is_tried() -> None:
     text = (ROOT / "docs/guarantees.md").read_text()
-    rows = re.findall(r"^\| [^|]+ \| ((?:`tests/security/\w+\.py`(?:, )?)+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| [^|]+ \| ((?:`tests/security/\w+\.py`(?:, )?)+) \| (\d+) \|$", text, re.MULTILINE)
     assert len(rows) >= 3
-    for files, tried, refused in rows:
+    for files, tried in rows:
         found = sum(name.startswith("test_") for file in re.findall(r"`([^`]+)`", files) for name in _functions(file))
         assert int(tried) <= found, files
-        assert int(refused) <= int(tried), files
