@@ -44,7 +44,7 @@ def server(peer: LocalPeer) -> MCPServer:
             try:
                 return await super().call_tool(*args, **given)
             except ToolError as error:  # which may repeat what came with the call
-                raise type(error)(visible(str(error)[: 2 * _LONGEST_ERROR], keep="\n")) from error.__cause__
+                raise type(error)(visible(str(error)[:_LONGEST_ERROR], keep="\n")) from error.__cause__
 
     made = Server("hopaas-p2p", version=hopaas_p2p.__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     for tool in (getattr(peer, name) for name in (*READS, *((*ACTS, *TRIAL_TOOLS) if peer.actions else ()))):
@@ -63,7 +63,8 @@ def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
         except HopaasError as error:
             from mcp.server.mcpserver.exceptions import ToolError
 
-            raise ToolError(json.dumps({"data": {"error": shortened(str(error), _LONGEST_ERROR)}})) from None
+            text = shortened(visible(str(error)), _LONGEST_ERROR * 2 // 3)  # so that all of the JSON is kept
+            raise ToolError(json.dumps({"data": {"error": text}}, ensure_ascii=False)) from None
         return json.dumps({"data": found}, ensure_ascii=True, separators=(",", ":"))
 
     answer.__annotations__ = {**function.__annotations__, "return": str}
