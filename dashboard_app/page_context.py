@@ -74,7 +74,7 @@ class PageContext:
 
     @property
     def may_act(self) -> bool:
-        """Whether to show controls for changes that take the role worker. The store checks each change again."""
+        """Whether to show controls for changes that take the role worker. `study` checks the role again."""
         return self.options.actions and self.role() in ("worker", "owner")
 
     @property
@@ -115,7 +115,7 @@ class PageContext:
     def act(self, least: Literal["worker", "owner"], do: Callable[[Study], Any], *, done: str) -> None:
         """Make a change that takes this role, confirm it, and redraw the page. If it is refused, show why.
 
-        The store checks the user's rights again.
+        `study` checks the person's role again. The store checks only the rights of the dashboard's own login.
         """
 
         def change() -> None:

@@ -42,7 +42,7 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
             return "owner"  # the store has no users
         login, known = str(address.credentials()[0]), grants(cache, uuid)
         if not known:
-            return "viewer"  # the store does not answer
+            return "viewer"  # the store does not answer, or nobody has a grant
         return known.get(login) or known.get(user_of(login)) or "owner"
     if not name:
         return "none"
@@ -53,7 +53,7 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
 
 @st.cache_data(ttl=_KEPT, show_spinner=False)
 def grants(_cache: ReplicaCache, uuid: str) -> dict[str, Role]:
-    """User -> role in this study; empty if the store does not answer."""
+    """User -> role in this study; empty if nobody has a grant, or the store does not answer."""
     try:
         rows = _cache.store.call("grants", log=uuid)  # type: ignore[attr-defined]  # only a Postgres store has it
     except HopaasError:

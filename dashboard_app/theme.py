@@ -1,4 +1,4 @@
-"""The look of the pages, with colours by state, the style, and HTML in which every text from a store is escaped."""
+"""The look of the pages: state symbols, the theme, and HTML and Markdown in which text from a store is escaped."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
 
 
 def share(part: float, words: str) -> Html:
-    """A progress bar with a text beside it."""
+    """A progress bar with words beside it."""
     return Html(
         '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
         f'<i class="hp-running" style="width:{part:.0%}"></i></span>{safe(words)}</span>'

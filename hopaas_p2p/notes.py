@@ -47,7 +47,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
 
 
 def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
-    """Replace the note (Markdown) in one commit; an empty text removes it.
+    """Replace the note (Markdown) in one commit; an empty `text` removes it.
 
     Raises:
         NoSuchTrial: there is no trial of that number.

@@ -43,7 +43,7 @@ def leases(trial: Trial) -> list[PastLease]:
 
 
 def numbers_in(text: str, count: int) -> list[int]:
-    """The first five existing trials that a text names, each once."""
+    """The first five existing trials that a string names, each once."""
     return [one for one in dict.fromkeys(map(int, _NUMBER.findall(text))) if one < count][:MOST]
 
 

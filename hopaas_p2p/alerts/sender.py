@@ -45,7 +45,7 @@ class AlertSender:
     Args:
         study: the study; the right to read it is enough.
         send: delivers one message.
-        complain: called with a text when the receiver cannot be reached.
+        complain: called with a message when the receiver cannot be reached.
 
     """
 

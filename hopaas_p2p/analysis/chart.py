@@ -155,7 +155,7 @@ def wants_log(values: Floats) -> bool:
 
 
 def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None = None) -> tuple[ChartAxis, str]:
-    """The axis of these values, with a log scale if `wants_log`, and a note about values outside it, or an empty text.
+    """The axis for these values, logarithmic if `wants_log`, and a note on values outside it, empty if there are none.
 
     Args:
         name: what the values are.

@@ -14,7 +14,7 @@ from hopaas_p2p.errors import visible
 _TAG: Final = re.compile(r"<[^>]*>")
 _NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # not a name that begins with a digit
 _WIDE: Final = 8  # characters; longer words are smaller, because a number broken across lines is misread
-_WHOLE: Final = 11  # characters; a text of at most so many stays on one line, in smaller letters
+_WHOLE: Final = 11  # characters; a string of at most this many stays on one line, in smaller letters
 
 
 class Html(str):
@@ -35,7 +35,7 @@ def safe(text: object, *, longest: int = 200) -> Html:
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, long: str = "", first: bool = False
 ) -> Html:
-    """A table as HTML, or an empty text without rows. Columns of numbers are right-aligned.
+    """A table as HTML; an empty string if there are no rows. Columns of numbers are right-aligned.
 
     Args:
         heads: the heads, which get an initial capital unless they are HTML, such as names from a study.

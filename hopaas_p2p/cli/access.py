@@ -76,7 +76,7 @@ def token() -> None:
 @click.argument("user")
 @click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="Days for which the token is valid.")
 @click.option("--label", help="A note, such as where the token is used.")
-@click.option("--connections", type=int, help="Connections at once, in a database. [default: 256, or fewer]")
+@click.option("--connections", type=int, help="Database connections at once. [default: 1/4 of its limit, at most 256]")
 def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. The token is shown only once.
 

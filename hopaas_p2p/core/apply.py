@@ -792,4 +792,4 @@ _RULES: Final[dict[type, tuple[Callable[..., Verdict | str | None], str | None]]
 }
 """The rule for each kind of record. A rule returns None to accept the record, a key of `REFUSALS`, or the verdict.
 The second entry is None for records that name no trial. For other records, the trial is looked up and passed to the
-rule. If the entry is a nonempty text, it is the `absent` of `_refusal`, which must allow the record first."""
+rule. If the entry is a nonempty string, it is the `absent` of `_refusal`, which must allow the record first."""

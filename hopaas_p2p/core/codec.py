@@ -233,7 +233,7 @@ def _too_deep(payload: bytes) -> bool:
             at += first & 31
         elif 0xCA <= first < 0xD9:
             at += _SIZES[first - 0xCA]
-        else:  # a text, bytes or an extension, after its length
+        else:  # a string, bytes or an extension, after its length
             width = 1 << (first - 0xC4) % 3
             at += width + int.from_bytes(payload[at : at + width]) + (0xC7 <= first < 0xCA)
     return True

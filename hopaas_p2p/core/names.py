@@ -15,7 +15,7 @@ _TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
 
 
 def valid_name(text: str) -> bool:
-    """Whether the text may name a study (its uuid) or a peer in a store."""
+    """Whether the string may name a study (its uuid) or a peer in a store."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -25,7 +25,7 @@ def user_of(login: str) -> str:
 
 
 def valid_key(text: str) -> bool:
-    """Whether the text may be the key of a file in a store: names, separated by slashes."""
+    """Whether the string may be the key of a file in a store: names, separated by slashes."""
     return _KEY.fullmatch(text) is not None
 
 

@@ -43,7 +43,7 @@ def perturbed(
         distributions: the distribution of each parameter.
         resample: the probability that a parameter is resampled.
         fixed: the names of the parameters that do not change.
-        seed: the text that determines the draws.
+        seed: the string that determines the draws.
 
     """
     found = dict(params)

@@ -4,8 +4,8 @@ A configuration runs up to its next rung and pauses there. A free peer takes the
 promotes, the highest rung first, or else begins a new one. A rung promotes the best 1/eta of all configurations that
 have reached it, whether they are waiting, running or finished, so the first wave of a study is cut as well.
 
-A configuration belongs to one bracket for life. Bracket b begins at the b-th rung, so a bracket with a high first rung
-protects configurations that start slowly. Brackets take turns to get configurations. Hyperband
+A configuration belongs to one bracket for life. Bracket b begins at rung b, both counted from 0, so a bracket with a
+high first rung protects configurations that start slowly. Brackets take turns to get configurations. Hyperband
 gives most configurations to the lowest bracket. Where curves cross late, Optuna's HyperbandPruner took 2.6 times as
 long as no pruning or never found the best, whereas three brackets that take turns took no longer than no pruning
 (tests/benchmarks/results.md).

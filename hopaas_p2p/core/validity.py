@@ -66,8 +66,8 @@ _ONE_LINE: Final = re.compile(
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U00040000-\U000e00ff"
     "\U000e01f0-\U0010ffff]+"
 )
-"""A text that is not only spaces, and has no control, format or private-use characters, and no space but " ". Python's
-own tables differ by version."""
+"""A string that is not only spaces, and has no control, format or private-use characters, and no space but " ".
+Python's own tables differ by version."""
 _DIRECTIONS: Final = ("minimize", "maximize")
 MOST_DIRECTIONS: Final = 100
 LONGEST_TTL: Final = 366 * 86_400.0
@@ -75,7 +75,7 @@ LONGEST_TTL: Final = 366 * 86_400.0
 LONGEST_NAME: Final = 512
 """Characters of a parameter's or an attribute's name, as in the column of Optuna's database."""
 _LONGEST_TEXT: Final = 10_000
-"""Characters of a text that is only shown."""
+"""Characters of a string that is only shown."""
 MOST_ATTEMPTS: Final = 1000
 """A retry lists all attempts before it."""
 _LARGEST: Final = 1e300
@@ -102,7 +102,7 @@ def possible_metric(name: str) -> bool:
 
 
 def readable(text: str) -> str:
-    """A text for display only, made fit for a log: shortened if it is long, and with unpaired surrogates escaped."""
+    """A string for display only, made fit for a log: shortened if it is long, and with unpaired surrogates escaped."""
     return text[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
 
 
@@ -273,7 +273,7 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
 
 
 def _is(wanted: Any, text: str) -> bool:
-    """Whether this text is JSON of the wanted type, or of a value that the wanted function accepts."""
+    """Whether this string is JSON of the wanted type, or of a value that the wanted function accepts."""
     if _LONG_NUMBER.search(text):
         return False
     try:

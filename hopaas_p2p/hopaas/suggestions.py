@@ -65,10 +65,10 @@ required."""
 
 
 def parse(text: str) -> records.Distribution:
-    """The suggestion in a text such as `optuna#float(0,1)`.
+    """The suggestion in a string such as `optuna#float(0,1)`.
 
     Raises:
-        InvalidInput: the text is not a suggestion.
+        InvalidInput: the string is not a suggestion.
 
     """
     match = _TEXT.fullmatch(text.strip())

@@ -61,10 +61,10 @@ class Invitation(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
-        """The invitation in this text.
+        """The invitation in this string.
 
         Raises:
-            InvalidInput: the text is not an invitation, or only a part of one. The message shows none of it.
+            InvalidInput: the string is not an invitation, or only a part of one. The message shows none of it.
 
         """
         text = "".join(text.removeprefix("\ufeff").split())  # editors add a byte-order mark, and mail breaks lines

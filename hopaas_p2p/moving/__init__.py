@@ -160,7 +160,7 @@ def import_study(
             contains its own.
 
     Raises:
-        InvalidInput: the source cannot be read, or does not fit the budget. Nothing was imported.
+        InvalidInput: the source cannot be read, or its trials exceed the budget. Nothing was imported.
         NoSuchStudy: the source has no study of that name, or several and none was named. Nothing was imported.
         DefinitionMismatch: the study exists with other directions. Nothing was imported.
         StoreUnreachable: the source or the store does not answer; import again to add the missing trials.

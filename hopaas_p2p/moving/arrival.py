@@ -57,7 +57,7 @@ def bring_in(
 
     Raises:
         StudyExists: the study must not exist yet, but does.
-        InvalidInput: no name, a trial too large for a commit, or more finished trials than fit the budget.
+        InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget allows.
             Nothing was imported.
         DefinitionMismatch: the study exists and has other directions. Nothing was imported.
         ConfigurationError: the store keeps no files. Nothing was imported.

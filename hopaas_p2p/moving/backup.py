@@ -119,7 +119,7 @@ def back_up(
         target: the file.
         only: the uuid of the only study to write; its checkpoints are left out.
         files: whether files and checkpoints are written, too.
-        say: called with a text about each study that was read.
+        say: called with a message about each study that was read.
 
     Raises:
         StoreCorrupt: a study is damaged; rescue it first.

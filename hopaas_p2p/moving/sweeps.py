@@ -144,7 +144,7 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
 
 
 def _parameters(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The entries of all parameters; nested ones by their path."""
+    """The name and the entry of each parameter. A nested parameter is named by its path, such as `optimizer.lr`."""
     for key, value in entries.items():
         name = f"{prefix}{key}"
         what = f"the parameter {name!r}"

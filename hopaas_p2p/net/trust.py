@@ -86,7 +86,7 @@ def secure(
         host: the name that the certificate must be for.
         deadline: when to give up, by `time.monotonic()`.
         context: verifies the server; by default that of `client_context`.
-        hint: a text to add to the message if the connection breaks.
+        hint: words to add to the message if the connection breaks.
 
     Raises:
         ConfigurationError: the certificate is for another host, its authority is unknown, or the server does not speak

@@ -2,9 +2,9 @@
 
 A program may pass its words to a shell, an interpreter, or another host, and no list of such programs is complete. So a
 number always goes into a word, but a string only if no shell or interpreter could take any part of it for code (Perl,
-for example, runs `eval+v49.50`). A word with spaces or brackets is more than a name or an option and may be a program,
-so a text that is not a name is allowed in it only between quotes, which nothing in the text can end. Every parameter is
-in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
+for example, runs `eval+v49.50`). A word with spaces or brackets is more than a name or an option and may run as code,
+so a string that is not a name is allowed in it only between quotes, which nothing in the string can end. Every
+parameter is in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _NOT_IN_ENVIRONMENT: Final = re.compile("[\0\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"(?!-)(?!.*\.\.)[A-Za-z0-9._+,:=@%/-]+")
 _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
-"""The sign that a word may be a program: characters other than those of names, options and their punctuation."""
+"""The sign that a word may run as code: characters other than those of names, options and their punctuation."""
 _OPENED: Final = re.compile(
     r"""(?!.*\\["'])(?:[^"']|"[^"]*"|'[^']*')*(?:["']|"(?:[^"']|'[^"']*')*'|'(?:[^"']|"[^"']*")*")""", re.DOTALL
 )
-"""The part of a word up to a quote that opens a text, including one level inside other quotes. Languages differ
+"""The part of a word up to a quote that opens a string, including one level inside other quotes. Languages differ
 in how they treat a quote after a backslash."""
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
@@ -67,7 +67,7 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
 
     words = [_FIELD.sub(replace, word) for word in command]
     for word, filled in zip(command, words, strict=True):
-        # a text that is joined to its neighbours becomes neither an option nor a path upwards
+        # a string that is joined to its neighbours becomes neither an option nor a path upwards
         texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
         if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
             raise DoesNotFit(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
@@ -114,7 +114,7 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
     may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
     if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
         raise DoesNotFit(
-            f"{name} may be {shown(value)}, and {shown(field.string)} may be a program: a string in it must have only "
+            f"{name} may be {shown(value)}, and {shown(field.string)} may run as code: a string in it must have only "
             f"letters, digits and _, or be quoted: '{{{name}}}'. {_instead(name)}"
         )
     return value

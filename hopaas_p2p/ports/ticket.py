@@ -67,7 +67,7 @@ class Ticket(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
-        """The ticket in this text.
+        """The ticket in this string.
 
         Raises:
             InvalidInput: it is not a ticket, or was truncated.

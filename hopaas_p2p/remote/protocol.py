@@ -236,7 +236,7 @@ def result_of(call: str, data: bytes) -> Any:
 
 
 def encode_header(text: str) -> str:
-    """A text in a form that is valid in a header: base64url without padding."""
+    """A string in a form that is valid in a header: base64url without padding."""
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

@@ -55,7 +55,7 @@ _SIDE_BY_SIDE: Final = 8
 """Concurrent calls per token, each on its own connection to Postgres; also per log and kind of call, since Postgres may
 lock a log."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS_KEPT: Final = 256  # each may hold some megabytes of commits
+_LOGS_KEPT: Final = 256  # each may hold a few megabytes of commits
 _LOOK_EVERY: Final = 1.0  # seconds between reads for a waiting caller, since commits may come through other servers
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
@@ -187,7 +187,7 @@ class Service:
             return protocol.refused(error)
         except HopaasError as error:
             return self._refused(error)
-        except ValueError as error:  # a text with a character that no database accepts
+        except ValueError as error:  # a string with a character that no database accepts
             return protocol.refused(InvalidInput(str(error)))
         except Exception as error:  # noqa: BLE001  # the other callers continue
             return protocol.refused(_failed(error, request.call))

@@ -31,7 +31,7 @@ def redacted(url: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text with all its URLs `redacted`, for messages from libraries."""
+    """A string with all its URLs `redacted`, for messages from libraries."""
     return re.sub(r"\S+", lambda word: redacted(word[0]), text)
 
 

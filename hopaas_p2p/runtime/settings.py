@@ -46,7 +46,7 @@ _OF_THE_JOINED: Final = ("token_file", "token_host")
 
 
 class Secret:
-    """A text that is shown as `***` in a repr, a log line, a traceback or a format. It cannot be pickled."""
+    """A string that is shown as `***` in a repr, a log line, a traceback or a format. It cannot be pickled."""
 
     __slots__ = ("_text",)
 
@@ -54,7 +54,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself."""
+        """The string itself."""
         return self._text
 
     def __repr__(self) -> str:
@@ -152,7 +152,7 @@ class _File(NamedTuple):
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a text has no line break or other control character, so that it fits in a script or a table."""
+    """Whether a string has no line break or other control character, so that it fits in a script or a table."""
     return all(unicodedata.category(letter) not in _BREAKS for letter in text)
 
 

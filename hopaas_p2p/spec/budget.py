@@ -1,4 +1,4 @@
-"""A budget as users write it, as a number of trials, a `Budget`, or a text such as `gpu_hours=500,until.target=0.1`."""
+"""A budget as users write it: a number of trials, a `Budget`, or a string such as `gpu_hours=500,until.target=0.1`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEYS: Final = (
 
 
 def budget_of(given: int | str | Budget) -> Budget:
-    """The budget given as a number, a text or a `Budget`.
+    """The budget given as a number, a string or a `Budget`.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -46,7 +46,7 @@ def budget_now(state: State) -> Budget:
 
 
 def changed(now: Budget, given: int | str | Budget | None) -> Budget:
-    """The budget after a change. A number or a text changes the limits that it names; a `Budget` replaces all limits;
+    """The budget after a change. A number or a string changes the limits that it names; a `Budget` replaces all limits;
     None or "none" removes them.
 
     Raises:
@@ -110,7 +110,7 @@ def _flat(budget: Budget) -> dict[str, Any]:
 
 
 def _entries(text: str) -> dict[str, Any]:
-    """The values in a text by key; None for a limit that is removed."""
+    """The values in a string by key; None for a limit that is removed."""
     entries: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = (one.strip() for one in part.partition("="))
@@ -154,7 +154,7 @@ def _made(entries: Mapping[str, Any]) -> Budget:
 
 
 def _date(given: Any) -> int:
-    """A time in microseconds since 1970. A text without a time zone is in UTC, and a date without a time is its
+    """A time in microseconds since 1970. A string without a time zone is in UTC, and a date without a time is its
     beginning.
     """
     if isinstance(given, int):

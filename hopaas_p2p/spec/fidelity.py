@@ -81,7 +81,7 @@ def parse(said: str) -> Fidelity | None:
 
 
 def in_words(policy: Fidelity | None) -> str:
-    """The policy as a text that `parse` can read, such as `rungs(min=1, max=27, eta=3)`."""
+    """The policy as a string that `parse` can read, such as `rungs(min=1, max=27, eta=3)`."""
     if policy is None:
         return "none"
     default = type(policy)()

@@ -178,8 +178,8 @@ def _united(one: Distribution, other: Distribution) -> Distribution | None:
 
 
 def parse_value(text: str) -> Any:
-    """The value that a text such as `1`, `.5`, `true`, `null` or `"1"` has in JSON, or else the text itself, such as
-    `adam`.
+    """The value that a string such as `1`, `.5`, `true`, `null` or `"1"` has in JSON, or else the string itself, such
+    as `adam`.
     """
     if _SHORT.fullmatch(text):
         return float(text)
@@ -214,7 +214,7 @@ def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
     """Parameters from `name=value` pairs; a categorical choice is found by its value or by its text.
 
     Raises:
-        InvalidInput: a text is not a pair, or a name is given twice. Values are not checked against the space here.
+        InvalidInput: a string is not a pair, or a name is given twice. Values are not checked against the space here.
 
     """
     params: dict[str, Any] = {}

@@ -437,7 +437,7 @@ class Store(ABC):
         """The beats of these peers, by peer, for those that have one."""
 
     def remove_beat(self, peer: str) -> None:
-        """Remove the beat of a peer that has ended and runs nothing, if it would otherwise stay forever."""
+        """Remove the beat of a peer that has ended and runs nothing. The default does nothing."""
 
     def sweep_beats(self) -> None:
         """Remove the beats of peers that have been silent for longer than any lease may last."""

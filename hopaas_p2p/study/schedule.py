@@ -65,7 +65,7 @@ class Schedule(NamedTuple):
         """The schedule that `to_json` wrote.
 
         Raises:
-            InvalidInput: the text is not a schedule.
+            InvalidInput: the string is not a schedule.
 
         """
         try:

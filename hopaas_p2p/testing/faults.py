@@ -49,7 +49,7 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """A store whose exchanges fail as told, on top of another store. Thread-safe.
+    """A store that wraps another one and injects the given faults into its exchanges. Thread-safe.
 
     Only exchanges have faults. Optional methods, such as `Log.wait_turn`, have their defaults instead of those of
     `inner`.

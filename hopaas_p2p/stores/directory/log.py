@@ -144,7 +144,7 @@ class FolderLog(WriteOnceLog[Directory]):
     # --- appending ---
 
     def _tidy(self, lsn: int) -> None:
-        """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.
+        """Pack the range that ends here, remove folders whose packs are a few minutes old, and pack forgotten ranges.
 
         Also create the next range's folder, without which a check for the next commit takes many calls.
         """

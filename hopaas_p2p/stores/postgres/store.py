@@ -318,7 +318,7 @@ class PostgresStore(Store):
 
 
 class PostgresArtifacts(Artifacts):
-    """Files in the database, for models and plots of some megabytes, sent and fetched in parts of 1 MiB.
+    """Files in the database, for models and plots of a few megabytes, sent and fetched in parts of 1 MiB.
 
     The server checks what may be stored, and by whom; see `artifacts.sql`. A part whose reply was lost is sent again,
     and the server counts it once.

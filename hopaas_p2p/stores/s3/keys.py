@@ -177,7 +177,7 @@ class Chain:
 
 
 def _check_sendable(*texts: str | None) -> None:
-    """Refuse a text that cannot be in a header, because the HTTP library's error message would show it."""
+    """Refuse a string that cannot be in a header, because the HTTP library's error message would show it."""
     if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts if text is not None):
         raise ConfigurationError("the id of a key for the bucket, or a token, is not one line of ASCII text")
 
