@@ -43,8 +43,9 @@ def server(peer: LocalPeer) -> MCPServer:
         async def call_tool(self, *args: Any, **given: Any) -> Any:
             try:
                 return await super().call_tool(*args, **given)
-            except ToolError as error:  # which may repeat what came with the call
-                raise type(error)(visible(str(error)[:_LONGEST_ERROR], keep="\n")) from error.__cause__
+            except ToolError as error:  # which may repeat what came with the call, or names in the store
+                text = shortened(visible(str(error)), _LONGEST_ERROR)
+                raise type(error)(json.dumps({"data": {"error": text}}, ensure_ascii=False)) from error.__cause__
 
     made = Server("hopaas-p2p", version=hopaas_p2p.__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     for tool in (getattr(peer, name) for name in (*READS, *((*ACTS, *TRIAL_TOOLS) if peer.actions else ()))):
@@ -54,7 +55,7 @@ def server(peer: LocalPeer) -> MCPServer:
 
 
 def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
-    """The function, with its answer, or its error, as JSON text that is marked as data."""
+    """The function, with its answer as JSON text that is marked as data."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> str:
@@ -63,8 +64,7 @@ def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
         except HopaasError as error:
             from mcp.server.mcpserver.exceptions import ToolError
 
-            text = shortened(visible(str(error)), _LONGEST_ERROR * 2 // 3)  # so that all of the JSON is kept
-            raise ToolError(json.dumps({"data": {"error": text}}, ensure_ascii=False)) from None
+            raise ToolError(str(error)) from None
         return json.dumps({"data": found}, ensure_ascii=True, separators=(",", ":"))
 
     answer.__annotations__ = {**function.__annotations__, "return": str}

@@ -65,6 +65,12 @@ def parsed(body: bytes) -> Reply:
     return request
 
 
+def numbers(given: Any) -> list[Any]:
+    """The values that a program gave in JSON, with true and false as words, because they are not numbers."""
+    values = given if isinstance(given, list | tuple) else [given]
+    return [str(one).lower() if isinstance(one, bool) else one for one in values]
+
+
 def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply:
     """The reply to a request in JSON, or an error reply, so that no request ends its carrier."""
     try:
@@ -175,7 +181,7 @@ class TrialVerbs:
 
     def _tell(self, said: dict[str, Any]) -> None:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")
-        values = None if values in ([], ()) else values
+        values = None if values in (None, [], ()) else numbers(values)
         if values is None and given is None and reason is None:  # for example with `value`, as in a report
             raise InvalidInput("tell takes values, a list of numbers, or state: pruned or fail")
         state = str(given or ("fail" if values is None else "complete")).lower()

@@ -47,7 +47,7 @@ from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.child import Child, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
-from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
+from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs, numbers
 from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened, shown
 from hopaas_p2p.runtime.atomic import open_regular, scratch
@@ -468,7 +468,7 @@ class Worker:
             return verbs.told.upper()
         if printed is not None:
             try:
-                values, state = as_values(printed, expected=objectives), "complete"
+                values, state = as_values(numbers(printed), expected=objectives), "complete"
             except InvalidInput as error:
                 state, reason = "fail", f"{error}: {print_it}" if objectives > 1 else str(error)
         elif back is not None:

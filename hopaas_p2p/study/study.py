@@ -1236,7 +1236,7 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
     values = []
     for part in parts:
         try:
-            value = float(str(part) if isinstance(part, bool) else part)  # in JSON, true is not 1
+            value = float(part)
         except (TypeError, ValueError):
             raise InvalidInput(f"a value must be a number, got {shown(part)}") from None
         except OverflowError:
