@@ -54,10 +54,10 @@ class Tracker(Protocol):
             TrackerUnreachable: the tracker did not answer.
         """
 
-    def put(self, view: RunView, files: StudyArtifacts) -> bool | None:
+    def put(self, view: RunView, files: StudyArtifacts) -> bool:
         """Bring one run up to date, however much of it already exists. Its mark is written last.
 
-        False if the tracker shows no run of a trial in this state, so nothing was sent.
+        False if the tracker has no run for a trial in this state, so nothing was sent.
 
         Raises:
             TrackerUnreachable: the tracker did not answer.
@@ -124,8 +124,7 @@ class Export:
                 mark = run.mark
                 if self._marks.get(run.number) != mark:
                     try:
-                        put = self.tracker.put(run, self._study.artifacts())
-                        sent += put is not False and run.number is not None
+                        sent += self.tracker.put(run, self._study.artifacts()) and run.number is not None
                     except TrackerRefused as error:
                         LOG.warning("%s does not accept %s: %s", self.tracker.name, run.name, error)
                     self._marks[run.number] = mark

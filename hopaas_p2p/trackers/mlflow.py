@@ -174,7 +174,7 @@ class MLflow:
                     self.client.set_tag(run_id, _PARENT, parent)
             return marks
 
-    def put(self, view: RunView, files: StudyArtifacts) -> None:
+    def put(self, view: RunView, files: StudyArtifacts) -> bool:
         from mlflow.entities import Param, RunTag
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -217,6 +217,7 @@ class MLflow:
                 self.client.log_batch(run.id, metrics[:_MOST_METRICS], params[:_MOST_TAGS], now)
                 params, metrics, labels = params[_MOST_TAGS:], metrics[_MOST_METRICS:], labels[len(now) :]
             run.sent = {} if view.final else view.series
+        return True
 
     def link(self) -> str:
         base = redacted(self.uri)

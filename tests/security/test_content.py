@@ -356,7 +356,7 @@ class RecordingTracker:
     def begin(self, study: RunView) -> dict[int | None, str]:
         return {}
 
-    def put(self, view: RunView, files: StudyArtifacts) -> None:
+    def put(self, view: RunView, files: StudyArtifacts) -> bool:
         self.sent += 1
         assert view.mark
         assert all(isinstance(step, int) for by_step in view.series.values() for step in by_step)
@@ -367,6 +367,7 @@ class RecordingTracker:
         for key, value in view.params.items():
             f"{key}{value}".encode()
         assert list(new_files(view, [], files)) == []  # nobody has stored one
+        return True
 
     def link(self) -> str:
         return "here"

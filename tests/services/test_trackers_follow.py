@@ -54,14 +54,15 @@ class Pen:
         self.notebook.trouble()
         return dict(self.notebook.marks)
 
-    def put(self, view: Any, files: Any) -> None:
+    def put(self, view: Any, files: Any) -> bool:
         self.notebook.trouble()
         self.notebook.marks[view.number] = view.mark
         if view.number is None:
             self.notebook.final = view.final
-            return
+            return True
         self.notebook.states[view.number] = view.state
         self.notebook.writers[self.who] += 1
+        return True
 
     def link(self) -> str:
         return "desk://page/1"
