@@ -199,14 +199,14 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
 
 
 def print_facts(found: dict[str, str | list[str]]) -> None:
-    """Print a line per name (capitalised) and value. Empty values are omitted, and on a terminal long ones are
-    wrapped.
+    """Print a line per name (capitalised) and value, or per item of a list. Empty values are omitted, and on a terminal
+    long ones are wrapped.
     """
-    facts = {name: one if isinstance(one, str) else "\n".join(one) for name, one in found.items() if one}
+    facts = {name: one.split("\n") if isinstance(one, str) else one for name, one in found.items() if one}
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
-    for name, value in facts.items():
-        lines = printable(value, lines=True).split("\n")
+    for name, values in facts.items():
+        lines = [visible(one, keep="\t") for one in values]
         first, *others = [part for line in lines for part in (textwrap.wrap(line, room) if room else [line]) or [""]]
         click.echo(f"{name[:1].upper()}{name[1:]:<{width - 1}}  {_coloured(first)}")
         for line in others:
