@@ -228,7 +228,7 @@ class Denied(HopaasError):
 GUEST: Final = "is the guest of one study: it can neither create nor delete studies, nor take part in another"
 """Why a guest is refused elsewhere; the schema of Postgres has the same words."""
 
-READ_ONLY: Final = "this node can read studies, but not take part; mount the file system for writing"
+MOUNTED_READ_ONLY: Final = "this node can read studies, but not take part; mount the file system for writing"
 """The advice about a file system that is mounted for reading only."""
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)

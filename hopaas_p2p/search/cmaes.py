@@ -51,7 +51,7 @@ class UnitCube:
         return np.asarray(np.clip(point, 0.0, 1.0))
 
     def params(self, point: Floats) -> dict[str, Any]:
-        """The parameters nearest to this point."""
+        """The parameters at this point."""
         places = zip(self.space.items(), np.reshape(point, (-1, 1)), strict=True)
         return {name: one.to_external_repr(values_at(one, place).item()) for (name, one), place in places}
 

@@ -34,7 +34,7 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
 )
 from hopaas_p2p.core.spending import past_leases
-from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
+from hopaas_p2p.core.state import NEVER_PAUSING, RUNNING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import (
     MOST_PARAMETERS,
@@ -302,7 +302,7 @@ class StudyHandle:
             trial = self.state.trials[number]
             if trial.end is not None:
                 raise AlreadyFinished(number)
-            if trial.state is records.TrialState.RUNNING:
+            if trial.state is RUNNING:
                 return False
         return self.begin(TrialClaim(number)) is not None
 
@@ -388,7 +388,7 @@ class StudyHandle:
 
     def is_operators(self, number: int) -> bool:
         """Whether this trial runs in another process, and this process may end it as an operator."""
-        running = self.options.operator and self.state.trials[number].state is records.TrialState.RUNNING
+        running = self.options.operator and self.state.trials[number].state is RUNNING
         return running and not self.held(number)
 
     def take_over(
@@ -424,9 +424,7 @@ class StudyHandle:
                 if not passed or last is None or (last.epoch + 1, last.kept_as) != (trial.epoch, None):
                     raise AlreadyFinished(number)
                 # lost before this process, to which it was passed, wrote to it; a result is late, as after a write
-                trial = msgspec.structs.replace(
-                    trial, state=records.TrialState.RUNNING, epoch=last.epoch, end=None, values=None
-                )
+                trial = msgspec.structs.replace(trial, state=RUNNING, epoch=last.epoch, end=None, values=None)
             if trial.state is records.TrialState.WAITING:
                 return None
             if not self.peer.is_mine(trial.owner):

@@ -24,7 +24,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import GUEST, READ_ONLY, BrokenChain, Denied, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import GUEST, MOUNTED_READ_ONLY, BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.stores.base import Beat, Log, Outgoing, Store, read_all
 
@@ -34,7 +34,7 @@ _NO_PERMISSION: Final = "read access is not enough to take part; ask the directo
 _CURES: Final[dict[int | None, str]] = {
     errno.EACCES: _NO_PERMISSION,
     errno.EPERM: _NO_PERMISSION,
-    errno.EROFS: READ_ONLY,
+    errno.EROFS: MOUNTED_READ_ONLY,
 }
 """Number of a system error -> what to do."""
 _SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from hopaas_p2p.errors import READ_ONLY, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import MOUNTED_READ_ONLY, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, open_regular, read_fd, read_regular
 from hopaas_p2p.runtime.ownership import FOLDER, closing_fd, step_down
 from hopaas_p2p.stores.base import Progress
@@ -601,7 +601,7 @@ def _reached(path: str | Path, error: OSError) -> HopaasError:
                 if error.errno != errno.EROFS:
                     return not_permitted(store, "read it but not write to it")
                 if os.fstatvfs(fd).f_flag & os.ST_RDONLY:  # otherwise a file server is in trouble, which may pass
-                    return Denied(f"{store}: {error.strerror}: {READ_ONLY}")
+                    return Denied(f"{store}: {error.strerror}: {MOUNTED_READ_ONLY}")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInput(f"{path}: {error.strerror}")
     return StoreUnreachable(f"{path}: {error.strerror or error}. Nothing acknowledged is lost.")
